@@ -1,0 +1,273 @@
+"""The UNet of Stable Diffusion v1: predicts the noise in a latent, given a timestep and a text.
+
+Down the resolutions, through the middle, up again with skips; at every level but the coarsest, each residual block is
+followed by a spatial transformer that reads the text. Module names are the official checkpoint's keys.
+Architecture: Rombach et al., 2112.10752; Ronneberger et al., 1505.04597 (skips); Shazeer, 2002.05202 (GEGLU).
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .attention import Attend, Site, join_heads, sdpa, split_heads
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """SD v1's numbers; a folder's config.json may give smaller ones."""
+
+    in_channels: int = 4
+    out_channels: int = 4
+    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    layers_per_block: int = 2
+    cross_attention_dim: int = 768
+    attention_head_dim: int = 8  # the official name for what is the number of heads
+    norm_num_groups: int = 32
+    sample_size: int = 64  # side of the latents it was trained on
+
+
+def time_features(t: Tensor, width: int) -> Tensor:
+    """t (b,) -> (b, width) float32: [cos, sin] of t over geometric wavelengths (Vaswani et al., section 3.5)."""
+    half = width // 2
+    frequencies = torch.exp(-math.log(10000.0) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
+    angles = t.float()[:, None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+class TimeEmbedding(nn.Module):
+    def __init__(self, width: int, out: int):
+        super().__init__()
+        self.linear_1 = nn.Linear(width, out)
+        self.linear_2 = nn.Linear(out, out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear_2(F.silu(self.linear_1(x)))
+
+
+class ResBlock(nn.Module):
+    """Two norm-SiLU-conv stages around the time embedding, and a residual."""
+
+    def __init__(self, c_in: int, c_out: int, time_width: int, groups: int):
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, c_in, eps=1e-5)
+        self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
+        self.time_emb_proj = nn.Linear(time_width, c_out)
+        self.norm2 = nn.GroupNorm(groups, c_out, eps=1e-5)
+        self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
+        self.conv_shortcut = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = h + self.time_emb_proj(F.silu(time))[:, :, None, None]
+        h = self.conv2(F.silu(self.norm2(h)))
+        return self.conv_shortcut(x) + h
+
+
+class Attention(nn.Module):
+    """Multi-head attention: queries from x, keys and values from the context; no bias but in the output."""
+
+    def __init__(self, width: int, context_width: int, heads: int, site: Site):
+        super().__init__()
+        self.heads, self.site = heads, site
+        self.to_q = nn.Linear(width, width, bias=False)
+        self.to_k = nn.Linear(context_width, width, bias=False)
+        self.to_v = nn.Linear(context_width, width, bias=False)
+        self.to_out = nn.ModuleList([nn.Linear(width, width)])
+
+    def forward(self, x: Tensor, context: Tensor, attend: Attend) -> Tensor:
+        q = split_heads(self.to_q(x), self.heads)
+        k = split_heads(self.to_k(context), self.heads)
+        v = split_heads(self.to_v(context), self.heads)
+        return self.to_out[0](join_heads(attend(self.site, q, k, v)))
+
+
+class GEGLU(nn.Module):
+    """The first half of the projection is the value, the second the gate: value * gelu(gate), exact GELU."""
+
+    def __init__(self, width: int, inner: int):
+        super().__init__()
+        self.proj = nn.Linear(width, 2 * inner)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = self.proj(x).chunk(2, dim=-1)
+        return value * F.gelu(gate)
+
+
+class FeedForward(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        # The official net has a dropout at index 1; the Identity keeps the key numbers.
+        self.net = nn.Sequential(GEGLU(width, 4 * width), nn.Identity(), nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention, cross-attention to the text, feed-forward; each pre-normed with a residual."""
+
+    def __init__(self, width: int, text_width: int, heads: int, place: str, level: int, index: int):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width)
+        self.attn1 = Attention(width, width, heads, Site(place, level, index, "self"))  # type: ignore[arg-type]
+        self.norm2 = nn.LayerNorm(width)
+        self.attn2 = Attention(width, text_width, heads, Site(place, level, index, "cross"))  # type: ignore[arg-type]
+        self.norm3 = nn.LayerNorm(width)
+        self.ff = FeedForward(width)
+
+    def forward(self, x: Tensor, text: Tensor, attend: Attend) -> Tensor:
+        h = self.norm1(x)
+        x = x + self.attn1(h, h, attend)
+        x = x + self.attn2(self.norm2(x), text, attend)
+        return x + self.ff(self.norm3(x))
+
+
+class SpatialTransformer(nn.Module):
+    """A transformer block over the h * w cells, between two 1x1 convolutions, with a residual."""
+
+    def __init__(self, c: int, config: UNetConfig, place: str, level: int, index: int):
+        super().__init__()
+        self.norm = nn.GroupNorm(config.norm_num_groups, c, eps=1e-6)
+        self.proj_in = nn.Conv2d(c, c, 1)
+        block = TransformerBlock(c, config.cross_attention_dim, config.attention_head_dim, place, level, index)
+        self.transformer_blocks = nn.ModuleList([block])
+        self.proj_out = nn.Conv2d(c, c, 1)
+
+    def forward(self, x: Tensor, text: Tensor, attend: Attend) -> Tensor:
+        h, w = x.shape[-2:]
+        tokens = self.proj_in(self.norm(x)).flatten(2).transpose(1, 2)  # (b, h w, c)
+        tokens = self.transformer_blocks[0](tokens, text, attend)
+        return x + self.proj_out(tokens.transpose(1, 2).unflatten(2, (h, w)))
+
+
+class Downsample(nn.Module):
+    def __init__(self, c: int):
+        super().__init__()
+        self.conv = nn.Conv2d(c, c, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+class Upsample(nn.Module):
+    """Nearest-neighbour to the next skip's size (twice the side, or one less), then a convolution."""
+
+    def __init__(self, c: int):
+        super().__init__()
+        self.conv = nn.Conv2d(c, c, 3, padding=1)
+
+    def forward(self, x: Tensor, size: torch.Size) -> Tensor:
+        return self.conv(F.interpolate(x, size=tuple(size), mode="nearest"))
+
+
+class DownBlock(nn.Module):
+    """One resolution on the way down; every entry it makes is also a skip."""
+
+    def __init__(self, c_in: int, c_out: int, time_width: int, config: UNetConfig, level: int):
+        super().__init__()
+        n, last = config.layers_per_block, level == len(config.block_out_channels) - 1
+        widths = [c_in] + [c_out] * (n - 1)
+        self.resnets = nn.ModuleList(ResBlock(c, c_out, time_width, config.norm_num_groups) for c in widths)
+        if not last:
+            self.attentions = nn.ModuleList(SpatialTransformer(c_out, config, "down", level, i) for i in range(n))
+            self.downsamplers = nn.ModuleList([Downsample(c_out)])
+        self.last = last
+
+    def forward(self, x: Tensor, time: Tensor, text: Tensor, attend: Attend) -> tuple[Tensor, list[Tensor]]:
+        skips = []
+        for i, resnet in enumerate(self.resnets):
+            x = resnet(x, time)
+            if not self.last:
+                x = self.attentions[i](x, text, attend)
+            skips.append(x)
+        if not self.last:
+            x = self.downsamplers[0](x)
+            skips.append(x)
+        return x, skips
+
+
+class MidBlock(nn.Module):
+    def __init__(self, c: int, time_width: int, config: UNetConfig, level: int):
+        super().__init__()
+        self.resnets = nn.ModuleList(ResBlock(c, c, time_width, config.norm_num_groups) for _ in range(2))
+        self.attentions = nn.ModuleList([SpatialTransformer(c, config, "mid", level, 0)])
+
+    def forward(self, x: Tensor, time: Tensor, text: Tensor, attend: Attend) -> Tensor:
+        x = self.resnets[0](x, time)
+        x = self.attentions[0](x, text, attend)
+        return self.resnets[1](x, time)
+
+
+class UpBlock(nn.Module):
+    """One resolution on the way up: each ResBlock reads [current, skip], the latest skip first."""
+
+    def __init__(self, c_in: int, c_out: int, skip_widths: list[int], time_width: int, config: UNetConfig, level: int):
+        super().__init__()
+        n, self.has_text = len(skip_widths), level < len(config.block_out_channels) - 1
+        widths = [c + skip for c, skip in zip([c_in] + [c_out] * (n - 1), skip_widths)]
+        self.resnets = nn.ModuleList(ResBlock(c, c_out, time_width, config.norm_num_groups) for c in widths)
+        if self.has_text:
+            self.attentions = nn.ModuleList(SpatialTransformer(c_out, config, "up", level, i) for i in range(n))
+        if level > 0:
+            self.upsamplers = nn.ModuleList([Upsample(c_out)])
+
+    def forward(self, x: Tensor, skips: list[Tensor], time: Tensor, text: Tensor, attend: Attend) -> Tensor:
+        for i, resnet in enumerate(self.resnets):
+            x = resnet(torch.cat([x, skips.pop()], dim=1), time)
+            if self.has_text:
+                x = self.attentions[i](x, text, attend)
+        return self.upsamplers[0](x, skips[-1].shape[-2:]) if skips else x
+
+
+class UNet(nn.Module):
+    """eps-prediction: unet(x_t, t, text) has x_t's shape and dtype."""
+
+    def __init__(self, config: UNetConfig = UNetConfig()):
+        super().__init__()
+        self.config = config
+        widths, n = config.block_out_channels, config.layers_per_block
+        time_width = 4 * widths[0]
+        self.time_embedding = TimeEmbedding(widths[0], time_width)
+        self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
+
+        self.down_blocks = nn.ModuleList()
+        skip_widths = [widths[0]]  # conv_in, then per level n blocks and a downsampler
+        for level, (c_in, c_out) in enumerate(zip((widths[0], *widths), widths)):
+            self.down_blocks.append(DownBlock(c_in, c_out, time_width, config, level))
+            skip_widths += [c_out] * (n if level == len(widths) - 1 else n + 1)
+
+        self.mid_block = MidBlock(widths[-1], time_width, config, len(widths) - 1)
+
+        self.up_blocks = nn.ModuleList()
+        c_in = widths[-1]
+        for level in reversed(range(len(widths))):
+            taken = [skip_widths.pop() for _ in range(n + 1)]
+            self.up_blocks.append(UpBlock(c_in, widths[level], taken, time_width, config, level))
+            c_in = widths[level]
+
+        self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, widths[0], eps=1e-5)
+        self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
+
+    def forward(self, x: Tensor, t: Tensor | int, text: Tensor, attend: Attend = sdpa) -> Tensor:
+        """x (b, 4, h, w) noisy latents of any h, w >= 1; t one timestep 0..999 for all, or (b,); text (b, 77, width)
+        from CLIP, in x's dtype. Returns the predicted noise (b, 4, h, w), in x's dtype.
+        """
+        b, c = x.shape[:2]
+        assert c == self.config.in_channels, f"latents have {c} channels, the UNet takes {self.config.in_channels}"
+        assert text.shape[0] == b and text.shape[2] == self.config.cross_attention_dim, (
+            f"text {tuple(text.shape)} does not fit {b} latents and width {self.config.cross_attention_dim}"
+        )
+        t = torch.as_tensor(t, device=x.device).reshape(-1)  # one timestep broadcasts over the batch
+        time = self.time_embedding(time_features(t, self.config.block_out_channels[0]).to(x.dtype))
+        x = self.conv_in(x)
+        skips = [x]
+        for down in self.down_blocks:
+            x, made = down(x, time, text, attend)
+            skips += made
+        x = self.mid_block(x, time, text, attend)
+        for up in self.up_blocks:
+            x = up(x, skips, time, text, attend)
+        return self.conv_out(F.silu(self.conv_norm_out(x)))
