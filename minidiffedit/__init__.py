@@ -1,0 +1,44 @@
+"""DiffEdit on Stable Diffusion v1, from scratch in PyTorch.
+
+Reading order, each file resolving an unknown of the one before: diffedit (the algorithm), ddim, sd, unet, attention,
+vae, clip, tokenizer, checkpoint; editor joins the first to the rest. Names below are resolved on first use, so that importing the package costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .ddim import Trajectory, alpha_bar, level_at, levels, move, noises
+    from .diffedit import Mask, encode, find_mask, masked_decode, sample, threshold_maps
+    from .editor import Edit, Generation, edit, generate
+    from .hub import HubError, download
+    from .sd import StableDiffusion
+    from .tokenizer import Tokenizer
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "ddim": ("Trajectory", "alpha_bar", "level_at", "levels", "move", "noises"),
+    "diffedit": ("Mask", "encode", "find_mask", "masked_decode", "sample", "threshold_maps"),
+    "editor": ("Edit", "Generation", "edit", "generate"),
+    "hub": ("HubError", "download"),
+    "sd": ("StableDiffusion",),
+    "tokenizer": ("Tokenizer",),
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = [
+    "Edit", "Generation", "HubError", "Mask", "StableDiffusion", "Tokenizer", "Trajectory", "alpha_bar", "download",
+    "edit", "encode", "find_mask", "generate", "level_at", "levels", "masked_decode", "move", "noises", "sample",
+    "threshold_maps",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

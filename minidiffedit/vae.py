@@ -5,6 +5,7 @@ checkpoint's keys in the newer spelling (`to_q`, not `query`).
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -100,7 +101,7 @@ class Stage(nn.Module):
 
     def __init__(self, widths: list[int], groups: int, downsample: bool = False, upsample: bool = False):
         super().__init__()
-        self.resnets = nn.ModuleList(ResBlock(a, b, groups) for a, b in zip(widths, widths[1:]))
+        self.resnets = nn.ModuleList(ResBlock(a, b, groups) for a, b in pairwise(widths))
         if downsample:
             self.downsamplers = nn.ModuleList([Downsample(widths[-1])])
         if upsample:

@@ -1,0 +1,128 @@
+"""Stable Diffusion v1 as four verbs: text, encode, decode, eps.
+
+The latent diffusion model of Rombach et al., 2112.10752: a picture's latent comes from the VAE, a prompt's text from
+CLIP, and the UNet predicts the noise in a noisy latent under a text.
+"""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .attention import Attend, sdpa
+from .checkpoint import load_network, open_checkpoint
+from .clip import CLIPText
+from .hub import find_model
+from .tokenizer import Tokenizer
+from .unet import UNet
+from .vae import VAE
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+class StableDiffusion:
+    """The three networks and the tokenizer on one device, in one dtype.
+
+    `evaluations` counts UNet rows (texts x latents) since construction; `side` is the picture size of training in
+    pixels, `factor` the pixels per latent cell. `attend` replaces the UNet's attention (see attention.py).
+    """
+
+    def __init__(
+        self, unet: UNet, vae: VAE, clip: CLIPText, tokenizer: Tokenizer, name: str = "", attend: Attend = sdpa
+    ):
+        self.unet, self.vae, self.clip, self.tokenizer = unet, vae, clip, tokenizer
+        self.name, self.attend = name, attend
+        self.device, self.dtype = unet.conv_in.weight.device, unet.conv_in.weight.dtype
+        self.factor = vae.config.factor
+        self.side = unet.config.sample_size * self.factor
+        self.channels = unet.config.in_channels
+        self.evaluations = 0
+
+    @classmethod
+    def load(
+        cls,
+        model: str | Path,
+        *,
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "auto",
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        variant: str | None = None,
+    ) -> "StableDiffusion":
+        """model: a folder in the hub's layout, a single .safetensors file, or a hub id "owner/name".
+
+        device: "auto" (CUDA if there is one, else CPU) or torch's. dtype: "auto" (float16 on CUDA, else float32),
+        "float32", "float16", "bfloat16" or torch's. variant: None, "fp16" or "non_ema" of a folder's files. revision,
+        cache_dir, local_files_only: for hub ids. Raises ValueError for anything that is not SD v1, before its weights
+        are read, and for NaN weights; OSError when the hub cannot give the files.
+        """
+        device, dtype = choose_device(device), choose_dtype(dtype, choose_device(device))
+        path = find_model(str(model), revision, cache_dir, local_files_only, variant, half=dtype != torch.float32)
+        found = open_checkpoint(path, variant=variant, dtype=dtype)
+        tokenizer = Tokenizer(found.tokenizer)
+        # The largest first: while it is cast, little else is in memory.
+        unet, vae, clip = (
+            load_network(network, found.configs[network], part, device, dtype) for network, part in found.parts.items()
+        )
+        return cls(unet, vae, clip, tokenizer, name=str(model))
+
+    def text(self, prompts: Sequence[str]) -> Tensor:
+        """n prompts -> (n, 77, width), the model's dtype. One prompt's text does not depend on the others' presence
+        beyond rounding. Warns about prompts over 75 tokens; raises ValueError for what is not text.
+        """
+        if isinstance(prompts, str):
+            raise ValueError(f"prompts must be a list of strings, got the string {prompts!r}")
+        return self.clip(self.tokenizer(prompts).to(self.device))
+
+    def encode(self, image: Tensor) -> Tensor:
+        """image (b, 3, H, W) in [-1, 1], H and W multiples of 8 -> latent (b, 4, H/8, W/8) float32: the posterior's
+        mode (its mean) times the scaling factor, 0.18215 in SD v1. Raises ValueError for other shapes.
+        """
+        if image.ndim != 4 or image.shape[1] != 3 or any(n == 0 or n % self.factor for n in image.shape[2:]):
+            raise ValueError(f"image must be (b, 3, H, W), sides multiples of {self.factor}, got {tuple(image.shape)}")
+        mean, _ = self.vae.encode(image.to(self.device, self.dtype))
+        return mean.float() * self.vae.config.scaling_factor
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """latent (b, 4, h, w) -> image (b, 3, 8h, 8w) float32, about [-1, 1], not clamped."""
+        return self.vae.decode((latent / self.vae.config.scaling_factor).to(self.device, self.dtype)).float()
+
+    def eps(self, x_t: Tensor, t: int, texts: Sequence[Tensor]) -> list[Tensor]:
+        """x_t (b, 4, h, w) at timestep t in 0..999; texts: k tensors (1 or b, 77, width) -> k predictions of the noise,
+        each (b, 4, h, w) in the model's dtype, from one UNet call of k b rows (which `evaluations` counts).
+        """
+        b = len(x_t)
+        if any(len(text) not in (1, b) for text in texts):
+            raise ValueError(f"a text must have 1 or {b} rows for {b} latents, got {[len(text) for text in texts]}")
+        text = torch.cat([text.expand(b, -1, -1) for text in texts])
+        x = x_t.to(self.device, self.dtype).repeat(len(texts), 1, 1, 1)
+        self.evaluations += len(x)
+        return list(self.unet(x, t, text, self.attend).chunk(len(texts)))
+
+    def clock(self) -> float:
+        """Seconds, after all work given to the device is done."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+
+def choose_device(device: str | torch.device) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {str(device)!r} cannot be used: {str(error).splitlines()[0]}") from error
+
+
+def choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    if dtype == "auto":
+        return torch.float16 if device.type == "cuda" else torch.float32
+    if isinstance(dtype, str):
+        dtype = DTYPES.get(dtype, dtype)  # type: ignore[assignment]
+    if dtype not in DTYPES.values():
+        raise ValueError(f"dtype must be one of auto, {', '.join(DTYPES)}, got {dtype!r}")
+    return dtype  # type: ignore[return-value]

@@ -1,0 +1,120 @@
+"""CLIP's byte-level BPE on the `tokenizers` library: text to 77 ids.
+
+The rules are OpenAI CLIP's (https://github.com/openai/CLIP, `simple_tokenizer.py`) without ftfy and HTML unescaping,
+as transformers 5 runs them; the merges are packaged (MIT, notice in data/LICENSE.clip).
+"""
+
+import gzip
+import json
+import warnings
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+
+import tokenizers
+import torch
+from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers, processors
+from torch import Tensor
+
+BOS, EOS, LENGTH = 49406, 49407, 77  # EOS is also padding and the unknown token
+BOS_TEXT, EOS_TEXT = "<|startoftext|>", "<|endoftext|>"
+WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+
+
+def packaged_merges() -> list[tuple[str, str]]:
+    """The 48,894 merges of CLIP, in order of priority."""
+    text = gzip.decompress(files("minidiffedit").joinpath("data/clip_merges.txt.gz").read_bytes()).decode()
+    return parse_merges(text)
+
+
+def parse_merges(text: str) -> list[tuple[str, str]]:
+    pairs = [tuple(line.split()) for line in text.splitlines() if line.strip() and not line.startswith("#version")]
+    if any(len(pair) != 2 for pair in pairs):
+        raise ValueError("a line of the merges is not a pair of symbols")
+    return pairs  # type: ignore[return-value]
+
+
+def build_vocab(merges: list[tuple[str, str]]) -> dict[str, int]:
+    """256 byte symbols, the same ending a word, one entry per merge, two special tokens: 49,408 in all."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    symbols = [chr(b) for b in printable] + [chr(256 + i) for i in range(256 - len(printable))]
+    tokens = symbols + [s + "</w>" for s in symbols] + ["".join(pair) for pair in merges] + [BOS_TEXT, EOS_TEXT]
+    return {token: i for i, token in enumerate(tokens)}
+
+
+def build_bpe(vocab: dict[str, int], merges: list[tuple[str, str]]) -> tokenizers.Tokenizer:
+    bpe = tokenizers.Tokenizer(
+        models.BPE(vocab=vocab, merges=merges, end_of_word_suffix="</w>", unk_token=EOS_TEXT, fuse_unk=False)
+    )
+    bpe.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    bpe.post_processor = processors.RobertaProcessing(
+        (EOS_TEXT, EOS), (BOS_TEXT, BOS), trim_offsets=False, add_prefix_space=False
+    )
+    bpe.add_special_tokens([AddedToken(token, special=True) for token in (BOS_TEXT, EOS_TEXT)])
+    return bpe
+
+
+def read_bpe(folder: Path) -> tokenizers.Tokenizer:
+    """From `vocab.json` + `merges.txt`, else from `tokenizer.json`."""
+    try:
+        if (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
+            vocab = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+            return build_bpe(vocab, parse_merges((folder / "merges.txt").read_text(encoding="utf-8")))
+        if (folder / "tokenizer.json").exists():
+            bpe = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+            bpe.no_truncation()
+            bpe.no_padding()
+            return bpe
+    except Exception as error:  # the library raises bare Exception for anything it cannot read
+        raise ValueError(f"{folder}: not a readable CLIP tokenizer ({error})") from error
+    raise ValueError(f"{folder}: neither vocab.json with merges.txt nor tokenizer.json is there")
+
+
+class Tokenizer:
+    """Tokenizer()(["a horse"]) -> (1, 77) int64.
+
+    source: None for the packaged merges, or a folder with `vocab.json` + `merges.txt` or `tokenizer.json`.
+    Raises ValueError for a folder that holds neither, or not CLIP's 49,408 tokens.
+    """
+
+    def __init__(self, source: str | Path | None = None):
+        if source is None:
+            merges = packaged_merges()
+            self.bpe = build_bpe(build_vocab(merges), merges)
+        else:
+            self.bpe = read_bpe(Path(source))
+        ids = self.bpe.encode("").ids
+        if ids != [BOS, EOS] or self.bpe.get_vocab_size() != EOS + 1:
+            raise ValueError(f"{source}: not CLIP's tokenizer: {self.bpe.get_vocab_size()} tokens, '' gives {ids}")
+
+    def __call__(self, prompts: Sequence[str]) -> Tensor:
+        """n prompts -> (n, 77) int64: BOS, at most 75 tokens, EOS, padded with EOS.
+
+        A longer prompt is cut, and a warning shows what was lost. Raises ValueError for what is not text.
+        """
+        return torch.tensor([self._ids(prompt) for prompt in prompts], dtype=torch.int64).reshape(-1, LENGTH)
+
+    def _ids(self, prompt: str) -> list[int]:
+        if not isinstance(prompt, str):
+            raise ValueError(f"a prompt must be a string, got {type(prompt).__name__}")
+        try:
+            prompt.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"the prompt {prompt!r} holds half a character (a lone surrogate)") from error
+        encoding = self.bpe.encode(prompt)
+        ids = encoding.ids
+        if len(ids) > LENGTH:
+            start = encoding.offsets[LENGTH - 1][0]
+            warnings.warn(
+                f"the prompt has {len(ids) - 2} tokens, 75 fit; cut off: {prompt[start:].strip()!r}", stacklevel=3
+            )
+            ids = [*ids[: LENGTH - 1], EOS]
+        return ids + [EOS] * (LENGTH - len(ids))
