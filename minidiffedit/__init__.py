@@ -1,7 +1,8 @@
 """DiffEdit on Stable Diffusion v1, from scratch in PyTorch.
 
 Reading order, each file resolving an unknown of the one before: diffedit (the algorithm), ddim, sd, unet, attention,
-vae, clip, tokenizer, checkpoint; editor joins the first to the rest. Names below are resolved on first use, so that importing the package costs nothing.
+vae, clip, tokenizer, checkpoint; editor joins the first to the rest. The names below are resolved on first use, so that
+importing the package costs nothing.
 """
 
 from importlib import import_module

@@ -46,7 +46,7 @@ def check_settings(settings: dict[str, Any]) -> None:
         if not isinstance(settings.get(name, ""), str):
             raise ValueError(f"{name} must be a string, got {type(settings[name]).__name__}")
     levels(settings["steps"])
-    checked_guidance(settings["guidance_scale"])
+    checked_guidance(settings.get("guidance_scale", 1.0))
     level_at(settings.get("mask_strength", 0.5), settings["steps"], lowest=1)
     check_threshold(settings.get("mask_clip"), settings.get("mask_threshold", 0.5))
     for name in ("maps", "refine", "chunk"):
@@ -267,3 +267,60 @@ def generate(
         image = images.to_picture(finite(sd.decode(latent), "the VAE"))
     settings = arguments | {"seed": seed, "width": size[0], "height": size[1]}
     return Generation(image, latent, seed, stages.evaluations, stages.seconds, settings)
+
+
+@dataclass(frozen=True)
+class PictureMask:
+    """mask (white = would be edited) and heat: PIL L at the input's size; found: the tensors; the rest as in `Edit`."""
+
+    mask: Image.Image
+    heat: Image.Image
+    found: Mask
+    seed: int
+    evaluations: dict[str, int]
+    seconds: dict[str, float]
+    settings: dict[str, Any]
+
+
+@torch.no_grad()
+def picture_mask(
+    sd: "StableDiffusion",
+    image: Any,
+    *,
+    target: str,
+    source: str = "",
+    steps: int = 50,
+    mask_strength: float = 0.5,
+    maps: int = 10,
+    mask_clip: float | None = 3.0,
+    mask_threshold: float = 0.5,
+    seed: int | None = None,
+    size: int | None = None,
+    chunk: int | None = None,
+    track: Track | None = None,
+) -> PictureMask:
+    """The mask that `edit` would use, alone; arguments and errors as there. Model rows: 2 maps."""
+    arguments = dict(locals())
+    for handle in ("sd", "image", "track"):
+        del arguments[handle]
+    seed = checked_seed(seed)
+    check_settings(arguments)
+    picture = images.to_rgb(images.read_picture(image))
+    at = images.working_size(picture.size, sd.side if size is None else size, sd.factor)
+    stages = Stages(sd, "mask")
+    with stages("text"):
+        text = {prompt: sd.text([prompt]) for prompt in dict.fromkeys((target, source))}
+    with stages("vae encode"):
+        x0 = sd.encode(images.to_tensor(picture, at))
+    with stages("mask"):
+        found = find_mask(
+            sd.eps, x0, text[target], text[source], steps=steps, strength=mask_strength, maps=maps, clip=mask_clip,
+            threshold=mask_threshold, seed=seed, chunk=chunk, track=track or untracked,
+        )  # fmt: skip
+    if found.verdict == ("no difference",):
+        warnings.warn("the prompts do not differ on this picture: the mask is empty", stacklevel=2)
+    return PictureMask(
+        mask=images.grey_picture(found.mask.float(), picture.size), heat=images.grey_picture(found.heat, picture.size),
+        found=found, seed=seed, evaluations=stages.evaluations, seconds=stages.seconds,
+        settings=arguments | {"seed": seed, "working_size": at},
+    )  # fmt: skip

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .attention import Attend, sdpa
-from .checkpoint import load_network, open_checkpoint
+from .checkpoint import Checkpoint, load_network, open_checkpoint
 from .clip import CLIPText
 from .hub import find_model
 from .tokenizer import Tokenizer
@@ -29,16 +29,15 @@ class StableDiffusion:
     pixels, `factor` the pixels per latent cell. `attend` replaces the UNet's attention (see attention.py).
     """
 
-    def __init__(
-        self, unet: UNet, vae: VAE, clip: CLIPText, tokenizer: Tokenizer, name: str = "", attend: Attend = sdpa
-    ):
-        self.unet, self.vae, self.clip, self.tokenizer = unet, vae, clip, tokenizer
-        self.name, self.attend = name, attend
+    def __init__(self, unet: UNet, vae: VAE, clip: CLIPText, tokenizer: Tokenizer, attend: Attend = sdpa):
+        self.unet, self.vae, self.clip, self.tokenizer, self.attend = unet, vae, clip, tokenizer, attend
         self.device, self.dtype = unet.conv_in.weight.device, unet.conv_in.weight.dtype
         self.factor = vae.config.factor
         self.side = unet.config.sample_size * self.factor
         self.channels = unet.config.in_channels
         self.evaluations = 0
+        self.name = ""
+        self.checkpoint: Checkpoint | None = None  # what `load` was asked for, and found
 
     @classmethod
     def load(
@@ -64,10 +63,10 @@ class StableDiffusion:
         found = open_checkpoint(path, variant=variant, dtype=dtype)
         tokenizer = Tokenizer(found.tokenizer)
         # The largest first: while it is cast, little else is in memory.
-        unet, vae, clip = (
-            load_network(network, found.configs[network], part, device, dtype) for network, part in found.parts.items()
-        )
-        return cls(unet, vae, clip, tokenizer, name=str(model))
+        unet, vae, clip = (load_network(n, found.configs[n], found.parts[n], device, dtype) for n in found.parts)
+        sd = cls(unet, vae, clip, tokenizer)
+        sd.name, sd.checkpoint = str(model), found
+        return sd
 
     def text(self, prompts: Sequence[str]) -> Tensor:
         """n prompts -> (n, 77, width), the model's dtype. One prompt's text does not depend on the others' presence

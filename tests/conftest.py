@@ -1,0 +1,20 @@
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import tiny
+
+
+@pytest.fixture(scope="session")
+def sd():
+    """One tiny model for tests that only read it."""
+    return tiny.model()
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    """The tiny model on disk; tests that change files copy it."""
+    return tiny.write_folder(tmp_path_factory.mktemp("models") / "tiny")
