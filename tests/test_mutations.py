@@ -1,0 +1,150 @@
+"""Each mistake that other implementations make, made here on purpose, must turn a test red.
+
+A mutant is the module's source with one piece replaced, run in the test's place of the real module.
+"""
+
+import importlib.util
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import test_ddim
+import test_diffedit
+import test_parity
+
+import minidiffedit
+from minidiffedit.tokenizer import Tokenizer
+
+ROOT = Path(minidiffedit.__file__).parent
+E, P, S = test_diffedit, test_parity, test_ddim
+
+# name: (file, what stands there, what a mistake would put, the test that must fail)
+ALGORITHM = {
+    "blend with the level just left": ("diffedit", "(1 - M) * trajectory[j - 1]", "(1 - M) * trajectory[j]",
+        E.test_outside_the_mask_every_level_is_the_encoded_one),
+    "start one level up": ("diffedit", "range(K, 0, -1), \"decode\"", "range(K - 1, 0, -1), \"decode\"",
+        E.test_full_mask_from_the_top_is_plain_sampling),
+    "feed the level below's timestep": ("diffedit", "eps(y, t[j], [null, target]))\n            e = e_null + g * (e_text - e_null)\n        predicted",
+        "eps(y, t[j - 1], [null, target]))\n            e = e_null + g * (e_text - e_null)\n        predicted",
+        E.test_full_mask_from_the_top_is_plain_sampling),
+    "an inversion step that is the identity": ("diffedit", "x_next = move(x, e.to(x), a[j], a[j + 1])", "x_next = move(x, e.to(x), a[j], a[j])",
+        E.test_zero_predictor_scales_every_level),
+    "invert at the level left": ("diffedit", "(e,) = eps(x, t[j + 1], [text])", "(e,) = eps(x, t[j], [text])",
+        E.test_encoding_asks_at_the_level_it_moves_to),
+    "int() for rounding": ("ddim", "math.floor(strength * steps + 0.5)", "int(strength * steps)", S.test_level_warnings_and_errors),
+    "drop abs": ("diffedit", "(e_target - e_reference).abs().mean(dim=1)", "(e_target - e_reference).mean(dim=1)",
+        E.test_the_sign_of_a_difference_does_not_matter),
+    "share one noise": ("ddim", "return torch.cat([torch.randn((1, *shape), generator=generator, dtype=torch.float32) for _ in range(count)])",
+        "return torch.randn((1, *shape), generator=generator).repeat(count, 1, 1, 1)", E.test_maps_see_the_stated_noises_at_the_stated_level),
+    "another noise for the reference": ("diffedit", "e_target, e_reference = eps(x_t, t, [target, reference])",
+        "(e_target,), (e_reference,) = eps(x_t, t, [target]), eps(x_t + 0.1 * noise.flip(0), t, [reference])",
+        E.test_maps_see_the_stated_noises_at_the_stated_level),
+    "swap the guidance halves": ("diffedit", "eps(y, t[j], [null, target]))\n            e = e_null + g * (e_text - e_null)\n        predicted",
+        "eps(y, t[j], [target, null]))\n            e = e_null + g * (e_text - e_null)\n        predicted",
+        E.test_full_mask_from_the_top_is_plain_sampling),
+    "swap them in plain sampling": ("diffedit", "eps(y, t[j], [null, target]))\n            e = e_null + g * (e_text - e_null)\n        y = move",
+        "eps(y, t[j], [target, null]))\n            e = e_null + g * (e_text - e_null)\n        y = move", E.test_guidance_leads_to_the_target),
+    "divide by a flat map's spread": ("diffedit", "flat = bool(high - low <= least_spread)", "flat = False", E.test_flat_maps_have_a_verdict),
+    "call flat what is exactly flat only": ("diffedit", "high - low <= least_spread", "high - low <= 0", E.test_flat_maps_have_a_verdict),
+    "one kappa for all dtypes": ("diffedit", "KAPPA.get(e_target.dtype, KAPPA_FULL)", "KAPPA_FULL", E.test_flat_maps_have_a_verdict),
+    "no answer for equal texts": ("diffedit", "if target is reference:", "if False:", E.test_same_text_is_answered_without_a_call),
+    "statistics of the whole batch": ("diffedit", "low, high = m.min(), m.max()", "low, high = maps.mean(1).min(), maps.mean(1).max()",
+        E.test_statistics_against_numpy),
+    "no clip": ("diffedit", "m = m.clamp(max=clip * m.mean())", "m = m", E.test_extreme_cells),
+    "seed 0 is unset": ("diffedit", "[seed + i for i in range(b)]", "[(seed or 1) + i for i in range(b)]", E.test_seeds_lists_and_the_global_generator),
+    "one seed for the batch": ("diffedit", "[seed + i for i in range(b)]", "[seed for i in range(b)]",
+        E.test_maps_see_the_stated_noises_at_the_stated_level),
+    "the global generator": ("ddim", "torch.Generator(\"cpu\").manual_seed(seed)", "torch.manual_seed(seed)", E.test_seeds_lists_and_the_global_generator),
+    "binarise soft masks": ("diffedit", "M = mask.to(x)", "M = (mask > 0.5).to(x)", E.test_soft_masks_blend_and_stay_soft),
+    "overwrite the caller's mask": ("diffedit", "M = mask.to(x)\n", "M = mask.to(x)\n    mask.fill_(True)\n",
+        E.test_arguments_are_left_alone_and_half_types_widen),
+    "a null row at guidance 1": ("diffedit", "if g == 1:\n            e = eps(y, t[j], [target])[0].to(y)\n        else:\n            e_null, e_text = (e.to(y) for e in eps(y, t[j], [null, target]))\n            e = e_null + g * (e_text - e_null)\n        predicted",
+        "if False:\n            pass\n        else:\n            e_null, e_text = (e.to(y) for e in eps(y, t[j], [null, target]))\n            e = e_null + g * (e_text - e_null)\n        predicted",
+        E.test_guidance_one_saves_the_null_rows),
+    "alpha_bar of level 0 is 1": ("ddim", "return Levels(t, tuple(alpha_bar()[i] for i in t))", "return Levels(t, (1.0, *(alpha_bar()[i] for i in t[1:])))",
+        E.test_zero_predictor_scales_every_level),
+    "no steps offset": ("ddim", "1 + stride * j", "stride * j", S.test_levels_are_the_definition),
+    "betas linear, not in their roots": ("ddim", "torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2",
+        "torch.linspace(0.00085, 0.012, 1000, dtype=torch.float64)", S.test_alpha_bar_is_the_float32_product),
+    "refine without a guard": ("diffedit", "closer = change < residual", "closer = change < math.inf", E.test_refining_stops_where_it_diverges),
+}  # fmt: skip
+
+# The numerical facts that implementations of the networks get wrong.
+NETWORKS = {
+    "UNet norms at 1e-6": ("unet", "self.norm1 = nn.GroupNorm(groups, c_in, eps=1e-5)", "self.norm1 = nn.GroupNorm(groups, c_in, eps=1e-3)", P.test_unet),
+    "the gate first": ("unet", "value, gate = self.proj(x).chunk(2, dim=-1)", "gate, value = self.proj(x).chunk(2, dim=-1)", P.test_unet),
+    "tanh GELU": ("unet", "F.gelu(gate)", "F.gelu(gate, approximate=\"tanh\")", P.test_unet),
+    "sine before cosine": ("unet", "[angles.cos(), angles.sin()]", "[angles.sin(), angles.cos()]", P.test_unet),
+    "frequencies over half - 1": ("unet", "device=t.device) / half)", "device=t.device) / (half - 1))", P.test_unet),
+    "skips before the current": ("unet", "[x, skips.pop()]", "[skips.pop(), x]", P.test_unet),
+    "time after the second norm": ("unet", "h = self.conv2(F.silu(self.norm2(h)))\n        return self.conv_shortcut(x) + h\n\n\nclass Attention",
+        "h = self.conv2(F.silu(self.norm2(h) + 0.1))\n        return self.conv_shortcut(x) + h\n\n\nclass Attention", P.test_unet),
+    "VAE pads every side": ("vae", "F.pad(x, (0, 1, 0, 1))", "F.pad(x, (1, 0, 1, 0))", P.test_vae_encoder),
+    "VAE without its attention's residual": ("vae", "return x + tokens.transpose(1, 2)", "return tokens.transpose(1, 2)", P.test_vae_decoder),
+    "no clamp of the log-variance": ("vae", "log_variance.clamp(-30.0, 20.0)", "log_variance", P.test_vae_bounds_the_log_variance),
+    "GELU in CLIP": ("clip", "h * torch.sigmoid(1.702 * h)", "torch.nn.functional.gelu(h)", P.test_clip),
+    "CLIP without its last norm": ("clip", "self.final_layer_norm(self.encoder(self.embeddings(ids), attend))",
+        "self.encoder(self.embeddings(ids), attend)", P.test_clip),
+    "CLIP sees the future": ("clip", "Site(\"clip\", 0, index, \"causal\")", "Site(\"clip\", 0, index, \"self\")", P.test_clip),
+}  # fmt: skip
+ARGUMENTS = {P.test_unet: (8, 8, 481), P.test_vae_encoder: (64, 64), P.test_vae_decoder: (8, 8)}
+
+
+def load(name: str, source: str, monkeypatch) -> types.ModuleType:
+    """A module of the package from the given source, in its real place until the test ends."""
+    full = f"minidiffedit.{name}"
+    module = types.ModuleType(full)
+    module.__spec__ = importlib.util.spec_from_loader(full, loader=None)
+    module.__package__ = "minidiffedit"
+    monkeypatch.setitem(sys.modules, full, module)
+    exec(compile(source, f"{name} (mutant)", "exec"), module.__dict__)
+    return module
+
+
+def mutate(file: str, old: str, new: str, monkeypatch) -> None:
+    source = (ROOT / f"{file}.py").read_text()
+    assert source.count(old) == 1, f"the mutation no longer applies: {old!r} stands {source.count(old)} times in {file}"
+    mutant = load(file, source.replace(old, new), monkeypatch)
+    if file in ("ddim", "diffedit"):
+        page = mutant if file == "diffedit" else load("diffedit", (ROOT / "diffedit.py").read_text(), monkeypatch)
+        monkeypatch.setattr(E, "D", page)
+    if file == "ddim":
+        monkeypatch.setattr(S, "ddim", mutant)
+    if file in ("unet", "vae", "clip"):
+        monkeypatch.setattr(P, file, mutant)
+
+
+def run(test) -> None:
+    """The test itself, through all its parameters."""
+    marks = [mark for mark in getattr(test, "pytestmark", []) if mark.name == "parametrize"]
+    if test is P.test_clip:
+        test(types.SimpleNamespace(tokenizer=Tokenizer()))
+    elif test in ARGUMENTS:
+        test(*ARGUMENTS[test])
+    elif marks:
+        for case in marks[0].args[1]:
+            test(*(case if isinstance(case, tuple) else (case,)))
+    else:
+        test()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", [*ALGORITHM, *NETWORKS])
+def test_mutation_turns_a_test_red(name, monkeypatch):
+    file, old, new, test = (ALGORITHM | NETWORKS)[name]
+    mutate(file, old, new, monkeypatch)
+    with pytest.raises((AssertionError, IndexError, pytest.fail.Exception)):
+        run(test)
+
+
+@pytest.mark.parametrize("test", sorted({m[3] for m in (ALGORITHM | NETWORKS).values()}, key=lambda t: t.__name__))
+@pytest.mark.filterwarnings("ignore")
+def test_unchanged_sources_pass_in_the_same_harness(test, monkeypatch):
+    """A mutant must fail for its mutation, not for how it is loaded."""
+    module = load("ddim", (ROOT / "ddim.py").read_text(), monkeypatch)
+    monkeypatch.setattr(S, "ddim", module)
+    monkeypatch.setattr(E, "D", load("diffedit", (ROOT / "diffedit.py").read_text(), monkeypatch))
+    for file in ("unet", "vae", "clip"):
+        monkeypatch.setattr(P, file, load(file, (ROOT / f"{file}.py").read_text(), monkeypatch))
+    run(test)

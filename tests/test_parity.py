@@ -1,0 +1,142 @@
+"""The networks against diffusers and transformers on the same random weights, float32.
+
+`unet`, `vae`, `clip` are exchanged by test_mutations. At full size: tests/bench/parity_full.py (`make parity-full`).
+"""
+
+import pytest
+import tiny
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from stubs import latent
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from minidiffedit import clip, unet, vae
+
+BOUND = 1e-5
+
+
+def error(ours, theirs):
+    return float((ours - theirs).norm() / theirs.norm())
+
+
+def like(module, config, state):
+    ours = module(config).eval()
+    ours.load_state_dict(state)
+    return ours
+
+
+def peer_unet():
+    peer = UNet2DConditionModel.from_config(tiny.CONFIGS["unet"]).eval()
+    peer.load_state_dict(tiny.networks()[0].state_dict())
+    return peer
+
+
+def peer_vae():
+    peer = AutoencoderKL.from_config(tiny.CONFIGS["vae"]).eval()
+    peer.load_state_dict(tiny.networks()[1].state_dict())
+    return peer
+
+
+def peer_clip():
+    names = {k: v for k, v in tiny.CONFIGS["text_encoder"].items() if not k.endswith("_token_id")}
+    peer = CLIPTextModel(CLIPTextConfig(**names)).eval()
+    state = tiny.networks()[2].state_dict()
+    prefix = "text_model." if any(k.startswith("text_model.") for k in peer.state_dict()) else ""
+    missing, extra = peer.load_state_dict({prefix + k: v for k, v in state.items()}, strict=False)
+    assert not extra and all("position_ids" in k for k in missing)
+    return peer
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("h, w, t", [(8, 8, 1), (16, 8, 481), (7, 11, 999), (1, 1, 500), (37, 5, 0), (3, 2, 21)])
+def test_unet(h, w, t):
+    peer = peer_unet()
+    ours = like(unet.UNet, tiny.UNET, peer.state_dict())
+    x, text = latent(2, 4, h, w, dtype=torch.float32), latent(2, 77, 24, seed=1, dtype=torch.float32)
+    assert error(ours(x, t, text), peer(x, t, text).sample) <= BOUND
+
+
+@torch.no_grad()
+def test_unet_with_a_timestep_per_row():
+    peer = peer_unet()
+    ours = like(unet.UNet, tiny.UNET, peer.state_dict())
+    x, text = latent(3, 4, 8, 8, dtype=torch.float32), latent(3, 77, 24, seed=1, dtype=torch.float32)
+    t = torch.tensor([1, 500, 999])
+    assert error(ours(x, t, text), peer(x, t, text).sample) <= BOUND
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("h, w", [(64, 64), (8, 8), (40, 72)])
+def test_vae_encoder(h, w):
+    peer = peer_vae()
+    ours = like(vae.VAE, tiny.VAE_, peer.state_dict())
+    image = latent(2, 3, h, w, dtype=torch.float32)
+    mean, log_variance = ours.encode(image)
+    theirs = peer.encode(image).latent_dist
+    assert error(mean, theirs.mode()) <= BOUND and error(log_variance, theirs.logvar) <= BOUND
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("h, w", [(8, 8), (1, 1), (5, 9)])
+def test_vae_decoder(h, w):
+    peer = peer_vae()
+    ours = like(vae.VAE, tiny.VAE_, peer.state_dict())
+    z = latent(2, 4, h, w, dtype=torch.float32)
+    assert error(ours.decode(z), peer.decode(z).sample) <= BOUND
+
+
+@torch.no_grad()
+def test_vae_bounds_the_log_variance():
+    ours = like(vae.VAE, tiny.VAE_, tiny.networks()[1].state_dict())
+    ours.quant_conv.bias.data[4:] = torch.tensor([-100.0, 100.0, 0.0, 0.0])
+    log_variance = ours.encode(latent(1, 3, 8, 8, dtype=torch.float32))[1]
+    assert (log_variance[:, 0] == -30).all() and (log_variance[:, 1] == 20).all()
+
+
+@torch.no_grad()
+def test_clip(sd):
+    peer = peer_clip()
+    ours = like(clip.CLIPText, tiny.CLIP, tiny.networks()[2].state_dict())
+    ids = sd.tokenizer(["", "a photo of a horse on a grass field", "word " * 75])
+    assert error(ours(ids), peer(ids).last_hidden_state) <= BOUND
+
+
+@torch.no_grad()
+def test_the_latent_is_the_scaled_mode(sd):
+    image = latent(1, 3, 64, 48, dtype=torch.float32).clamp(-1, 1)
+    theirs = peer_vae().encode(image).latent_dist.mode() * 0.18215
+    assert error(sd.encode(image), theirs) <= BOUND
+    assert error(sd.decode(theirs), peer_vae().decode(theirs / 0.18215).sample) <= BOUND
+
+
+def test_eps_gives_one_prediction_per_text(sd):
+    x, texts = latent(3, 4, 8, 8, dtype=torch.float32), [sd.text(["a"]), sd.text(["b", "c", "d"])]
+    before = sd.evaluations
+    one, two = sd.eps(x, 481, texts)
+    assert sd.evaluations == before + 6 and one.shape == two.shape == x.shape
+    for i in range(3):
+        torch.testing.assert_close(two[i], sd.unet(x[i : i + 1], 481, texts[1][i : i + 1])[0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(one[i], sd.unet(x[i : i + 1], 481, texts[0])[0], rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="1 or 3 rows"):
+        sd.eps(x, 481, [sd.text(["a", "b"])])
+
+
+def test_attend_replaces_every_attention_of_the_unet(sd):
+    seen = []
+
+    def attend(site, q, k, v):
+        seen.append(site)
+        weights = torch.softmax(q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5, dim=-1)
+        return weights @ v
+
+    x, text = latent(1, 4, 8, 8, dtype=torch.float32), sd.text(["a"])
+    assert error(sd.unet(x, 1, text, attend), sd.unet(x, 1, text)) <= BOUND
+    assert len(seen) == len(set(seen)) == 32 and sum(site.kind == "cross" for site in seen) == 16
+    assert {(s.place, s.level) for s in seen} == {("mid", 3), *((p, n) for p in ("down", "up") for n in range(3))}
+
+
+def test_gradients_reach_the_latent(sd):
+    """No network runs under no_grad: methods that optimise need them."""
+    x = latent(1, 4, 8, 8, dtype=torch.float32).requires_grad_()
+    sd.unet(x, 1, sd.text(["a"])).sum().backward()
+    assert x.grad is not None and bool(x.grad.abs().sum() > 0)
