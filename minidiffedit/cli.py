@@ -6,9 +6,11 @@ argparse is imported before a command runs, so that --help answers at once.
 
 import argparse
 import contextlib
+import inspect
 import json
 import os
 import sys
+import tempfile
 import traceback
 import warnings
 from collections.abc import Iterable, Iterator
@@ -19,23 +21,38 @@ from . import __version__
 
 
 def main(argv: list[str] | None = None) -> int:
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the shell
+            setattr(sys, name, open(os.devnull, "w"))
+    if getattr(sys.stdout, "errors", None) == "strict" and hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names may be no text
+    try:
+        try:
+            return run(argv)
+        finally:
+            sys.stdout.flush()
+    except OSError as error:  # stdout's reader is gone or its disk full: let the interpreter not flush into it again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            print(f"error: {one_line(error)}", file=sys.stderr)
+        return 1
+
+
+def run(argv: list[str] | None) -> int:
     args = build_parser().parse_args(argv)
     try:
         with spoken_warnings(args.quiet):
             result = args.run(args)
-        print(json.dumps(result, ensure_ascii=False) if args.json else args.say(result), flush=True)
-        return 0
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of stdout is gone; keep the interpreter from flushing into it again
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except Exception as error:
         if args.debug:
             traceback.print_exc()
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
+    print(json.dumps(result) if args.json else args.say(result))
+    return 0
 
 
 def one_line(error: Exception) -> str:
@@ -52,9 +69,10 @@ def spoken_warnings(quiet: bool) -> Iterator[None]:
     said: set[str] = set()
 
     def speak(message: Any, *_: Any, **__: Any) -> None:
-        if not quiet and str(message) not in said:
-            said.add(str(message))
-            print(f"warning: {one_line(message)}", file=sys.stderr)
+        line = " ".join(str(message).split())
+        if not quiet and line not in said:
+            said.add(line)
+            print(f"warning: {line}", file=sys.stderr)
 
     with warnings.catch_warnings():
         warnings.simplefilter("always", UserWarning)
@@ -74,48 +92,58 @@ def build_parser() -> argparse.ArgumentParser:
 
     edit = add_command(commands, "edit", run_edit, say_edit, "edit a picture by text")
     add_picture(edit, "the edited picture (.png, .jpg, .webp; default: NAME-edited.png here)")
-    edit.add_argument("--mask", type=Path, metavar="FILE", help="your mask instead of the computed one: white = edited")
-    edit.add_argument("--negative-prompt", default="", metavar="TEXT", help="what guidance leads away from")
+    edit.add_argument("--negative-prompt", default="", metavar="TEXT", help="what the edit leads away from")
     edit.add_argument(
-        "--strength", type=float, default=0.8, metavar="R", help="how far the picture is encoded, 0..1 (%(default)s)"
-    )
+        "--strength", type=float, default=0.8, metavar="R",
+        help="how far up the noise the picture is encoded, 0..1; less keeps more of it (%(default)s)",
+    )  # fmt: skip
     add_sampling(edit)
-    add_mask_options(edit)
     edit.add_argument(
-        "--encode-text", choices=("null", "source"), default="null", help="text of the encoding (%(default)s)"
+        "--encode-text", choices=("null", "source"), default="null",
+        help="text of the encoding: none, as in the paper, or the source (%(default)s)",
+    )  # fmt: skip
+    edit.add_argument(
+        "--refine",
+        type=int,
+        default=1,
+        metavar="K",
+        help="model calls per encoding step, 2 is more exact (%(default)s)",
     )
-    edit.add_argument("--refine", type=int, default=1, metavar="K", help="evaluations per encoding step (%(default)s)")
     edit.add_argument(
         "--no-paste", dest="paste", action="store_false", help="do not put the input's pixels back outside the mask"
     )
-    edit.add_argument("--save-mask", type=Path, metavar="FILE", help="also write the mask, at the picture's size")
-    edit.add_argument("--save-heat", type=Path, metavar="FILE", help="also write the heat map (not with --mask)")
     edit.add_argument("--no-metadata", action="store_true", help="write no settings into the picture")
+    group = add_mask_options(edit)
+    group.add_argument("--save-mask", type=Path, metavar="FILE", help="also write the mask, at the picture's size")
+    either = group.add_mutually_exclusive_group()
+    either.add_argument("--save-heat", type=Path, metavar="FILE", help="also write the map the mask is cut from")
+    either.add_argument("--mask", type=Path, metavar="FILE", help="your mask instead: white = edited, grey = partly")
     add_model(edit)
 
-    mask = add_command(commands, "mask", run_mask, say_mask, "only find the mask")
+    mask = add_command(commands, "mask", run_mask, say_edit, "find the mask of an edit, without the edit")
     add_picture(mask, "the mask, white = would be edited (default: NAME-mask.png here)")
     mask.add_argument(
-        "--steps", type=int, default=50, metavar="N", help="sampling steps that set the levels (%(default)s)"
+        "--steps", type=int, default=50, metavar="N", help="sampling steps that set the levels, 1..999 (%(default)s)"
     )
-    add_mask_options(mask)
-    mask.add_argument("--save-heat", type=Path, metavar="FILE", help="also write the heat map")
+    group = add_mask_options(mask)
+    group.add_argument("--save-heat", type=Path, metavar="FILE", help="also write the map the mask is cut from")
     add_model(mask)
 
-    generate = add_command(commands, "generate", run_generate, say_generate, "text to picture")
-    generate.add_argument("prompt", help="what to show")
-    generate.add_argument("-o", "--output", type=Path, default=Path("generated.png"), help="(default: generated.png)")
-    generate.add_argument("--negative-prompt", default="", metavar="TEXT", help="what guidance leads away from")
+    generate = add_command(commands, "generate", run_generate, say_generate, "make a picture from text alone")
+    generate.add_argument("prompt", metavar="TEXT", help="what to show")
+    generate.add_argument(
+        "-o", "--output", type=Path, default=Path("generated.png"), metavar="FILE", help="(%(default)s)"
+    )
+    generate.add_argument("--negative-prompt", default="", metavar="TEXT", help="what not to show")
     add_sampling(generate)
-    generate.add_argument("--seed", type=int, metavar="S", help="0 and up; drawn and printed if not given")
-    generate.add_argument("--width", type=int, help="pixels, a multiple of 8 (default: the model's training size)")
-    generate.add_argument("--height", type=int, help="the same")
+    generate.add_argument("--width", type=pixels, metavar="PX", help="a multiple of 8 (default: the training size)")
+    generate.add_argument("--height", type=pixels, metavar="PX", help="the same")
     generate.add_argument("--no-metadata", action="store_true", help="write no settings into the picture")
     add_model(generate)
 
     info = add_command(commands, "info", run_info, say_info, "what a model file or folder is, from its headers alone")
     info.add_argument("model", metavar="MODEL", help="folder, .safetensors file or cached hub id")
-    info.add_argument("--variant", choices=("fp16", "non_ema"))
+    info.add_argument("--variant", choices=("fp16", "non_ema"), help="which of a folder's weights")
 
     download = add_command(commands, "download", run_download, lambda r: r["path"], "fetch official weights")
     download.add_argument(
@@ -123,12 +151,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     download.add_argument("--variant", choices=("fp16", "non_ema"), help="fp16: half the size, enough for a GPU")
     download.add_argument("--revision", help="branch, tag or full commit")
-    download.add_argument("--cache-dir", type=Path, metavar="DIR")
+    download.add_argument("--cache-dir", type=Path, metavar="DIR", help="the hub's cache")
     return parser
 
 
 def add_command(commands: Any, name: str, run: Any, say: Any, text: str) -> argparse.ArgumentParser:
-    parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    """allow_abbrev is off: --mask-t would be --mask-threshold today and two options tomorrow."""
+    parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False)
     parser.set_defaults(run=run, say=say)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--quiet", action="store_true", help="no progress, no warnings")
@@ -137,80 +166,95 @@ def add_command(commands: Any, name: str, run: Any, say: Any, text: str) -> argp
 
 
 def add_picture(parser: argparse.ArgumentParser, output: str) -> None:
-    parser.add_argument("picture", nargs="?", type=Path, metavar="IMAGE", help="PNG, JPEG or WebP, any size")
-    parser.add_argument("--image", type=Path, metavar="IMAGE", help="the same, as an option")
+    either = parser.add_mutually_exclusive_group(required=True)
+    either.add_argument("picture", nargs="?", type=Path, metavar="IMAGE", help="PNG, JPEG or WebP, any size")
+    either.add_argument("--image", type=Path, metavar="IMAGE", help="the same, as an option")
     parser.add_argument("--target", required=True, metavar="TEXT", help="what the result shall show")
     parser.add_argument("--source", default="", metavar="TEXT", help="what the picture shows now (may be left out)")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help=output)
+    parser.add_argument(
+        "--size", type=int, metavar="PX",
+        help="shorter side to work at, 64..1024 (default: the training size); the result has the picture's size",
+    )  # fmt: skip
+    parser.add_argument("--chunk", type=int, metavar="N", help="maps per model call; fewer need less memory")
+    add_seed(parser)
+
+
+def add_seed(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seed", type=int, metavar="S", help="0 and up (default: drawn, and printed)")
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=50, metavar="N", help="sampling steps, 1..999 (%(default)s)")
-    parser.add_argument("--guidance-scale", type=float, default=7.5, metavar="G", help="(%(default)s)")
+    parser.add_argument(
+        "--guidance-scale", type=float, default=7.5, metavar="G", help="how strictly to follow the text (%(default)s)"
+    )
 
 
-def add_mask_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--mask-strength", type=float, default=0.5, metavar="S", help="noise of the maps, 0..1 (%(default)s)"
+def add_mask_options(parser: argparse.ArgumentParser) -> Any:
+    group = parser.add_argument_group("mask")
+    group.add_argument(
+        "--mask-strength", type=float, default=0.5, metavar="S", help="noise at which texts differ, 0..1 (%(default)s)"
     )
-    parser.add_argument("--maps", type=int, default=10, metavar="N", help="maps that are averaged (%(default)s)")
-    parser.add_argument(
-        "--mask-clip", type=clip_value, default=3.0, metavar="C", help="cut at C x mean, or none (%(default)s)"
+    group.add_argument("--maps", type=int, default=10, metavar="N", help="maps that are averaged (%(default)s)")
+    group.add_argument(
+        "--mask-clip", type=clip_value, default=3.0, metavar="C",
+        help="cut values at C times the mean, or none; less gives larger masks (%(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--mask-threshold", type=float, default=0.5, metavar="T", help="0..1; less gives larger masks (%(default)s)"
     )
-    parser.add_argument(
-        "--mask-threshold", type=float, default=0.5, metavar="T", help="of the heat map, 0..1 (%(default)s)"
-    )
-    parser.add_argument("--seed", type=int, metavar="S", help="0 and up; drawn and printed if not given")
-    parser.add_argument(
-        "--size", type=int, metavar="PX", help="shorter side to work at (default: the model's training size)"
-    )
-    parser.add_argument("--chunk", type=int, metavar="N", help="maps per model call (default: by size)")
+    return group
 
 
 def clip_value(text: str) -> float | None:
-    return None if text.lower() == "none" else float(text)
+    try:
+        return None if text.lower() == "none" else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"a number or none is wanted, got {text!r}") from None
+
+
+def pixels(text: str) -> int:
+    if not text.isdecimal() or int(text) < 64 or int(text) % 8:
+        raise argparse.ArgumentTypeError(f"a multiple of 8 from 64 is wanted, got {text!r}")
+    return int(text)
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+    group = parser.add_argument_group("model")
+    group.add_argument(
         "--model", metavar="MODEL", help="folder, .safetensors file or hub id (default: SD v1.5 from the cache)"
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (%(default)s)")
-    parser.add_argument(
-        "--dtype", default="auto", choices=("auto", "float32", "float16", "bfloat16"), help="(%(default)s)"
-    )
-    parser.add_argument("--variant", choices=("fp16", "non_ema"), help="which of a folder's weights")
-    parser.add_argument("--revision", help="of a hub id: branch, tag or full commit")
-    parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="the hub's cache")
-    parser.add_argument("--local-files-only", action="store_true", help="never contact the hub")
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (%(default)s)")
+    group.add_argument(
+        "--dtype", default="auto", choices=("auto", "float32", "float16", "bfloat16"),
+        help="what the model computes in (%(default)s: float16 on CUDA, else float32)",
+    )  # fmt: skip
+    group.add_argument("--variant", choices=("fp16", "non_ema"), help="which of a folder's weights")
+    group.add_argument("--revision", help="of a hub id: branch, tag or full commit")
+    group.add_argument("--cache-dir", type=Path, metavar="DIR", help="the hub's cache")
+    group.add_argument("--local-files-only", action="store_true", help="never contact the hub")
 
 
-# ---------------------------------------------------------------- the commands
+# ---------------------------------------------------------------- the commands: all is checked before a model is loaded
 
 
 def run_edit(args: argparse.Namespace) -> dict[str, Any]:
-    picture, output = input_and_output(args, "edited")
-    if args.mask and args.save_heat:
-        raise ValueError("--save-heat needs a computed mask; leave --mask out")
-    files = [output, args.save_mask, args.save_heat]
-    check_outputs([picture, args.mask], files)
     from .editor import edit
-    from .images import grey_picture, write_picture
+    from .images import grey_picture, read_mask, write_picture
 
+    settings = checked_settings(args, edit)
+    picture, output = picture_and_output(args, "edited", args.save_mask, args.save_heat)
+    mask = read_mask(args.mask) if args.mask else None
     sd = load(args)
-    done = edit(
-        sd, picture, target=args.target, source=args.source, mask=args.mask, negative_prompt=args.negative_prompt,
-        steps=args.steps, strength=args.strength, guidance_scale=args.guidance_scale, mask_strength=args.mask_strength,
-        maps=args.maps, mask_clip=args.mask_clip, mask_threshold=args.mask_threshold, encode_text=args.encode_text,
-        refine=args.refine, paste=args.paste, seed=args.seed, size=args.size, chunk=args.chunk,
-        track=tracker(args.quiet),
-    )  # fmt: skip
-    settings, model = done.settings | identity(sd), describe(sd)
+    model = describe(sd)
+    done = edit(sd, picture, mask=mask, track=tracker(args.quiet), **settings)
+    record = done.settings | identity(sd)
     if args.mask:
         from .metadata import model_hash
 
-        settings["mask"] = model_hash(args.mask)
-    write_picture(done.image, output, text_of(args, settings, args.target))
+        record["mask"] = model_hash(args.mask)
+    write_picture(done.image, output, text_of(args, record, args.target))
     result = {"output": str(output)}
     if args.save_mask:
         write_picture(done.mask, args.save_mask)
@@ -220,22 +264,19 @@ def run_edit(args: argparse.Namespace) -> dict[str, Any]:
         result["heat"] = str(args.save_heat)
     return result | {
         "seed": done.seed, "coverage": done.coverage, "verdict": done.verdict, "evaluations": done.evaluations,
-        "seconds": done.seconds, "settings": settings, "model": model, "versions": versions(),
+        "seconds": done.seconds, "settings": record, "model": model, "versions": versions(),
     }  # fmt: skip
 
 
 def run_mask(args: argparse.Namespace) -> dict[str, Any]:
-    picture, output = input_and_output(args, "mask")
-    check_outputs([picture], [output, args.save_heat])
     from .editor import picture_mask
     from .images import write_picture
 
+    settings = checked_settings(args, picture_mask)
+    picture, output = picture_and_output(args, "mask", args.save_heat)
     sd = load(args)
-    done = picture_mask(
-        sd, picture, target=args.target, source=args.source, steps=args.steps, mask_strength=args.mask_strength,
-        maps=args.maps, mask_clip=args.mask_clip, mask_threshold=args.mask_threshold, seed=args.seed, size=args.size,
-        chunk=args.chunk, track=tracker(args.quiet),
-    )  # fmt: skip
+    model = describe(sd)
+    done = picture_mask(sd, picture, track=tracker(args.quiet), **settings)
     write_picture(done.mask, output)
     result = {"output": str(output)}
     if args.save_heat:
@@ -244,25 +285,24 @@ def run_mask(args: argparse.Namespace) -> dict[str, Any]:
     return result | {
         "seed": done.seed, "coverage": done.found.coverage[0], "verdict": done.found.verdict[0],
         "evaluations": done.evaluations, "seconds": done.seconds, "settings": done.settings | identity(sd),
-        "model": describe(sd), "versions": versions(),
+        "model": model, "versions": versions(),
     }  # fmt: skip
 
 
 def run_generate(args: argparse.Namespace) -> dict[str, Any]:
-    check_outputs([], [args.output])
     from .editor import generate
     from .images import write_picture
 
+    settings = checked_settings(args, generate)
+    check_outputs([], [args.output])
     sd = load(args)
-    done = generate(
-        sd, args.prompt, negative_prompt=args.negative_prompt, steps=args.steps, guidance_scale=args.guidance_scale,
-        seed=args.seed, width=args.width, height=args.height, track=tracker(args.quiet),
-    )  # fmt: skip
-    settings = done.settings | {"working_size": done.image.size} | identity(sd)
-    write_picture(done.image, args.output, text_of(args, settings, args.prompt))
+    model = describe(sd)
+    done = generate(sd, track=tracker(args.quiet), **settings)
+    record = done.settings | {"working_size": done.image.size} | identity(sd)
+    write_picture(done.image, args.output, text_of(args, record, args.prompt))
     return {
         "output": str(args.output), "seed": done.seed, "evaluations": done.evaluations, "seconds": done.seconds,
-        "settings": settings, "model": describe(sd), "versions": versions(),
+        "settings": record, "model": model, "versions": versions(),
     }  # fmt: skip
 
 
@@ -306,9 +346,6 @@ def say_edit(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-say_mask = say_edit
-
-
 def say_generate(result: dict[str, Any]) -> str:
     return f"{result['output']}\nseed {result['seed']}; {sum(result['seconds'].values()):.1f} s"
 
@@ -324,29 +361,58 @@ def say_info(result: dict[str, Any]) -> str:
 # ---------------------------------------------------------------- shared pieces
 
 
-def input_and_output(args: argparse.Namespace, word: str) -> tuple[Path, Path]:
-    if (args.picture is None) == (args.image is None):
-        raise ValueError("give one picture: minidiffedit edit IMAGE --target TEXT")
-    picture = args.picture or args.image
-    return picture, args.output or Path(f"{picture.stem}-{word}.png")
+def checked_settings(args: argparse.Namespace, function: Any) -> dict[str, Any]:
+    """The options that are arguments of `edit`, `picture_mask` or `generate`, by name."""
+    from .ddim import level_at
+    from .editor import check_settings, checked_seed
+
+    names = inspect.signature(function).parameters.keys() - {"image", "mask"}
+    settings = {name: value for name, value in vars(args).items() if name in names}
+    for name in ("prompt", "target", "source", "negative_prompt"):
+        text = settings.get(name, "")
+        if text != text.encode(errors="ignore").decode():
+            raise ValueError(f"{name} is no text: {text!r} holds bytes that are not UTF-8")
+    check_settings(settings)
+    checked_seed(settings["seed"])
+    level_at(settings.get("strength", 0.5), settings["steps"])
+    return settings
 
 
-def check_outputs(inputs: list[Path | None], outputs: list[Path | None]) -> None:
+def picture_and_output(args: argparse.Namespace, word: str, *others: Path | None) -> tuple[Any, Path]:
+    """The picture, read, and where the result goes; `others` go beside it."""
+    from .images import read_picture, working_size
+
+    path = args.picture or args.image
+    output = args.output or Path(f"{path.stem}-{word}.png")
+    picture = read_picture(path)
+    working_size(picture.size, 512 if args.size is None else args.size)
+    check_outputs([path, getattr(args, "mask", None)], [output, *others], picture.size)
+    return picture, output
+
+
+def check_outputs(inputs: list[Path | None], outputs: list[Path | None], size: tuple[int, int] = (1, 1)) -> None:
     """Refuse, before any work, what could not be written at its end or would overwrite an input or another result."""
     from .images import picture_format
 
-    taken = {path.resolve() for path in inputs if path}
+    taken = [path for path in inputs if path]
     for path in filter(None, outputs):
-        picture_format(path)
-        if path.is_dir():
+        picture_format(path, size)
+        if os.path.isdir(path):
             raise ValueError(f"{path} is a folder; name a file")
-        if not path.parent.is_dir():
+        if not os.path.isdir(path.parent):
             raise ValueError(f"{path}: there is no folder {path.parent}")
-        if not os.access(path.parent, os.W_OK):
-            raise ValueError(f"{path}: the folder {path.parent} cannot be written to")
-        if path.resolve() in taken:
+        try:
+            tempfile.TemporaryFile(dir=path.parent).close()
+            os.path.lexists(path) or os.close(os.open(path, os.O_CREAT)) or os.unlink(path)
+        except OSError as error:
+            raise ValueError(f"{path} cannot be written: {error.strerror}") from error
+        if any(same_file(path, other) for other in taken):
             raise ValueError(f"{path} would overwrite an input or another result; choose another name")
-        taken.add(path.resolve())
+        taken.append(path)
+
+
+def same_file(a: Path, b: Path) -> bool:
+    return a.resolve() == b.resolve() or (a.exists() and b.exists() and a.samefile(b))
 
 
 def load(args: argparse.Namespace) -> Any:
@@ -386,8 +452,9 @@ def identity(sd: Any) -> dict[str, Any]:
     """What of the model decides the result: its name, the hash of the UNet's file, the dtype."""
     from .metadata import model_hash
 
+    name = Path(sd.name).resolve().name if Path(sd.name).exists() else sd.name  # no path
     return {
-        "model": Path(sd.name).name if Path(sd.name).exists() else sd.name,
+        "model": os.fsencode(name).decode(errors="replace"),
         "model_hash": model_hash(sd.checkpoint.parts["unet"].path), "dtype": str(sd.dtype).removeprefix("torch."),
     }  # fmt: skip
 

@@ -95,7 +95,7 @@ def find_mask(
     """
     x0 = working(x0)
     b, c, h, w = x0.shape
-    maps, chunk = at_least_one("maps", maps), at_least_one("chunk", chunk or default_chunk(h, w))
+    maps, chunk = at_least_one("maps", maps), at_least_one("chunk", default_chunk(h, w) if chunk is None else chunk)
     seeds = [seed + i for i in range(b)] if isinstance(seed, int) else list(seed)
     if len(seeds) != b:
         raise ValueError(f"{len(seeds)} seeds for {b} images")
@@ -131,9 +131,9 @@ def threshold_maps(maps: Tensor, flat_below: Tensor, *, clip: float | None = 3.0
     """Raw maps (b, n, h, w) float32 -> Mask, each image by its own statistics alone; no model call.
 
     m = mean of the maps, clipped at clip * mean(m) (the paper's "removing extreme values"; clip=None: off), rescaled to
-    [0, 1] by its min and max; mask = m > threshold. Where some cell reaches the clip, and no cell is 0 by much, the
-    mask holds at most 1 / (clip * threshold) of the cells: 2/3 at the defaults. A spread of m, after the clip, not
-    above flat_below (b,) means "no difference": heat and mask are zero.
+    [0, 1] by its min and max; mask = m > threshold. Where some cell reaches the clip, the mask holds at most
+    1 / (clip * threshold) of the cells: 2/3 at the defaults. A spread of m, after the clip, not above flat_below (b,)
+    means "no difference": heat and mask are zero.
     """
     check_threshold(clip, threshold)
     heats, verdicts = [], []
@@ -179,7 +179,7 @@ def encode(
 
     x_{j+1} = move(x_j, eps(x_j, t_{j+1}, text), a_j, a_{j+1}): the model is asked at the timestep it moves *to* (the
     prompt-to-prompt convention), which brings decoding closer to its inverse than t_j at the same cost.
-    refine = k evaluates eps k - 1 more times, each at the new x_{j+1}, as long as that still contracts.
+    refine = k evaluates eps k times a step, each after the first at the new x_{j+1}, as long as that still contracts.
     Returns the levels 0..K. Model rows: K b, times `refine` at most. Raises ValueError for values out of range.
     """
     x = working(x0)
@@ -187,14 +187,13 @@ def encode(
     refine = at_least_one("refine", refine)
     latents = [x]
     for j in track(range(level_at(strength, steps)), "encode"):
-        (e,) = eps(x, t[j + 1], [text])
-        x_next = move(x, e.to(x), a[j], a[j + 1])
-        residual = torch.full_like(x_next[:, :1, :1, :1], math.inf)
-        for _ in range(refine - 1):
-            (e,) = eps(x_next, t[j + 1], [text])
-            again = move(x, e.to(x), a[j], a[j + 1])
+        x_next, residual = x, torch.full_like(x[:, :1, :1, :1], math.inf)
+        for _ in range(refine):
+            e = eps(x_next, t[j + 1], [text])[0].to(x)
+            predicted_x0 = (x - math.sqrt(1 - a[j]) * e) / math.sqrt(a[j])
+            again = math.sqrt(a[j + 1]) * predicted_x0 + math.sqrt(1 - a[j + 1]) * e
             change = (again - x_next).abs().amax(dim=(1, 2, 3), keepdim=True)
-            closer = change < residual  # per image; a diverging one keeps its last good value
+            closer = ~(change >= residual)  # per image: where passes diverge the last good one stays; NaN goes on
             x_next, residual = torch.where(closer, again, x_next), torch.where(closer, change, residual)
         x = x_next
         latents.append(x)

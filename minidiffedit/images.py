@@ -4,10 +4,13 @@ A picture is resized (Lanczos) so that its shorter side has the model's training
 never cropped or padded; the result is resized back and, outside the mask, the input's own pixels are put back.
 """
 
+import json
 import math
 import os
-import tempfile
+import secrets
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,69 +21,100 @@ from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+LONGEST_SIDE = {"PNG": 2**31 - 1, "JPEG": 65500, "WEBP": 16383}  # what the encoders take
+LONGEST_EXIF = 65533  # one JPEG segment
 MOST_PIXELS = 1024 * 1024  # what the model is asked to work on
 MOST_ASPECT = 8
 
 
 def read_picture(source: Any) -> Image.Image:
-    """A path, PIL image or uint8 array (H, W, 3 or 1 or none) -> PIL, upright, as stored otherwise.
+    """A path, PIL image or uint8 array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) -> PIL, upright, otherwise as stored.
 
-    PNG, JPEG and WebP. Raises ValueError for anything else, damaged, or above Pillow's limit of 89 million pixels.
+    PNG, JPEG and WebP; of an animation the first frame. The source stays as it was. Raises ValueError for anything
+    else, damaged files, and more than Pillow's limit of 89 million pixels.
     """
     if isinstance(source, np.ndarray):
-        if source.dtype != np.uint8 or source.ndim not in (2, 3) or 0 in source.shape:
+        if source.dtype != np.uint8 or source.shape[2:] not in ((), (1,), (3,), (4,)) or 0 in source.shape:
             raise ValueError(f"a picture array must be uint8 (H, W) or (H, W, 3), got {source.dtype} {source.shape}")
-        source = Image.fromarray(source.squeeze(-1) if source.shape[2:] == (1,) else source)
-    picture = source.copy() if isinstance(source, Image.Image) else _open(Path(source))
+        picture = Image.fromarray(source.squeeze(-1) if source.shape[2:] == (1,) else source)
+    elif isinstance(source, Image.Image):
+        with _read_or_refused("the picture"):  # Pillow may not have read its pixels yet
+            picture = source.copy()
+    elif isinstance(source, str | os.PathLike):
+        picture = _open(Path(source))
+    else:
+        raise ValueError(f"a picture must be a path, a PIL image or a uint8 array, got {type(source).__name__}")
     if min(picture.size) < 1:
         raise ValueError(f"the picture has no pixels: {picture.size}")
-    upright = ImageOps.exif_transpose(picture)
-    upright.info.pop("exif", None)  # its orientation is spent
-    return upright
+    if picture.mode in ("I", "F"):  # no file opens so; 255, 65535 or 1 could be white
+        raise ValueError(f"a picture in PIL's mode {picture.mode} has no agreed white; convert it to L or RGB")
+    with warnings.catch_warnings(record=True) as complaints:
+        warnings.simplefilter("always")
+        try:
+            picture = ImageOps.exif_transpose(picture)
+        except Exception as error:  # Pillow's EXIF parser raises whatever the damage leads to
+            complaints.append(error)  # type: ignore[arg-type]
+    if complaints:
+        warnings.warn("the picture's EXIF data is damaged; check that the result is not on its side", stacklevel=3)
+    picture.info.pop("exif", None)  # its orientation is spent
+    return picture
 
 
 def _open(path: Path) -> Image.Image:
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder; a PNG, JPEG or WebP file is wanted")
-    if not path.exists():
-        raise ValueError(f"{path}: no such file")
+    if os.path.isdir(path):
+        raise ValueError(f"{path} is a folder; name a PNG, JPEG or WebP file")
+    if not os.path.isfile(path):  # a pipe would wait for ever
+        raise ValueError(f"{path} is not a regular file" if os.path.exists(path) else f"{path}: no such file")
+    with _read_or_refused(f"{path} ({os.path.getsize(path)} bytes)"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Pillow's on EXIF data: read_picture has its own
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as file:
+            frames = 1 if file.format == "MPO" else getattr(file, "n_frames", 1)  # MPO: a JPEG with a preview
+            picture = file.copy()
+    if frames > 1:
+        warnings.warn(f"{path} is animated ({frames} pictures); only the first is used", stacklevel=4)
+    return picture
+
+
+@contextmanager
+def _read_or_refused(name: Any) -> Iterator[None]:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as file:
-                if getattr(file, "n_frames", 1) > 1:
-                    warnings.warn(f"{path} is animated; only its first frame is used", stacklevel=4)
-                file.load()
-                return file.copy()
+        yield
+    except MemoryError:
+        raise
     except UnidentifiedImageError as error:
-        raise ValueError(f"{path} is no PNG, JPEG or WebP picture ({path.stat().st_size} bytes)") from error
+        raise ValueError(f"{name} is no PNG, JPEG or WebP picture, or cut short; convert it or get it again") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ValueError(f"{path}: {error}; scale it down first") from error
+        raise ValueError(f"{name}: {error} Scale it down first.") from error
     except PermissionError as error:
-        raise ValueError(f"{path} cannot be read: permission denied") from error
-    except (OSError, SyntaxError, ValueError, MemoryError) as error:  # Pillow's decoders raise all of these
-        raise ValueError(f"{path} is damaged: {error}") from error
+        raise ValueError(f"{name} cannot be read: permission denied") from error
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, IndexError, ...
+        raise ValueError(f"{name} is damaged or cut short ({error}); get it again") from error
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:
     """Any mode -> RGB: alpha (palettes' too) onto white, 16-bit grey scaled to 8; a colour profile is kept."""
-    profile = picture.info.get("icc_profile")
-    if picture.mode.startswith("I"):
+    profile = picture.info.get("icc_profile") or b""
+    if picture.mode.startswith("I;16"):
         picture = _grey8(picture)
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    if picture.mode in ("CMYK", "LAB", "YCbCr", "HSV", "F"):
-        profile = None  # it described the old colours
-    rgb = picture.convert("RGB")
-    rgb.info = {"icc_profile": profile} if profile else {}
+    rgb = _flattened(picture, "white").convert("RGB")
+    rgb.info = {"icc_profile": profile} if profile[16:20] == b"RGB " else {}  # grey's and CMYK's fit no more
     return rgb
 
 
+def _flattened(picture: Image.Image, colour: str) -> Image.Image:
+    """Alpha, also of a palette or of one transparent colour, laid onto a colour."""
+    if not picture.has_transparency_data:
+        return picture
+    picture = picture.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", picture.size, colour), picture)
+
+
 def _grey8(picture: Image.Image) -> Image.Image:
-    """16-bit grey ("I;16", or "I" from older Pillows) to 8-bit; a plain conversion would clip at 255."""
-    values = np.asarray(picture, dtype=np.float64)
-    return Image.fromarray(np.clip(np.rint(values / 257), 0, 255).astype(np.uint8))
+    """16-bit grey ("I;16") to 8-bit; a plain conversion would clip at 255. A transparent grey becomes white."""
+    values = np.asarray(picture).astype(np.float64)
+    values[values == picture.info.get("transparency", -1)] = 65535
+    return Image.fromarray(np.rint(values / 257).astype(np.uint8))
 
 
 def working_size(size: tuple[int, int], side: int, factor: int = 8) -> tuple[int, int]:
@@ -93,9 +127,10 @@ def working_size(size: tuple[int, int], side: int, factor: int = 8) -> tuple[int
         raise ValueError(f"size must be a whole number from 64 to 1024, got {side!r}")
     if max(size) > MOST_ASPECT * min(size):
         raise ValueError(f"the picture is {size[0]} x {size[1]}: beyond 8:1; crop it first")
-    scale = min(side / min(size), math.sqrt(MOST_PIXELS / (size[0] * size[1])))
-    sides = [max(factor, factor * math.floor(s * scale / factor + 0.5)) for s in size]
-    if sides[0] * sides[1] > MOST_PIXELS:  # rounding up by less than a cell
+    w, h = size  # each side at the scale of `side`, or at the one that makes w h = MOST_PIXELS
+    exact = [min(a * side / min(w, h), math.sqrt(MOST_PIXELS * a / b)) for a, b in ((w, h), (h, w))]
+    sides = [factor * math.floor(a / factor + 0.5) for a in exact]
+    while sides[0] * sides[1] > MOST_PIXELS:  # rounded up
         sides[sides.index(max(sides))] -= factor
     return sides[0], sides[1]
 
@@ -118,36 +153,39 @@ def to_picture(image: Tensor, size: tuple[int, int] | None = None) -> Image.Imag
 def read_mask(source: Any) -> np.ndarray:
     """A user's mask of any kind -> (H, W) float32 in [0, 1], 1 = edited; the source is left as it was.
 
-    Files and PIL images are read as grey (alpha onto black), integers by their type's range, or as 0 and 1 where they
-    hold nothing above 1; floats must lie in [0, 1]. Also arrays and tensors (H, W), (1, H, W), (1, 1, H, W).
+    Files and PIL images are read as grey (alpha onto black), 8- and 16-bit values by their range, or as 0 and 1 where
+    none is above 1; wider integers must be 0 and 1, floats in [0, 1]. Also arrays and tensors (H, W), (1, H, W),
+    (1, 1, H, W), and uint8 (H, W, 3). Raises ValueError for anything else.
     """
     if isinstance(source, Tensor):
         source = source.detach().cpu()
         source = (source.float() if source.is_floating_point() else source).numpy()
-    if not isinstance(source, np.ndarray):
-        picture = read_picture(source)
-        if picture.mode.startswith("I"):
-            picture = _grey8(picture)
-        if picture.has_transparency_data:
-            picture = picture.convert("RGBA")
-            picture = Image.alpha_composite(Image.new("RGBA", picture.size, "black"), picture)
-        source = np.asarray(picture.convert("L"))
     values = source
-    while values.ndim > 2 and values.shape[0] == 1:
-        values = values[0]
-    if values.ndim == 3 and values.shape[2] == 3 and values.dtype == np.uint8:
-        values = np.asarray(Image.fromarray(values).convert("L"))
+    if isinstance(source, np.ndarray):
+        while values.ndim > 2 and values.shape[0] == 1:
+            values = values[0]
+        if values.ndim == 3 and values.dtype == np.uint8:
+            values = _grey_values(read_picture(values))
+    elif isinstance(source, Image.Image) and source.mode in ("I", "F"):
+        values = np.asarray(source)
+    else:
+        values = _grey_values(read_picture(source))
     if values.ndim != 2 or 0 in values.shape:
-        raise ValueError(f"a mask must be (H, W), got {source.shape}")
-    if values.dtype.kind in "iu":
-        top = 1 if values.max() <= 1 else np.iinfo(values.dtype).max
-        values = values / top
-    elif values.dtype.kind not in "bf":
+        raise ValueError(f"a mask must be (H, W), got {values.shape}")
+    if values.dtype.kind not in "biuf":
         raise ValueError(f"a mask must hold bool, integers or floats, got {values.dtype}")
-    values = values.astype(np.float32)
-    if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):
-        raise ValueError("a mask's values must lie in [0, 1], 1 = edited")
-    return values
+    if values.dtype in (np.uint8, np.uint16) and values.max() > 1:
+        values = values / np.iinfo(values.dtype).max
+    if not (values.min() >= 0 and values.max() <= 1):  # also false for NaN
+        raise ValueError(
+            f"a mask's values must lie in [0, 1], 1 = edited (or be uint8, uint16), got {values.dtype} "
+            f"from {values.min()} to {values.max()}"
+        )
+    return values.astype(np.float32)
+
+
+def _grey_values(picture: Image.Image) -> np.ndarray:
+    return np.asarray(picture if picture.mode.startswith("I;16") else _flattened(picture, "black").convert("L"))
 
 
 def latent_mask(source: Any, picture: tuple[int, int], working: tuple[int, int], factor: int = 8) -> Tensor:
@@ -188,40 +226,47 @@ def paste_mask(mask: Tensor, size: tuple[int, int]) -> Image.Image:
 def write_picture(picture: Image.Image, path: Path, text: dict[str, str] | None = None) -> None:
     """Write PNG, JPEG (quality 95, 4:4:4) or WebP (lossless) by the suffix, whole or not at all.
 
-    text: metadata; PNG text chunks, in JPEG and WebP all of it in EXIF's UserComment.
+    text: metadata. In PNG one text chunk each; in JPEG and WebP the first is EXIF's UserComment, the others follow it
+    as JSON-quoted extras, `, name: "value"`.
     """
-    text = text or {}
+    kind = picture_format(path, picture.size)
     options: dict[str, Any] = {"icc_profile": picture.info.get("icc_profile")}
-    kind = picture_format(path)
     if kind == "PNG":
         options["pnginfo"] = info = PngImagePlugin.PngInfo()
-        for key, value in text.items():
+        for key, value in (text or {}).items():
             info.add_text(key, value)
     else:
-        exif = Image.Exif()
-        comment = "\n".join(text.values())
-        if comment:
-            exif.get_ifd(0x8769)[0x9286] = b"UNICODE\0" + comment.encode("utf-16-be")
-        options |= {"exif": exif.tobytes()}
         options |= {"quality": 95, "subsampling": 0} if kind == "JPEG" else {"lossless": True}
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        if text:
+            options["exif"] = user_comment(text)
+        if kind == "JPEG" and len(options.get("exif", b"")) > LONGEST_EXIF:
+            warnings.warn("the settings are too long for JPEG's EXIF data and left out; PNG takes them", stacklevel=2)
+            del options["exif"]
+    part = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with part.open("xb") as file:
             picture.save(file, kind, **options)
             file.flush()
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)
-        os.replace(name, path)
+        part.replace(path)
     except BaseException:
-        os.unlink(name)
+        part.unlink(missing_ok=True)
         raise
 
 
-def picture_format(path: Path) -> str:
-    """Pillow's format name for a path's suffix. Raises ValueError for one that is not written here."""
+def user_comment(text: dict[str, str]) -> bytes:
+    (_, comment), *rest = text.items()
+    comment = ", ".join([comment, *(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in rest)])
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0x9286] = b"UNICODE\0" + comment.encode("utf-16-be")
+    return exif.tobytes()
+
+
+def picture_format(path: Path, size: tuple[int, int] = (1, 1)) -> str:
+    """Pillow's format name for a path's suffix. Raises ValueError for one that is not written here, or not so large."""
     kind = FORMATS.get(path.suffix.lower())
     if kind is None:
         raise ValueError(f"{path}: the name must end in .png, .jpg, .jpeg or .webp")
+    if max(size) > LONGEST_SIDE[kind]:
+        raise ValueError(f"{path}: {kind} holds at most {LONGEST_SIDE[kind]} pixels a side, not {max(size)}; use .png")
     return kind

@@ -120,8 +120,7 @@ def choose_device(device: str | torch.device) -> torch.device:
 def choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
     if dtype == "auto":
         return torch.float16 if device.type == "cuda" else torch.float32
-    if isinstance(dtype, str):
-        dtype = DTYPES.get(dtype, dtype)  # type: ignore[assignment]
-    if dtype not in DTYPES.values():
+    chosen = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if chosen not in DTYPES.values():
         raise ValueError(f"dtype must be one of auto, {', '.join(DTYPES)}, got {dtype!r}")
-    return dtype  # type: ignore[return-value]
+    return chosen  # type: ignore[return-value]

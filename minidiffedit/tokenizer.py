@@ -23,8 +23,7 @@ WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p
 
 def packaged_merges() -> list[tuple[str, str]]:
     """The 48,894 merges of CLIP, in order of priority."""
-    text = gzip.decompress(files("minidiffedit").joinpath("data/clip_merges.txt.gz").read_bytes()).decode()
-    return parse_merges(text)
+    return parse_merges(gzip.decompress(files(__package__).joinpath("data/clip_merges.txt.gz").read_bytes()).decode())
 
 
 def parse_merges(text: str) -> list[tuple[str, str]]:
@@ -50,10 +49,7 @@ def build_bpe(vocab: dict[str, int], merges: list[tuple[str, str]]) -> tokenizer
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
     )
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
+        [pre_tokenizers.Split(Regex(WORDS), "removed", invert=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     bpe.post_processor = processors.RobertaProcessing(
         (EOS_TEXT, EOS), (BOS_TEXT, BOS), trim_offsets=False, add_prefix_space=False
@@ -113,8 +109,7 @@ class Tokenizer:
         ids = encoding.ids
         if len(ids) > LENGTH:
             start = encoding.offsets[LENGTH - 1][0]
-            warnings.warn(
-                f"the prompt has {len(ids) - 2} tokens, 75 fit; cut off: {prompt[start:].strip()!r}", stacklevel=3
-            )
+            lost = prompt[start:].strip()
+            warnings.warn(f"the prompt has {len(ids) - 2} tokens, 75 fit; cut off: {lost!r}", stacklevel=3)
             ids = [*ids[: LENGTH - 1], EOS]
         return ids + [EOS] * (LENGTH - len(ids))

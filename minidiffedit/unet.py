@@ -6,6 +6,7 @@ Architecture: Rombach et al., 2112.10752; Ronneberger et al., 1505.04597 (skips)
 """
 
 import math
+from collections import OrderedDict
 from dataclasses import dataclass
 
 import torch
@@ -35,16 +36,6 @@ def time_features(t: Tensor, width: int) -> Tensor:
     frequencies = torch.exp(-math.log(10000.0) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
     angles = t.float()[:, None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
-
-
-class TimeEmbedding(nn.Module):
-    def __init__(self, width: int, out: int):
-        super().__init__()
-        self.linear_1 = nn.Linear(width, out)
-        self.linear_2 = nn.Linear(out, out)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.linear_2(F.silu(self.linear_1(x)))
 
 
 class ResBlock(nn.Module):
@@ -230,7 +221,8 @@ class UNet(nn.Module):
         self.config = config
         widths, n = config.block_out_channels, config.layers_per_block
         time_width = 4 * widths[0]
-        self.time_embedding = TimeEmbedding(widths[0], time_width)
+        embedding = {"linear_1": nn.Linear(widths[0], time_width), "silu": nn.SiLU()}
+        self.time_embedding = nn.Sequential(OrderedDict(embedding, linear_2=nn.Linear(time_width, time_width)))
         self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
 
         self.down_blocks = nn.ModuleList()

@@ -28,9 +28,9 @@ ALGORITHM = {
     "feed the level below's timestep": ("diffedit", "eps(y, t[j], [null, target]))\n            e = e_null + g * (e_text - e_null)\n        predicted",
         "eps(y, t[j - 1], [null, target]))\n            e = e_null + g * (e_text - e_null)\n        predicted",
         E.test_full_mask_from_the_top_is_plain_sampling),
-    "an inversion step that is the identity": ("diffedit", "x_next = move(x, e.to(x), a[j], a[j + 1])", "x_next = move(x, e.to(x), a[j], a[j])",
+    "an inversion step that is the identity": ("diffedit", "again = math.sqrt(a[j + 1]) * predicted_x0 + math.sqrt(1 - a[j + 1]) * e", "again = math.sqrt(a[j]) * predicted_x0 + math.sqrt(1 - a[j]) * e",
         E.test_zero_predictor_scales_every_level),
-    "invert at the level left": ("diffedit", "(e,) = eps(x, t[j + 1], [text])", "(e,) = eps(x, t[j], [text])",
+    "invert at the level left": ("diffedit", "eps(x_next, t[j + 1], [text])", "eps(x_next, t[j], [text])",
         E.test_encoding_asks_at_the_level_it_moves_to),
     "int() for rounding": ("ddim", "math.floor(strength * steps + 0.5)", "int(strength * steps)", S.test_level_warnings_and_errors),
     "drop abs": ("diffedit", "(e_target - e_reference).abs().mean(dim=1)", "(e_target - e_reference).mean(dim=1)",
@@ -67,7 +67,7 @@ ALGORITHM = {
     "no steps offset": ("ddim", "1 + stride * j", "stride * j", S.test_levels_are_the_definition),
     "betas linear, not in their roots": ("ddim", "torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2",
         "torch.linspace(0.00085, 0.012, 1000, dtype=torch.float64)", S.test_alpha_bar_is_the_float32_product),
-    "refine without a guard": ("diffedit", "closer = change < residual", "closer = change < math.inf", E.test_refining_stops_where_it_diverges),
+    "refine without a guard": ("diffedit", "~(change >= residual)", "change < math.inf", E.test_refining_stops_where_it_diverges),
 }  # fmt: skip
 
 # The numerical facts that implementations of the networks get wrong.

@@ -1,0 +1,51 @@
+# demo, test and check set themselves up: a virtual environment beside this file that reuses what PYTHON already has.
+PYTHON ?= python3
+# A plain `torch` brings gigabytes of CUDA; `make TORCH=torch` for those who want it. Used only where torch is missing.
+TORCH ?= torch==2.13.0
+MODEL ?= weights/mini
+VENV ?= .venv
+RUN := $(VENV)/bin/python
+
+.PHONY: demo test check clean parity-full load-peak full-size-edit diffusers-edit
+
+demo: $(VENV)/run.stamp
+	$(RUN) -m weights.demo --model $(MODEL)
+
+check: $(VENV)/test.stamp
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+	$(RUN) -m pytest -m "not slow"
+
+test: check
+	$(RUN) -m pytest -m slow
+
+parity-full: $(VENV)/test.stamp  ## the networks at full size against diffusers and transformers
+	$(RUN) tests/bench/parity_full.py
+
+load-peak: $(VENV)/test.stamp  ## peak memory of loading a full-size checkpoint
+	$(RUN) tests/bench/load_peak.py
+
+full-size-edit: $(VENV)/test.stamp  ## a 512 x 512 edit with full-size random weights
+	$(RUN) tests/bench/full_size_edit.py
+
+diffusers-edit: $(VENV)/test.stamp  ## the whole edit against diffusers' pipeline, blend corrected
+	$(RUN) tests/bench/diffusers_edit.py --model $(MODEL)
+
+$(VENV)/made.stamp:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "Python 3.10 or newer is needed: make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv --system-site-packages $(VENV) || { rm -rf $(VENV); echo "python3 has no venv: install it (Debian: python3-venv)"; exit 1; }
+	@touch $@
+
+$(VENV)/run.stamp: $(VENV)/made.stamp pyproject.toml
+	@$(RUN) -c 'import torch' 2>/dev/null || $(RUN) -m pip install --quiet $(TORCH)
+	$(RUN) -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/test.stamp: $(VENV)/run.stamp
+	$(RUN) -m pip install --quiet --editable '.[test,check]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) demo build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
