@@ -1,0 +1,499 @@
+"""Pictures and masks: what is read, what is refused, what is written."""
+
+import os
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageCms
+
+from minidiffedit import edit, images
+
+SIDES = st.integers(1, 5000)
+
+
+def noise(width, height, seed=0):
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def png(path, width, height, depth, colour, rows, chunks=()):
+    """A PNG file by hand: Pillow writes no 16-bit colour, and no lies."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    parts = [(b"IHDR", head), *chunks, (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts))
+    return path
+
+
+def rgb(source):
+    return np.asarray(images.to_rgb(images.read_picture(source)))
+
+
+# ---------------------------------------------------------------- reading
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_exif_orientation_is_applied(tmp_path, suffix, orientation):
+    upright = Image.new("RGB", (48, 32), "black")
+    upright.paste("white", (0, 0, 24, 16))  # top left
+    upright.paste("red", (24, 0, 48, 16))  # top right
+    turned = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }  # fmt: skip
+    stored = upright.transpose(turned[orientation]) if orientation > 1 else upright
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored.save(tmp_path / f"a.{suffix}", exif=exif.tobytes())
+    read = images.read_picture(tmp_path / f"a.{suffix}")
+    assert read.size == (48, 32) and "exif" not in read.info  # a writer could apply it a second time
+    close = np.abs(np.asarray(read).astype(int) - np.asarray(upright))[4:12, 4:20].max()
+    assert close < 30 and np.abs(np.asarray(read).astype(int) - np.asarray(upright)).mean() < 8
+
+
+@pytest.mark.parametrize("junk", [
+    b"Exif\0\0II*\0", b"Exif\0\0garbage", b"x", b"Exif\0\0II*\0\xff\xff\xff\xff",
+    b"Exif\0\0MM\0*\0\0\0\x08\0\x05\x01\x12\0\x03\0\0\0\x01\0",
+    b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\xff\xff\xff\xffA\0\0\0\0\0\0\0",
+])  # fmt: skip
+def test_damaged_exif_is_said_once_and_not_applied(tmp_path, junk):
+    noise(16, 24).save(tmp_path / "a.png", exif=junk)
+    with pytest.warns(UserWarning, match="EXIF data is damaged") as said:
+        assert images.read_picture(tmp_path / "a.png").size == (16, 24)
+    assert len(said) == 1
+
+
+def palette(transparency=None):
+    picture = Image.new("P", (3, 1))
+    picture.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
+    picture.putdata([0, 1, 2])
+    if transparency is not None:
+        picture.info["transparency"] = transparency
+    return picture
+
+
+def of_mode(mode, *pixels):
+    picture = Image.new(mode, (len(pixels), 1))
+    picture.putdata(pixels)
+    return picture
+
+
+COLOURS = [[10, 20, 30], [40, 50, 60], [70, 80, 90]]
+WHITE = [255, 255, 255]
+
+
+@pytest.mark.parametrize("picture, expected", [
+    (of_mode("RGBA", (1, 2, 3, 0), (1, 2, 3, 255), (0, 0, 0, 51)), [WHITE, [1, 2, 3], [204] * 3]),
+    (of_mode("LA", (9, 0), (9, 255)), [WHITE, [9] * 3]),
+    (palette(), COLOURS),
+    (palette(1), [COLOURS[0], WHITE, COLOURS[2]]),
+    (palette(bytes([0, 255, 255])), [WHITE, *COLOURS[1:]]),
+    (of_mode("1", 0, 255), [[0] * 3, WHITE]),
+    (of_mode("L", 7), [[7] * 3]),
+], ids=["RGBA", "LA", "P", "P+index", "P+bytes", "1", "L"])  # fmt: skip
+def test_every_mode_becomes_rgb_with_alpha_on_white(tmp_path, picture, expected):
+    assert rgb(picture)[0].tolist() == expected
+    picture.save(tmp_path / "a.png")
+    assert rgb(tmp_path / "a.png")[0].tolist() == expected
+
+
+DEEP = np.array([0, 300, 40000, 65535], dtype=">u2")
+
+
+@pytest.mark.parametrize("width, depth, colour, rows, chunks, expected", [
+    (4, 16, 0, DEEP.tobytes(), (), [[v] * 3 for v in (0, 1, 156, 255)]),  # convert("RGB") gives 0, 255, 255, 255
+    (4, 16, 0, DEEP.tobytes(), [(b"tRNS", b"\x01\x2c")], [[v] * 3 for v in (0, 255, 156, 255)]),
+    (1, 16, 2, DEEP[1:].tobytes(), (), [[1, 156, 255]]),
+    (1, 16, 6, DEEP[[1, 2, 3, 0]].tobytes(), (), [WHITE]),
+    (2, 8, 2, bytes([1, 2, 3, 4, 5, 6]), [(b"tRNS", b"\0\1\0\2\0\3")], [WHITE, [4, 5, 6]]),
+    (2, 8, 0, bytes([1, 2]), [(b"tRNS", b"\0\1")], [WHITE, [2] * 3]),
+], ids=["grey16", "grey16+tRNS", "rgb16", "rgba16", "rgb+tRNS", "grey+tRNS"])  # fmt: skip
+def test_png_depths_and_transparent_colours(tmp_path, width, depth, colour, rows, chunks, expected):
+    path = png(tmp_path / "a.png", width, 1, depth, colour, b"\0" + rows, chunks)
+    assert rgb(path)[0].tolist() == expected
+
+
+def test_cmyk_jpeg(tmp_path):
+    Image.new("CMYK", (16, 16), (255, 0, 0, 0)).save(tmp_path / "a.jpg", quality=95)
+    assert np.abs(rgb(tmp_path / "a.jpg")[8, 8].astype(int) - [0, 255, 255]).max() < 4
+
+
+@pytest.mark.parametrize("suffix", ["webp", "png"])
+def test_an_animation_gives_its_first_frame_with_a_warning(tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "lime", "blue")]
+    frames[0].save(path, save_all=True, append_images=frames[1:], lossless=True)
+    with pytest.warns(UserWarning, match="animated"):
+        assert rgb(path)[8, 8].tolist() == [255, 0, 0]
+
+
+def test_a_phone_jpeg_with_a_preview_is_no_animation(tmp_path, recwarn):
+    noise(16, 16).save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[noise(8, 8)])
+    assert images.read_picture(tmp_path / "a.jpg").size == (16, 16) and not recwarn
+
+
+def cut(path, kind, share):
+    noise(64, 64).save(path, kind)
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+
+
+REFUSED = {
+    "empty": (lambda p: p.write_bytes(b""), "0 bytes"),
+    "text": (lambda p: p.write_text("<svg/>"), "no PNG, JPEG or WebP"),
+    "gif": (lambda p: noise(9, 9).save(p, "GIF"), "no PNG, JPEG or WebP"),
+    "tiff": (lambda p: noise(9, 9).save(p, "TIFF"), "no PNG, JPEG or WebP"),
+    "signature": (lambda p: p.write_bytes(b"\x89PNG\r\n\x1a\n"), "cut short"),
+    "cut png": (lambda p: cut(p, "PNG", 0.5), "cut short"),
+    "cut jpeg": (lambda p: cut(p, "JPEG", 0.5), "cut short"),
+    "cut webp": (lambda p: cut(p, "WEBP", 0.5), "cut short"),
+    "bomb": (lambda p: png(p, 10_000, 10_000, 8, 2, b""), "exceeds limit.*Scale it down"),
+    "big bomb": (lambda p: png(p, 60_000, 60_000, 8, 2, b""), "exceeds limit.*Scale it down"),
+    "no width": (lambda p: png(p, 0, 9, 8, 2, b""), "cut short"),
+    "folder": (lambda p: p.mkdir(), "is a folder"),
+    "missing": (lambda p: None, "no such file"),
+    "pipe": (lambda p: os.mkfifo(p), "not a regular file"),
+}
+
+
+@pytest.mark.parametrize("make, message", REFUSED.values(), ids=REFUSED)
+def test_what_is_no_picture_is_refused(tmp_path, make, message):
+    path = tmp_path / "a.png"
+    make(path)
+    with pytest.raises(ValueError, match=f"(?s)a.png.*{message}"):
+        images.read_picture(path)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_any_damage_gives_a_picture_or_a_value_error(tmp_path_factory, kind, data):
+    path = tmp_path_factory.getbasetemp() / f"fuzz.{kind}"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    noise(24, 16).save(path, kind, exif=exif.tobytes())
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(content[: data.draw(st.integers(0, len(content)))] if data.draw(st.booleans()) else content)
+    try:
+        images.to_rgb(images.read_picture(path))
+    except ValueError as error:
+        assert "fuzz" in str(error)
+
+
+def test_a_file_without_permission(tmp_path, monkeypatch):
+    noise(9, 9).save(tmp_path / "a.png")
+    (tmp_path / "a.png").chmod(0)
+    if os.access(tmp_path / "a.png", os.R_OK):  # root reads everything
+
+        def denied(*_, **__):
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(Image, "open", denied)
+    with pytest.raises(ValueError, match="permission denied"):
+        images.read_picture(tmp_path / "a.png")
+
+
+def test_a_picture_that_pillow_had_not_read_yet(tmp_path):
+    cut(tmp_path / "a.jpg", "JPEG", 0.5)
+    with Image.open(tmp_path / "a.jpg") as lazy, pytest.raises(ValueError, match="damaged"):
+        images.read_picture(lazy)
+
+
+@pytest.mark.parametrize("source", [
+    None, 5, b"a.png", torch.zeros(3, 8, 8), [[1]], np.zeros((8, 8, 3)), np.zeros((8, 8, 2), np.uint8),
+    np.zeros((0, 8, 3), np.uint8), np.zeros(8, np.uint8), np.zeros((1, 8, 8, 3), np.uint8),
+    Image.new("I", (8, 8)), Image.new("F", (8, 8)), Image.new("RGB", (0, 8)),
+], ids=repr)  # fmt: skip
+def test_objects_that_are_no_picture_are_refused(source):
+    with pytest.raises(ValueError, match=r"picture"):
+        images.read_picture(source)
+
+
+def test_paths_strings_pil_and_arrays_give_the_same_and_stay_as_they_were(tmp_path):
+    picture = noise(20, 12)
+    exif = picture.getexif()
+    exif[0x0112] = 6
+    picture.save(tmp_path / "a.png", exif=exif)
+    with Image.open(tmp_path / "a.png") as opened:
+        before = dict(opened.info)
+        read = [rgb(source) for source in (tmp_path / "a.png", str(tmp_path / "a.png"), opened)]
+        assert opened.info == before and opened.size == (20, 12)
+    array = np.ascontiguousarray(read[0])
+    read.append(rgb(array))
+    assert all((one == np.rot90(np.asarray(picture), -1)).all() for one in read)
+    grey = np.arange(24, dtype=np.uint8).reshape(4, 6)
+    assert (rgb(grey) == grey[..., None]).all() and (rgb(grey[..., None]) == grey[..., None]).all()
+
+
+# ---------------------------------------------------------------- sizes and tensors
+
+
+@given(w=SIDES, h=SIDES, side=st.integers(64, 1024), k=st.integers(2, 7))
+def test_working_size(w, h, side, k):
+    if max(w, h) > 8 * min(w, h):
+        with pytest.raises(ValueError, match="beyond 8:1"):
+            images.working_size((w, h), side)
+        return
+    a, b = images.working_size((w, h), side)
+    assert a % 8 == b % 8 == 0 and min(a, b) >= 64 and a * b <= 1024 * 1024
+    assert images.working_size((h, w), side) == (b, a)
+    assert images.working_size((k * w, k * h), side) == (a, b)
+    uncapped = side * side * max(w, h) <= 1024 * 1024 * min(w, h)
+    if uncapped and side % 8 == 0 and (a, b) != (1024, 1024):
+        assert abs(min(a, b) - side) <= 8  # 8 only where rounding the longer side up passed the cap
+    assert abs(a / b / (w / h) - 1) < 8 / 64 + 0.01  # half a cell on each side, a whole one at the cap
+
+
+@pytest.mark.parametrize("size, side, expected", [
+    ((512, 512), 512, (512, 512)), ((451, 300), 512, (768, 512)), ((640, 427), 512, (768, 512)),
+    ((600, 400), 64, (96, 64)), ((1, 1), 64, (64, 64)), ((1, 8), 64, (64, 512)), ((4000, 3000), 1024, (1184, 888)),
+    ((4000, 500), 512, (2896, 360)), ((68, 64), 64, (72, 64)), ((67, 64), 64, (64, 64)),
+])  # fmt: skip
+def test_working_size_by_example(size, side, expected):
+    assert images.working_size(size, side) == expected
+
+
+@pytest.mark.parametrize("side", [0, 63, 1025, -512, 512.0, True, None, "512"])
+def test_a_bad_side_is_refused(side):
+    with pytest.raises(ValueError, match="from 64 to 1024"):
+        images.working_size((512, 512), side)
+
+
+def test_to_tensor_and_back_is_exact():
+    picture = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16).repeat(3).reshape(16, 16, 3))
+    tensor = images.to_tensor(picture, picture.size)
+    assert tensor.shape == (1, 3, 16, 16) and tensor.dtype == torch.float32
+    assert tensor.min() == -1 and tensor.max() == 1
+    assert images.to_picture(tensor).tobytes() == picture.tobytes()
+    assert images.to_picture(3 * tensor, (7, 5)).size == (7, 5)
+    assert set(np.unique(images.to_picture(3 * tensor.sign()))) == {0, 255}  # clamped, not wrapped
+
+
+# ---------------------------------------------------------------- masks
+
+PICTURE, WORKING = (96, 80), (80, 64)
+BLOCK = np.zeros((80, 96), bool)
+BLOCK[20:61, 33:50] = True
+KINDS = {
+    "bool": lambda m: m,
+    "uint8": lambda m: (m * 255).astype(np.uint8),
+    "uint8 0 1": lambda m: m.astype(np.uint8),
+    "uint16": lambda m: (m * 65535).astype(np.uint16),
+    "int64": lambda m: m.astype(np.int64),
+    "float32": lambda m: m.astype(np.float32),
+    "float64": lambda m: m.astype(np.float64),
+    "1 h w": lambda m: m[None],
+    "uint8 rgb": lambda m: (m * 255).astype(np.uint8)[..., None].repeat(3, 2),
+    "read-only": lambda m: np.frombuffer(m.tobytes(), bool).reshape(m.shape),
+    "list of PIL": lambda m: Image.fromarray(m),
+    "tensor": lambda m: torch.tensor(m),
+    "tensor 3": lambda m: torch.tensor(m)[None].long(),
+    "tensor 4": lambda m: torch.tensor(m)[None, None].bfloat16().requires_grad_(),
+    **{mode: (lambda m, mode=mode: Image.fromarray(m).convert("L").convert(mode)) for mode in ("L", "1", "P", "RGB")},
+    "RGBA": lambda m: Image.fromarray(m).convert("L").convert("RGBA"),
+    "white on transparent": lambda m: Image.merge("LA", [Image.new("L", m.shape[::-1], 255), Image.fromarray(m * 255)]),
+    "F": lambda m: Image.fromarray(m.astype(np.float32)),
+    "I;16": lambda m: Image.fromarray((m * 65535).astype(np.uint16)),
+}
+KINDS["white on transparent"] = lambda m: Image.merge(
+    "LA", [Image.new("L", m.shape[::-1], 255), Image.fromarray(m).convert("L")]
+)
+KINDS["1"] = KINDS.pop("list of PIL")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_masks_of_every_kind_and_size_are_one_latent_mask(kind):
+    at_work = np.asarray(Image.fromarray(BLOCK.astype(np.float32)).resize(WORKING, Image.Resampling.BOX))
+    expected = at_work.reshape(8, 8, 10, 8).max((1, 3))  # blocks of 8 x 8, by hand
+    assert 0 < (expected < 1).sum() and set(np.unique(expected)) > {0, 1}
+    for values, latent in ((BLOCK, expected), (at_work >= 0.5, (at_work >= 0.5).reshape(8, 8, 10, 8).max((1, 3)))):
+        mask = images.latent_mask(KINDS[kind](values), PICTURE, WORKING)
+        assert mask.shape == (1, 1, 8, 10) and mask.dtype == torch.float32
+        np.testing.assert_array_equal(mask[0, 0], latent)
+    cells = expected > 0.5
+    np.testing.assert_array_equal(images.latent_mask(KINDS[kind](cells), PICTURE, WORKING)[0, 0], cells)
+
+
+def test_soft_values_stay_soft_and_the_callers_array_as_it_was():
+    for shape in ((80, 96), (64, 80), (8, 10)):
+        soft = np.full(shape, 0.25, np.float32)
+        mask = images.latent_mask(soft, PICTURE, WORKING)
+        assert (mask == 0.25).all()
+        mask += 1
+        assert (soft == 0.25).all()
+    tensor = torch.full((1, 1, 8, 10), 0.25)
+    images.latent_mask(tensor, PICTURE, WORKING).zero_()
+    assert (tensor == 0.25).all()
+    assert (images.latent_mask(np.full((80, 96), 51, np.uint8), PICTURE, WORKING) == np.float32(0.2)).all()
+
+
+def test_all_ones_stay_exactly_one_under_any_scale():
+    for size in ((301, 203), (97, 64), (5000, 3001)):
+        assert (images.latent_mask(np.ones(size[::-1], bool), size, images.working_size(size, 512)) == 1).all()
+
+
+def test_the_pictures_size_wins_over_the_latents():
+    mask = np.zeros((64, 64), bool)
+    mask[0, 0] = True
+    assert images.latent_mask(mask, (64, 64), (512, 512)).sum() == 1
+    assert images.latent_mask(mask, (64, 64), (64, 64)).shape == (1, 1, 8, 8)
+
+
+def test_mask_files_are_turned_as_their_exif_says(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    mask = Image.new("L", (80, 96))
+    mask.paste(255, (0, 0, 80, 8))
+    mask.save(tmp_path / "m.png", exif=exif.tobytes())
+    read = images.read_mask(tmp_path / "m.png")
+    assert read.shape == (80, 96) and (read[:, 88:] == 1).all() and read.sum() == 640
+
+
+@pytest.mark.parametrize("mask", [
+    np.full((80, 96), np.nan), np.full((80, 96), -0.1), np.full((80, 96), 1.1), np.full((80, 96), np.inf),
+    np.full((80, 96), 255), np.full((80, 96), 255.0), np.full((80, 96), -1), np.zeros((80, 96), complex),
+    np.zeros((80, 96), object), np.full((80, 96), "x"), np.zeros((81, 96)), np.zeros((96, 80)), np.zeros((3, 80, 96)),
+    np.zeros((80, 96, 2), np.uint8), np.zeros((0, 0)), np.zeros(()), np.zeros(80), torch.zeros(2, 1, 80, 96),
+    torch.zeros(0, 96), Image.new("I", (96, 80), 255), Image.new("L", (95, 80)), [[0, 1]], None, "missing.png",
+], ids=lambda m: f"{type(m).__name__} {getattr(m, 'dtype', '')} {getattr(m, 'shape', m)}")  # fmt: skip
+def test_bad_masks_are_refused(mask):
+    with pytest.raises(ValueError):
+        images.latent_mask(mask, PICTURE, WORKING)
+
+
+# ---------------------------------------------------------------- in an edit
+
+
+FEW = {"target": "a zebra", "source": "a horse", "steps": 4, "maps": 1, "seed": 0}
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["computed", "given"])
+def test_outside_the_paste_mask_the_pixels_are_the_inputs(sd, given):
+    picture = noise(301, 203)
+    mask = np.zeros((203, 301), np.uint8)
+    mask[60:90, 200:260] = 255
+    done = edit(sd, picture, mask=mask if given else None, mask_threshold=0.9, **FEW)
+    before, after, paste = (np.asarray(p) for p in (picture, done.image, done.paste_mask))
+    assert done.image.size == (301, 203) == done.mask.size == done.paste_mask.size
+    assert (paste == 0).mean() > 0.2 and (before == after)[paste == 0].all()
+    assert (before != after)[paste == 255].mean() > 0.9
+    assert (paste[np.asarray(done.mask) == 255] == 255).all()  # the whole mask shows the edit
+    plain = edit(sd, picture, mask=mask if given else None, mask_threshold=0.9, paste=False, **FEW)
+    assert plain.paste_mask is None and (np.asarray(plain.image) != before)[paste == 0].mean() > 0.9
+
+
+def test_an_empty_mask_gives_the_source_and_a_full_one_an_edit(sd):
+    picture = noise(75, 64)
+    with pytest.warns(UserWarning, match="nothing to edit"):
+        done = edit(sd, picture, mask=np.zeros((64, 75)), **FEW)
+    assert done.image.tobytes() == picture.tobytes() and not any(done.evaluations.values())
+    full = edit(sd, picture, mask=np.ones((64, 75)), **FEW)
+    assert full.coverage == 1 and (np.asarray(full.paste_mask) == 255).all()
+    assert (np.asarray(full.image) != np.asarray(picture)).mean() > 0.9
+
+
+def test_a_saved_mask_is_the_same_mask_again(sd):
+    """At sizes the grid divides; elsewhere a cell's border pixels touch its neighbours."""
+    first = edit(sd, noise(96, 64), **FEW)
+    again = edit(sd, noise(96, 64), mask=first.mask, **FEW)
+    assert torch.equal(first.latent_mask, again.latent_mask) and first.image.tobytes() == again.image.tobytes()
+
+
+@pytest.mark.parametrize("size, resized", [((40, 50), "up"), ((500, 300), "down"), ((8, 64), "1:8")])
+def test_the_result_has_the_inputs_size_and_the_input_stays(sd, size, resized):
+    picture = noise(*size)
+    array = np.array(picture)
+    before = array.copy()
+    done = edit(sd, array, mask=np.ones(size[::-1], bool), **FEW)
+    assert done.image.size == done.source.size == size and (array == before).all()
+
+
+# ---------------------------------------------------------------- writing
+
+
+@pytest.mark.parametrize(
+    "suffix, exact", [("png", True), ("PNG", True), ("webp", True), ("jpg", False), ("jpeg", False)]
+)
+def test_the_suffix_decides_the_format(tmp_path, suffix, exact):
+    path = tmp_path / f"a.b.{suffix}"
+    images.write_picture(noise(30, 20), path)
+    with Image.open(path) as file:
+        assert file.format == images.FORMATS["." + suffix.lower()]
+        assert (file.tobytes() == noise(30, 20).tobytes()) == exact
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("name", ["a", "a.gif", "a.png.bak", ".png", "a.tiff", "a.jpg2"])
+def test_other_suffixes_are_refused(tmp_path, name):
+    with pytest.raises(ValueError, match="must end in"):
+        images.write_picture(noise(9, 9), tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_sides_beyond_the_format_are_refused_by_name(tmp_path):
+    with pytest.raises(ValueError, match=r"at most 16383 pixels.*\.png"):
+        images.write_picture(Image.new("RGB", (16384, 1)), tmp_path / "a.webp")
+    images.write_picture(Image.new("RGB", (16383, 1)), tmp_path / "a.webp")
+    with pytest.raises(ValueError, match=r"at most 65500"):
+        images.write_picture(Image.new("RGB", (65501, 1)), tmp_path / "a.jpg")
+    images.write_picture(Image.new("RGB", (65500, 1)), tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, suffix):
+    path = tmp_path / f"a.{suffix}"
+    path.write_bytes(b"old")
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, limits[1]))  # as good as a full disk
+    try:
+        with pytest.raises(OSError):
+            images.write_picture(noise(100, 100), path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Image.Image, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        images.write_picture(noise(9, 9), path)
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_written_files_have_the_usual_permissions(tmp_path):
+    before = os.umask(0o027)
+    try:
+        images.write_picture(noise(9, 9), tmp_path / "a.png")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a.png").stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
+def test_a_colour_profile_is_kept(tmp_path, sd, suffix):
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    noise(64, 64).save(tmp_path / f"in.{suffix}", icc_profile=profile)
+    for mask in (np.ones((64, 64)), None):
+        done = edit(sd, tmp_path / f"in.{suffix}", mask=mask, **FEW)
+        images.write_picture(done.image, tmp_path / f"out.{suffix}")
+        with Image.open(tmp_path / f"out.{suffix}") as file:
+            assert file.info["icc_profile"] == profile
+
+
+def test_a_profile_of_other_colours_is_dropped():
+    for mode, space in (("L", b"GRAY"), ("CMYK", b"CMYK")):
+        picture = Image.new(mode, (8, 8))
+        picture.info["icc_profile"] = bytes(16) + space + bytes(108)
+        assert images.to_rgb(picture).info == {}
