@@ -38,6 +38,11 @@ def time_features(t: Tensor, width: int) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
+def fan_out(x: Tensor, rows: int) -> Tensor:
+    """(b, ...) -> (rows, ...), repeated as a whole where it is not yet that long."""
+    return x if len(x) == rows else x.repeat(rows // len(x), *[1] * (x.ndim - 1))
+
+
 class ResBlock(nn.Module):
     """Two norm-SiLU-conv stages around the time embedding, and a residual."""
 
@@ -112,6 +117,7 @@ class TransformerBlock(nn.Module):
     def forward(self, x: Tensor, text: Tensor, attend: Attend) -> Tensor:
         h = self.norm1(x)
         x = x + self.attn1(h, h, attend)
+        x = fan_out(x, len(text))  # at the first cross-attention of all, where the rows begin to differ
         x = x + self.attn2(self.norm2(x), text, attend)
         return x + self.ff(self.norm3(x))
 
@@ -131,7 +137,7 @@ class SpatialTransformer(nn.Module):
         h, w = x.shape[-2:]
         tokens = self.proj_in(self.norm(x)).flatten(2).transpose(1, 2)  # (b, h w, c)
         tokens = self.transformer_blocks[0](tokens, text, attend)
-        return x + self.proj_out(tokens.transpose(1, 2).unflatten(2, (h, w)))
+        return fan_out(x, len(text)) + self.proj_out(tokens.transpose(1, 2).unflatten(2, (h, w)))
 
 
 class Downsample(nn.Module):
@@ -207,7 +213,7 @@ class UpBlock(nn.Module):
 
     def forward(self, x: Tensor, skips: list[Tensor], time: Tensor, text: Tensor, attend: Attend) -> Tensor:
         for i, resnet in enumerate(self.resnets):
-            x = resnet(torch.cat([x, skips.pop()], dim=1), time)
+            x = resnet(torch.cat([x, fan_out(skips.pop(), len(x))], dim=1), time)
             if self.has_text:
                 x = self.attentions[i](x, text, attend)
         return self.upsamplers[0](x, skips[-1].shape[-2:]) if skips else x
@@ -244,12 +250,15 @@ class UNet(nn.Module):
         self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
 
     def forward(self, x: Tensor, t: Tensor | int, text: Tensor, attend: Attend = sdpa) -> Tensor:
-        """x (b, 4, h, w) noisy latents of any h, w >= 1; t one timestep 0..999 for all, or (b,); text (b, 77, width)
-        from CLIP, in x's dtype. Returns the predicted noise (b, 4, h, w), in x's dtype.
+        """x (b, 4, h, w) noisy latents of any h, w >= 1; t one timestep 0..999 for all, or (b,); text (k b, 77, width)
+        from CLIP, in x's dtype. Returns the predicted noise (k b, 4, h, w), in x's dtype.
+
+        With k > 1 every latent is asked under k texts, in the order of x.repeat(k): what lies before the first
+        cross-attention is computed once for all of them (exact, 5 % of a row at 512 x 512).
         """
-        b, c = x.shape[:2]
+        (b, c), rows = x.shape[:2], len(text)
         assert c == self.config.in_channels, f"latents have {c} channels, the UNet takes {self.config.in_channels}"
-        assert text.shape[0] == b and text.shape[2] == self.config.cross_attention_dim, (
+        assert rows % b == 0 and text.shape[2] == self.config.cross_attention_dim, (
             f"text {tuple(text.shape)} does not fit {b} latents and width {self.config.cross_attention_dim}"
         )
         t = torch.as_tensor(t, device=x.device).reshape(-1)  # one timestep broadcasts over the batch

@@ -62,7 +62,7 @@ def test_same_seed_same_bits_and_the_global_generator_rests(sd, picture):
 
 def test_chunks_change_rounding_only(sd, picture):
     maps = [edit(sd, picture, **QUICK | {"maps": 5, "chunk": chunk}).found.maps for chunk in (1, 2, 5)]
-    assert all(torch.allclose(m, maps[0], rtol=1e-5, atol=1e-6) for m in maps)
+    assert all((m - maps[0]).norm() <= 1e-5 * maps[0].norm() for m in maps)
 
 
 @pytest.mark.parametrize("options, verdict", [
