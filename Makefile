@@ -6,7 +6,7 @@ MODEL ?= weights/mini
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test check clean parity-full load-peak full-size-edit diffusers-edit
+.PHONY: demo test check clean parity-full load-peak full-size-edit diffusers-edit bench-mini lines
 
 demo: $(VENV)/run.stamp
 	$(RUN) -m weights.demo --model $(MODEL)
@@ -34,7 +34,10 @@ diffusers-edit: $(VENV)/test.stamp  ## the whole edit against diffusers' pipelin
 
 $(VENV)/made.stamp:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "Python 3.10 or newer is needed: make PYTHON=python3.12"; exit 1; }
-	$(PYTHON) -m venv --system-site-packages $(VENV) || { rm -rf $(VENV); echo "python3 has no venv: install it (Debian: python3-venv)"; exit 1; }
+	@$(PYTHON) -m venv --system-site-packages $(VENV) 2>/dev/null \
+	|| $(PYTHON) -m venv --system-site-packages --without-pip $(VENV) \
+	|| { rm -rf $(VENV); echo "$(PYTHON) has no venv module: install it (Debian: python3-venv)"; exit 1; }
+	@$(RUN) -m pip --version >/dev/null || { rm -rf $(VENV); echo "$(PYTHON) has no pip: install it (Debian: python3-venv)"; exit 1; }
 	@touch $@
 
 $(VENV)/run.stamp: $(VENV)/made.stamp pyproject.toml
@@ -46,6 +49,13 @@ $(VENV)/test.stamp: $(VENV)/run.stamp
 	$(RUN) -m pip install --quiet --editable '.[test,check]'
 	@touch $@
 
+bench-mini: $(VENV)/run.stamp  ## the miniature's edits against known truth: JSON and plots in .bench-mini
+	$(RUN) -m pip install --quiet --editable '.[eval]'
+	$(RUN) -m weights.bench --model $(MODEL)
+
+lines:  ## the reading order with line counts
+	@cd minidiffedit && wc -l diffedit.py ddim.py sd.py unet.py attention.py vae.py clip.py tokenizer.py checkpoint.py
+
 clean:
-	rm -rf $(VENV) demo build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) demo .bench-mini build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -5,6 +5,7 @@ holds all three under CompVis' names. `open_checkpoint` decides from names and h
 does not fit before memory is spent; `load_network` fills a module that was built without memory.
 """
 
+import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,23 +17,24 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from .clip import CLIPConfig, CLIPText
-from .configs import FIXED, check_fixed, read_config, read_json
+from .clip import CLIPText
+from .configs import KINDS, read_configs
 from .refusals import Header, read_header, refuse_folder, refuse_header, refuse_name
-from .unet import UNet, UNetConfig
-from .vae import VAE, VAEConfig
+from .unet import UNet
+from .vae import VAE
 
-NETWORKS = {"unet": (UNet, UNetConfig), "vae": (VAE, VAEConfig), "text_encoder": (CLIPText, CLIPConfig)}
+NETWORKS: dict[str, Callable[[Any], nn.Module]] = {"unet": UNet, "vae": VAE, "text_encoder": CLIPText}
 STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 
 
 @dataclass(frozen=True)
 class Part:
-    """One network's weights: the file, its header, and module name -> key in the file."""
+    """One network's weights: the file, its header, and by module name the key in the file and the module's shape."""
 
     path: Path
     header: Header
     keys: dict[str, str]
+    shapes: dict[str, torch.Size]
 
 
 @dataclass(frozen=True)
@@ -54,48 +56,29 @@ def open_checkpoint(path: Path, *, variant: str | None = None, dtype: torch.dtyp
     """
     if variant not in (None, "fp16", "non_ema"):
         raise ValueError(f"variant must be 'fp16', 'non_ema' or none, got {variant!r}")
-    if path.is_dir():
-        found = open_folder(path, variant, dtype)
-    elif path.exists():
-        refuse_name(path)
-        header = read_header(path)
-        refuse_header(path, header, whole=True)
-        configs = {network: config() for network, (_, config) in NETWORKS.items()}
-        parts = {network: Part(path, header, single_file_keys(network, header)) for network in NETWORKS}
-        refuse_extras(path, header, {key for part in parts.values() for key in part.keys.values()})
-        found = Checkpoint(path, "single file", configs, parts, tokenizer=None)
-    else:
+    if os.path.isdir(path):
+        return open_folder(path, variant, dtype)
+    if not os.path.exists(path):
         raise ValueError(f"{path}: no such file or folder, and not a hub id (owner/name)")
-    unet, vae, text = (found.configs[network] for network in NETWORKS)
-    if not unet.in_channels == unet.out_channels == vae.latent_channels:
-        raise ValueError(
-            f"{path}: the UNet has {unet.in_channels} -> {unet.out_channels} channels, "
-            f"the VAE's latents {vae.latent_channels}"
-        )
-    if unet.cross_attention_dim != text.hidden_size:
-        raise ValueError(
-            f"{path}: the UNet reads texts {unet.cross_attention_dim} wide, the text encoder makes {text.hidden_size}"
-        )
-    for network, part in found.parts.items():
-        check_shapes(part, build(network, found.configs[network]))
-    return found
+    refuse_name(path)
+    header = read_header(path)
+    refuse_header(path, header, whole=True)
+    configs = {network: kind() for network, kind in KINDS.items()}
+    parts = {network: find_part(network, configs[network], path, header, SINGLE[network]) for network in NETWORKS}
+    check_tensors(path, header, list(parts.values()))
+    return Checkpoint(path, "single file", configs, parts, tokenizer=None)
 
 
 def open_folder(folder: Path, variant: str | None, dtype: torch.dtype) -> Checkpoint:
     refuse_folder(folder)
-    configs, parts = {}, {}
-    for network, (_, config) in NETWORKS.items():
-        file = weights_file(folder, network, variant, dtype)
-        header = read_header(file)
-        refuse_header(file, header, whole=False)
-        configs[network] = read_config(config, folder / network / "config.json", FIXED[network])
-        names = build(network, configs[network]).state_dict().keys()
-        keys = {name: first_of(aliases(network, name), header) for name in names}
-        refuse_extras(file, header, set(keys.values()))
-        parts[network] = Part(file, header, keys)
-    scheduler = folder / "scheduler" / "scheduler_config.json"
-    if scheduler.exists():
-        check_fixed(scheduler, read_json(scheduler), FIXED["scheduler"])
+    files = {network: weights_file(folder, network, variant, dtype) for network in NETWORKS}
+    headers = {network: read_header(file) for network, file in files.items()}
+    for network, file in files.items():
+        refuse_header(file, headers[network], whole=False)
+    configs, parts = read_configs(folder), {}
+    for network, file in files.items():
+        parts[network] = find_part(network, configs[network], file, headers[network], FOLDER[network])
+        check_tensors(file, headers[network], [parts[network]])
     tokenizer = folder / "tokenizer"
     return Checkpoint(folder, "folder", configs, parts, tokenizer if tokenizer.is_dir() else None)
 
@@ -115,11 +98,9 @@ def weights_file(folder: Path, network: str, variant: str | None, dtype: torch.d
         if file.exists():
             return file
     names = sorted(p.name for p in sub.iterdir())
-    for name in names:
-        refuse_name(sub / name)
-    pickles = [name for name in names if name.endswith((".bin", ".ckpt", ".pt", ".pth"))]
-    if pickles:
-        read_header(sub / pickles[0])  # refuses it as a pickle
+    if not {plain.name, half.name, other.name} & {*names}:  # what stands there instead may say why
+        for name in names:
+            refuse_name(sub / name)
     raise ValueError(f"{sub} has no {' or '.join(f.name for f in wanted)}; it has {', '.join(names) or 'nothing'}")
 
 
@@ -174,27 +155,24 @@ def compvis_vae(name: str) -> str:
     return swap(name, INNER_VAE)
 
 
-SINGLE: dict[str, Callable[[str], list[str]]] = {
+# Module name -> the keys under which a file may hold its tensor, the first being the official one.
+Names = Callable[[str], list[str]]
+SINGLE: dict[str, Names] = {
     "unet": lambda name: [f"model.diffusion_model.{compvis_unet(name)}"],
     "vae": lambda name: [f"first_stage_model.{compvis_vae(name)}"],
     "text_encoder": lambda name: [f"cond_stage_model.transformer.{p}{name}" for p in ("text_model.", "")],
 }
+FOLDER: dict[str, Names] = {
+    "unet": lambda name: [name],
+    "vae": lambda name: [name, swap(name, OLD_VAE)],
+    "text_encoder": lambda name: [f"text_model.{name}", name],
+}
 
 
-def single_file_keys(network: str, header: Header) -> dict[str, str]:
-    names = build(network, NETWORKS[network][1]()).state_dict().keys()
-    return {name: first_of(SINGLE[network](name), header) for name in names}
-
-
-def aliases(network: str, name: str) -> list[str]:
-    """The keys under which a folder's file may hold a module's tensor."""
-    if network == "vae" and ".attentions." in name:
-        return [name, swap(name, OLD_VAE)]
-    return [f"text_model.{name}", name] if network == "text_encoder" else [name]
-
-
-def first_of(candidates: list[str], header: Header) -> str:
-    return next((key for key in candidates if key in header), candidates[0])
+def find_part(network: str, config: Any, path: Path, header: Header, names: Names) -> Part:
+    shapes = {name: tensor.shape for name, tensor in build(network, config).state_dict().items()}
+    keys = {name: next((key for key in names(name) if key in header), names(name)[0]) for name in shapes}
+    return Part(path, header, keys, shapes)
 
 
 SCHEDULE_BUFFERS = re.compile(
@@ -209,16 +187,21 @@ def is_leftover(key: str) -> bool:
     return bool(SCHEDULE_BUFFERS.fullmatch(key)) or key.startswith("model_ema.") or key.endswith(ends)
 
 
-def refuse_extras(path: Path, header: Header, used: set[str]) -> None:
-    missing = sorted(used - header.keys())
-    extra = sorted(key for key in header if key not in used and not is_leftover(key))
-    if missing or extra:
-        lists = [
-            f"{len(keys)} {word}: {', '.join(keys[:3])}"
-            for word, keys in (("missing", missing), ("unknown", extra))
-            if keys
-        ]
-        raise ValueError(f"{path} does not have the tensors of SD v1 ({'; '.join(lists)}); use an SD v1 model")
+def check_tensors(path: Path, header: Header, parts: list[Part]) -> None:
+    """Raise ValueError naming the first tensors that the parts lack, do not know, or hold in another shape or type."""
+    wanted = {key: part.shapes[name] for part in parts for name, key in part.keys.items()}
+    misfits = []
+    for key in header.keys() & wanted.keys():
+        (dtype, shape), expected = header[key], tuple(wanted[key])
+        if shape != expected and not (len(expected) == 2 and shape == (*expected, 1, 1)):  # a 1x1 conv is a matrix
+            misfits.append(f"{key} is {list(shape)}, not {list(expected)}")
+        elif dtype not in ("F16", "BF16", "F32", "F64"):
+            misfits.append(f"{key} is {dtype}, not a float type")
+    extra = [key for key in header if key not in wanted and not is_leftover(key)]
+    faults = {"missing": wanted.keys() - header.keys(), "unknown": extra, "misshaped": misfits}
+    if any(faults.values()):
+        said = [f"{len(keys)} {word}: {', '.join(sorted(keys)[:3])}" for word, keys in faults.items() if keys]
+        raise ValueError(f"{path} does not have the tensors of SD v1 as configured ({'; '.join(said)}); use another")
 
 
 # ---------------------------------------------------------------- loading
@@ -227,20 +210,7 @@ def refuse_extras(path: Path, header: Header, used: set[str]) -> None:
 def build(network: str, config: Any) -> nn.Module:
     """The network without memory for its weights."""
     with torch.device("meta"):
-        return NETWORKS[network][0](config)
-
-
-def check_shapes(part: Part, module: nn.Module) -> None:
-    """Raise ValueError naming the first tensors of other shape or kind; 1x1 convolutions count as matrices."""
-    wrong = []
-    for name, tensor in module.state_dict().items():
-        dtype, shape = part.header[part.keys[name]]
-        if shape != tensor.shape and not (tensor.ndim == 2 and shape == (*tensor.shape, 1, 1)):
-            wrong.append(f"{part.keys[name]} is {list(shape)}, not {list(tensor.shape)}")
-        elif dtype not in ("F16", "BF16", "F32", "F64"):
-            wrong.append(f"{part.keys[name]} is {dtype}, not a float type")
-    if wrong:
-        raise ValueError(f"{part.path} does not fit its configuration ({len(wrong)} tensors: {'; '.join(wrong[:3])})")
+        return NETWORKS[network](config)
 
 
 def read_tensors(part: Part, group: int = 64) -> Iterator[tuple[str, Tensor]]:
@@ -257,12 +227,14 @@ def load_network(network: str, config: Any, part: Part, device: torch.device, dt
 
     Raises ValueError naming the first tensor that holds NaN or infinity, in the file or after the cast to dtype.
     """
-    module = build(network, config)
-    shapes = {name: tensor.shape for name, tensor in module.state_dict().items()}
     state = {}
     for name, tensor in read_tensors(part):
-        state[name] = tensor.to(device, dtype, copy=True).reshape(shapes[name])
+        state[name] = tensor.to(device, dtype, copy=True).reshape(part.shapes[name])
         if not all(bound.isfinite() for bound in torch.aminmax(state[name])):
-            raise ValueError(f"{part.path}: {part.keys[name]} holds NaN or infinity as {dtype}; the file is damaged")
+            what = f"{part.path}: {part.keys[name]} holds"
+            if tensor.isfinite().all():
+                raise ValueError(f"{what} numbers too large for {dtype}; use bfloat16 or float32")
+            raise ValueError(f"{what} NaN or infinity; the file is damaged, download it again")
+    module = build(network, config)
     module.load_state_dict(state, strict=True, assign=True)
     return module.eval().requires_grad_(False)

@@ -23,7 +23,7 @@ from . import __version__
 def main(argv: list[str] | None = None) -> int:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the shell
-            setattr(sys, name, open(os.devnull, "w"))
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     if getattr(sys.stdout, "errors", None) == "strict" and hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names may be no text
     try:
@@ -107,7 +107,7 @@ def build_parser() -> argparse.ArgumentParser:
         type=int,
         default=1,
         metavar="K",
-        help="model calls per encoding step, 2 is more exact (%(default)s)",
+        help="calls per encoding step, 2 is more exact (%(default)s)",
     )
     edit.add_argument(
         "--no-paste", dest="paste", action="store_false", help="do not put the input's pixels back outside the mask"
@@ -135,6 +135,7 @@ def build_parser() -> argparse.ArgumentParser:
         "-o", "--output", type=Path, default=Path("generated.png"), metavar="FILE", help="(%(default)s)"
     )
     generate.add_argument("--negative-prompt", default="", metavar="TEXT", help="what not to show")
+    add_seed(generate)
     add_sampling(generate)
     generate.add_argument("--width", type=pixels, metavar="PX", help="a multiple of 8 (default: the training size)")
     generate.add_argument("--height", type=pixels, metavar="PX", help="the same")
@@ -403,7 +404,6 @@ def check_outputs(inputs: list[Path | None], outputs: list[Path | None], size: t
             raise ValueError(f"{path}: there is no folder {path.parent}")
         try:
             tempfile.TemporaryFile(dir=path.parent).close()
-            os.path.lexists(path) or os.close(os.open(path, os.O_CREAT)) or os.unlink(path)
         except OSError as error:
             raise ValueError(f"{path} cannot be written: {error.strerror}") from error
         if any(same_file(path, other) for other in taken):

@@ -6,7 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from .clip import CLIPConfig
+from .refusals import FIRST_CONV
 from .unet import UNetConfig
+from .vae import VAEConfig
+
+KINDS: dict[str, type] = {"unet": UNetConfig, "vae": VAEConfig, "text_encoder": CLIPConfig}
 
 # What SD v1 has where a config.json may ask for something else; absent or null means SD v1's.
 FIXED: dict[str, dict[str, tuple[Any, ...]]] = {
@@ -18,6 +22,8 @@ FIXED: dict[str, dict[str, tuple[Any, ...]]] = {
         "resnet_time_scale_shift": ("default",), "time_embedding_type": ("positional",), "time_cond_proj_dim": (),
         "transformer_layers_per_block": (1,), "conv_in_kernel": (3,), "conv_out_kernel": (3,), "attention_type":
         ("default",), "mid_block_type": ("UNetMidBlock2DCrossAttn",), "num_attention_heads": (),
+        "resnet_skip_time_act": (False,), "resnet_out_scale_factor": (1,), "time_embedding_act_fn": (),
+        "timestep_post_act": (), "cross_attention_norm": (), "time_embedding_dim": (),
     },
     "vae": {
         "act_fn": ("silu",), "shift_factor": (), "latents_mean": (), "latents_std": (), "use_quant_conv": (True,),
@@ -44,6 +50,30 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
+def read_configs(folder: Path) -> dict[str, Any]:
+    """A folder's config.json files by network, and a look at its scheduler's: no weights are needed.
+
+    Raises ValueError for what contradicts SD v1 or does not fit together.
+    """
+    configs = {network: read_config(network, folder / network / "config.json") for network in KINDS}
+    scheduler = folder / "scheduler" / "scheduler_config.json"
+    if scheduler.exists():
+        check_fixed(scheduler, read_json(scheduler), FIXED["scheduler"])
+    unet, vae, text = configs.values()
+    if unet.in_channels in FIRST_CONV:
+        raise ValueError(f"{folder} is {FIRST_CONV[unet.in_channels]}")
+    if not unet.in_channels == unet.out_channels == vae.latent_channels:
+        raise ValueError(
+            f"{folder}: the UNet has {unet.in_channels} -> {unet.out_channels} channels, "
+            f"the VAE's latents {vae.latent_channels}"
+        )
+    if unet.cross_attention_dim != text.hidden_size:
+        raise ValueError(
+            f"{folder}: the UNet reads texts {unet.cross_attention_dim} wide, the text encoder makes {text.hidden_size}"
+        )
+    return configs
+
+
 def check_fixed(path: Path, data: dict[str, Any], fixed: dict[str, tuple[Any, ...]]) -> None:
     for key, accepted in fixed.items():
         value = data.get(key)
@@ -54,13 +84,13 @@ def check_fixed(path: Path, data: dict[str, Any], fixed: dict[str, tuple[Any, ..
         raise ValueError(f"{path}: {key} is {value!r}; SD v1 has {accepted[0] if accepted else None!r}")
 
 
-def read_config(kind: type, path: Path, fixed: dict[str, tuple[Any, ...]]) -> Any:
-    """A config.json -> the dataclass `kind`: its fields where given, SD v1's elsewhere; unknown keys are ignored.
+def read_config(network: str, path: Path) -> Any:
+    """A config.json -> the network's dataclass: its fields where given, SD v1's elsewhere; unknown keys are ignored.
 
     Raises ValueError for what contradicts SD v1's architecture, for wrong types and absurd numbers.
     """
-    data = read_json(path)
-    check_fixed(path, data, fixed)
+    kind, data = KINDS[network], read_json(path)
+    check_fixed(path, data, FIXED[network])
     values = {}
     for field in fields(kind):
         value = data.get(field.name)

@@ -4,6 +4,7 @@ A picture is resized (Lanczos) so that its shorter side has the model's training
 never cropped or padded; the result is resized back and, outside the mask, the input's own pixels are put back.
 """
 
+import io
 import json
 import math
 import os
@@ -34,7 +35,12 @@ def read_picture(source: Any) -> Image.Image:
     else, damaged files, and more than Pillow's limit of 89 million pixels.
     """
     if isinstance(source, np.ndarray):
-        if source.dtype != np.uint8 or source.shape[2:] not in ((), (1,), (3,), (4,)) or 0 in source.shape:
+        if (
+            source.dtype != np.uint8
+            or source.ndim < 2
+            or source.shape[2:] not in ((), (1,), (3,), (4,))
+            or 0 in source.shape
+        ):
             raise ValueError(f"a picture array must be uint8 (H, W) or (H, W, 3), got {source.dtype} {source.shape}")
         picture = Image.fromarray(source.squeeze(-1) if source.shape[2:] == (1,) else source)
     elif isinstance(source, Image.Image):
@@ -201,9 +207,9 @@ def latent_mask(source: Any, picture: tuple[int, int], working: tuple[int, int],
     if size in (picture, working):
         if size != working:
             values = np.asarray(Image.fromarray(values).resize(working, Image.Resampling.BOX)).clip(0, 1)
-        return F.max_pool2d(torch.from_numpy(values.copy())[None, None], factor)
+        return F.max_pool2d(torch.from_numpy(values)[None, None], factor)
     if size == latent:
-        return torch.from_numpy(values.copy())[None, None]
+        return torch.from_numpy(values)[None, None]
     raise ValueError(
         f"the mask is {size[0]} x {size[1]}; it must have the picture's size {picture[0]} x {picture[1]} "
         f"(or {working[0]} x {working[1]}, or the latent's {latent[0]} x {latent[1]})"
@@ -242,10 +248,12 @@ def write_picture(picture: Image.Image, path: Path, text: dict[str, str] | None 
         if kind == "JPEG" and len(options.get("exif", b"")) > LONGEST_EXIF:
             warnings.warn("the settings are too long for JPEG's EXIF data and left out; PNG takes them", stacklevel=2)
             del options["exif"]
+    encoded = io.BytesIO()  # Pillow, given a file, does not notice when the disk takes only a part
+    picture.save(encoded, kind, **options)
     part = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
         with part.open("xb") as file:
-            picture.save(file, kind, **options)
+            file.write(encoded.getbuffer())
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)

@@ -19,16 +19,19 @@ NAMES = {
 
 
 @cache
-def model_hash(path: Path) -> str:
-    """First ten hex digits of a file's sha256; in the hub's cache the blob's name is that hash already."""
-    blob = path.resolve().name
-    if path.is_symlink() and len(blob) == 64:
-        return blob[:10]
+def sha256(path: Path) -> str:
+    """Of a file's content, in hex."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 24):
             digest.update(block)
-    return digest.hexdigest()[:10]
+    return digest.hexdigest()
+
+
+def model_hash(path: Path) -> str:
+    """First ten digits of a file's sha256; in the hub's cache the blob's name is taken for it, unread."""
+    blob = path.resolve().name
+    return (blob if path.is_symlink() and len(blob) == 64 else sha256(path))[:10]
 
 
 def metadata(settings: dict[str, Any], prompt: str) -> dict[str, str]:

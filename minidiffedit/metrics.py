@@ -9,7 +9,7 @@ import numpy as np
 
 
 def mse(a: Any, b: Any, where: np.ndarray | None = None) -> float:
-    """Mean squared difference in units of 1/255, squared: 0 to 255^2; over all channels. NaN where nothing is picked."""
+    """Mean squared difference in units of 1/255, squared: 0 to 255^2, over all channels; NaN for no pixels."""
     squares = (np.asarray(a, np.float64) - np.asarray(b, np.float64)) ** 2
     squares = squares if where is None else squares[where]
     return float(squares.mean()) if squares.size else float("nan")

@@ -6,6 +6,7 @@ what is sound but not Stable Diffusion v1, each with what it is and what to do.
 
 import json
 import math
+import re
 import struct
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,10 +42,9 @@ def read_header(path: Path) -> Header:
 
     Raises ValueError, naming the path, for anything that is not a whole, sound safetensors file.
     """
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file")
-    if path.suffix.lower() in (".ckpt", ".bin", ".pt", ".pth", ".pkl"):
-        raise ValueError(f"{path} is {PICKLE}")
+    if not path.is_file():  # a pipe would be waited for
+        raise ValueError(f"{path}: {'not a regular file' if path.exists() else 'no such file'}")
+    refuse_name(path)
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -52,21 +52,19 @@ def read_header(path: Path) -> Header:
             length = struct.unpack("<Q", start[:8])[0] if len(start) >= 8 else 0
             if start[8:9] != b"{" or length > LONGEST_HEADER:
                 raise ValueError(f"{path} is {sniff(start, size)}")
+            if size < 8 + length:
+                raise ValueError(f"{path} is cut off: {size} bytes on disk, over {8 + length} expected; {AGAIN}")
             file.seek(8)
             raw = file.read(length)
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
-    if len(raw) < length:
-        raise ValueError(
-            f"{path} is truncated in its header: {size} bytes on disk, at least {8 + length} expected; {AGAIN}"
-        )
     header, end = parse_header(path, raw)
     if size != 8 + length + end:
         raise ValueError(f"{path} is damaged: {size} bytes on disk, {8 + length + end} expected; {AGAIN}")
     try:
         with safe_open(path, framework="pt"):  # the library's own checks: overlaps, holes, alignment
             return header
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is damaged: {error} ({size} bytes on disk); {AGAIN}") from error
 
 
@@ -79,9 +77,9 @@ def sniff(start: bytes, size: int) -> str:
         return PICKLE
     if start.startswith(b"version https://git-lfs"):
         return f"a Git LFS pointer ({size} bytes), not the weights; run git lfs pull"
-    if start.lstrip().startswith(b"<"):
+    if start.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"<"):
         return "an HTML page, probably a failed download; download the file itself"
-    if size < 9:
+    if len(start) < 9:
         return f"no safetensors file ({size} bytes: empty or cut off); {AGAIN}"
     return f"no safetensors file ({size} bytes, it starts with {start[:8]!r}); {AGAIN}"
 
@@ -132,7 +130,7 @@ def add_on(header: Header) -> str | None:
 
     if any(info.dtype.startswith("F8") for info in header.values()):
         return "stored in 8-bit floats; use the fp16 file"
-    if has("lora_unet_", "lora_te", ".lora_down.", ".lora_up.", ".lora_A.", ".lora_B."):
+    if has("lora_unet_", "lora_te", "lora_down.", "lora_up.", "lora_A.", "lora_B.", "_lora.", "lycoris_"):
         return "a LoRA, an add-on to a checkpoint; merge it into one first"
     if has("emb_params", "string_to_param") or (len(header) == 1 and next(iter(header.values())).shape[-1:] == (768,)):
         return "a learned word (textual inversion), not a checkpoint"
@@ -160,25 +158,22 @@ def other_model(header: Header, whole: bool) -> str | None:
         return FIRST_CONV[first.shape[1]]
     if starts("cond_stage_model.model."):
         return LINEAR_V2
+    blocks = [unet + block for block in ("down_blocks.0.", "input_blocks.1.")]
+    attended = [unet + block for block in ("down_blocks.0.attentions.", "input_blocks.1.1.")]
+    if first and starts(*blocks) and not starts(*attended):
+        return SDXL
     for key, info in header.items():
         if key.startswith(unet) and (
             (key.endswith(".proj_in.weight") and len(info.shape) == 2)
             or (key.endswith("attn2.to_k.weight") and info.shape[-1:] == (1024,))
         ):
-            return LINEAR_V2 if f"{unet}add_embedding.linear_1.weight" not in keys else SDXL
-    block = ("down_blocks.0.", "input_blocks.1.")
-    if (
-        first
-        and starts(*(unet + b for b in block))
-        and not starts(*(unet + b for b in ("down_blocks.0.attentions.", "input_blocks.1.1.", "input_blocks.2.1.")))
-    ):
-        return SDXL
+            return LINEAR_V2
     if whole and not unet:
         if starts("encoder.down", "decoder.up", "encoder.conv_in", "decoder.conv_in", "first_stage_model."):
             return "only the VAE; the whole model is needed"
         if "conv_in.weight" in keys or "input_blocks.0.0.weight" in keys:
             return "only the UNet; the whole model is needed"
-        if starts("text_model.", "embeddings."):
+        if starts("text_model.", "embeddings.", "cond_stage_model."):
             return "only the text encoder; the whole model is needed"
     if whole and unet and not starts("first_stage_model.", "cond_stage_model."):
         return "only the UNet; the whole model is needed"
@@ -187,7 +182,9 @@ def other_model(header: Header, whole: bool) -> str | None:
 
 def refuse_name(path: Path) -> None:
     """Raise ValueError for a file that its name alone rules out."""
-    if "-of-0" in path.name or path.name.endswith(".safetensors.index.json"):
+    if path.suffix.lower() in (".ckpt", ".bin", ".pt", ".pth", ".pkl"):
+        raise ValueError(f"{path} is {PICKLE}")
+    if re.search(r"-\d{5}-of-\d{5}", path.name) or path.name.endswith(".safetensors.index.json"):
         raise ValueError(f"{path} is one shard of several; official v1 files are not sharded; merge them into one")
 
 
@@ -197,3 +194,6 @@ def refuse_folder(folder: Path) -> None:
         raise ValueError(f"{folder} is {SDXL}")
     if (folder / "transformer").exists():
         raise ValueError(f"{folder} is {OTHER}")
+    alone = sorted(folder.glob("*.safetensors"))
+    if alone and not (folder / "unet").exists():
+        raise ValueError(f"{folder} has no folder unet/ but {alone[0].name}: give that file instead")

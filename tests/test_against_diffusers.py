@@ -29,7 +29,8 @@ def test_the_whole_edit_equals_diffusers_once_its_blend_is_shifted(folder, tmp_p
     whole = tmp_path / "whole"
     shutil.copytree(folder, whole)
     (whole / "model_index.json").write_text(json.dumps(INDEX))
-    shutil.copytree(Path(__file__).parent / "data" / "manifests" / "configs" / "v1-5" / "tokenizer", whole / "tokenizer")
+    official = Path(__file__).parent / "data" / "manifests" / "configs" / "v1-5"
+    shutil.copytree(official / "tokenizer", whole / "tokenizer")
     (whole / "tokenizer" / "vocab.json").write_text(json.dumps(build_vocab(packaged_merges())))
     merges = files("minidiffedit").joinpath("data/clip_merges.txt.gz").read_bytes()
     (whole / "tokenizer" / "merges.txt").write_bytes(gzip.decompress(merges))

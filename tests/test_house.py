@@ -3,18 +3,18 @@
 import ast
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
+import tomllib
 
 import minidiffedit
 
 ROOT = Path(minidiffedit.__file__).parent
 RANK = {
-    "ddim": 0, "tokenizer": 0, "images": 0, "refusals": 0, "hub": 0, "metadata": 0, "metrics": 0, "attention": 1, "diffedit": 1,
-    "unet": 2, "clip": 2, "vae": 2, "configs": 3, "checkpoint": 4, "sd": 5, "editor": 6, "cli": 7, "__main__": 8,
-    "__init__": 8,
+    "ddim": 0, "tokenizer": 0, "images": 0, "refusals": 0, "metadata": 0, "metrics": 0, "attention": 1, "diffedit": 1,
+    "unet": 2, "clip": 2, "vae": 2, "configs": 3, "hub": 4, "checkpoint": 4, "sd": 5, "editor": 6, "verify": 7,
+    "cli": 8, "__main__": 9, "__init__": 9,
 }  # fmt: skip
 SPINE = "diffedit ddim sd unet attention vae clip tokenizer checkpoint".split()  # noqa: SIM905 (a sentence)
 

@@ -77,7 +77,7 @@ NETWORKS = {
     "tanh GELU": ("unet", "F.gelu(gate)", "F.gelu(gate, approximate=\"tanh\")", P.test_unet),
     "sine before cosine": ("unet", "[angles.cos(), angles.sin()]", "[angles.sin(), angles.cos()]", P.test_unet),
     "frequencies over half - 1": ("unet", "device=t.device) / half)", "device=t.device) / (half - 1))", P.test_unet),
-    "skips before the current": ("unet", "[x, skips.pop()]", "[skips.pop(), x]", P.test_unet),
+    "skips before the current": ("unet", "[x, fan_out(skips.pop(), len(x))]", "[fan_out(skips.pop(), len(x)), x]", P.test_unet),
     "time after the second norm": ("unet", "h = self.conv2(F.silu(self.norm2(h)))\n        return self.conv_shortcut(x) + h\n\n\nclass Attention",
         "h = self.conv2(F.silu(self.norm2(h) + 0.1))\n        return self.conv_shortcut(x) + h\n\n\nclass Attention", P.test_unet),
     "VAE pads every side": ("vae", "F.pad(x, (0, 1, 0, 1))", "F.pad(x, (1, 0, 1, 0))", P.test_vae_encoder),

@@ -21,6 +21,7 @@ import torch
 
 from minidiffedit import StableDiffusion
 from minidiffedit.checkpoint import NETWORKS, SINGLE, STEMS, build
+from minidiffedit.configs import KINDS
 
 CONFIGS = Path(__file__).parent.parent / "data" / "manifests" / "configs" / "v1-5"
 LIMIT = 1.3
@@ -35,7 +36,7 @@ def random_tensor(name: str, shape: tuple[int, ...], generator: torch.Generator)
 
 
 def shapes_of(network: str) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(t.shape) for name, t in build(network, NETWORKS[network][1]()).state_dict().items()}
+    return {name: tuple(t.shape) for name, t in build(network, KINDS[network]()).state_dict().items()}
 
 
 def write_file(path: Path, tensors: dict[str, tuple[str, tuple[int, ...]]]) -> None:

@@ -1,0 +1,263 @@
+"""Which files are asked of the hub and its cache, in which order, and what is said if they can't be had. No network."""
+
+import json
+import shutil
+import socket
+from pathlib import Path
+from unittest.mock import MagicMock
+
+import huggingface_hub
+import pytest
+import tiny
+import torch
+from huggingface_hub import errors
+
+from minidiffedit import HubError, StableDiffusion, download
+from minidiffedit.cli import main
+from minidiffedit.hub import DEFAULT, LICENCE, SMALL, find_model
+from minidiffedit.metadata import model_hash
+
+PLAIN = ("unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model", "text_encoder/model")
+WEIGHTS = {
+    None: [f"{name}.safetensors" for name in PLAIN],
+    "fp16": [f"{name}.fp16.safetensors" for name in PLAIN],
+    "non_ema": [f"{PLAIN[0]}.non_ema.safetensors", *(f"{name}.safetensors" for name in PLAIN[1:])],
+}
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    monkeypatch.setattr(socket.socket, "connect", lambda *a: pytest.fail("the network was used"))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *a, **k: pytest.fail("the network was used"))
+
+
+class Hub:
+    """The library's two functions over a folder that plays the repository and a set of names that plays the cache."""
+
+    def __init__(self, folder):
+        self.folder, self.fetched, self.cached = folder, [], set()
+        self.lacking, self.error = set(), None
+
+    def look_up(self, repo_id, filename, cache_dir=None, revision=None):
+        return str(self.folder / filename) if filename in self.cached else None
+
+    def download(self, repo_id, filename, *, revision=None, cache_dir=None):
+        self.fetched.append(filename)
+        self.options = revision, cache_dir
+        if self.error:
+            raise self.error
+        if filename in self.lacking:
+            raise made(errors.EntryNotFoundError, "404")
+        self.cached.add(filename)
+        return str(self.folder / filename)
+
+
+def made(kind, text):
+    return kind(text, response=MagicMock()) if issubclass(kind, errors.HfHubHTTPError) else kind(text)
+
+
+@pytest.fixture
+def hub(folder, monkeypatch):
+    fake = Hub(folder)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fake.download)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", fake.look_up)
+    return fake
+
+
+# ---------------------------------------------------------------- what is asked
+
+
+@pytest.mark.parametrize("variant", WEIGHTS)
+def test_exactly_the_named_files_are_fetched(variant, hub, capsys, folder):
+    assert download("owner/name", variant=variant, revision="main", cache_dir="/cache") == folder
+    assert hub.fetched == [*SMALL, *WEIGHTS[variant]] and hub.options == ("main", "/cache")
+    err = capsys.readouterr().err
+    assert "owner/name is not in the cache, contacting the hub" in err and LICENCE in err
+    hub.fetched.clear()
+    assert download("owner/name", variant=variant) == folder  # again: all in the cache, nothing to say
+    assert hub.fetched == [] and capsys.readouterr().err == ""
+
+
+def test_the_small_files_are_those_that_are_read():
+    networks = [f"{network}/config.json" for network in tiny.FILES]
+    rest = ["model_index.json", "scheduler/scheduler_config.json", "tokenizer/vocab.json", "tokenizer/merges.txt"]
+    assert sorted(SMALL) == sorted(networks + rest)
+
+
+@pytest.mark.parametrize("half, first", [(False, None), (True, "fp16")])
+def test_the_nearest_variant_is_fetched_when_none_is_cached(half, first, hub):
+    find_model("owner/name", half=half)
+    assert hub.fetched == [*SMALL, *WEIGHTS[first]]
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("cached", [None, "fp16"])
+def test_any_cached_variant_is_better_than_the_network(half, cached, hub, capsys):
+    hub.cached |= {*SMALL, *WEIGHTS[cached]}
+    find_model("owner/name", half=half)
+    assert hub.fetched == [] and capsys.readouterr().err == ""
+
+
+def test_a_half_cached_model_is_completed(hub):
+    hub.cached |= {*SMALL, *WEIGHTS[None][:2]}
+    find_model("owner/name")
+    assert hub.fetched[-3:] == WEIGHTS[None]
+
+
+def test_a_named_variant_is_the_only_one_tried(hub):
+    hub.cached |= {*SMALL, *WEIGHTS[None]}
+    find_model("owner/name", variant="fp16")
+    assert hub.fetched[-3:] == WEIGHTS["fp16"]
+
+
+def test_an_unknown_variant_is_not_asked_for(hub):
+    with pytest.raises(ValueError, match="variant must be"):
+        find_model("owner/name", variant="int8")
+    assert hub.fetched == []
+
+
+def test_a_repository_without_fp16_files_gives_its_plain_ones(hub, folder):
+    hub.lacking |= {*WEIGHTS["fp16"]}
+    assert find_model("owner/name", half=True) == folder
+    assert hub.fetched[-3:] == WEIGHTS[None]
+
+
+def test_another_model_is_refused_before_its_weights_are_fetched(hub, folder, tmp_path):
+    hub.folder = shutil.copytree(folder, tmp_path / "m")
+    config = tmp_path / "m" / "unet" / "config.json"
+    config.write_text(json.dumps(tiny.CONFIGS["unet"] | {"in_channels": 9}))
+    with pytest.raises(ValueError, match="inpainting UNet"):
+        download("owner/name")
+    assert hub.fetched == list(SMALL)
+
+
+# ---------------------------------------------------------------- what is said
+
+
+@pytest.mark.parametrize(
+    "kind, words",
+    [
+        (errors.RepositoryNotFoundError, "owner/name: model_index.json: the repository is gated, private or does not"),
+        (errors.GatedRepoError, "gated, private or does not exist"),
+        (errors.RevisionNotFoundError, "no such revision; use a branch, a tag or a full 40-digit commit"),
+        (errors.LocalEntryNotFoundError, "model_index.json is not in the cache, and the hub cannot be reached"),
+        (errors.OfflineModeIsEnabled, "could not be fetched: words"),
+        (errors.EntryNotFoundError, "owner/name has no file model_index.json"),
+        (errors.HfHubHTTPError, "could not be fetched: words"),
+        (OSError, "could not be fetched: words"),
+        (RuntimeError, "could not be fetched: words"),
+    ],
+)
+def test_each_error_is_said_in_one_line(kind, words, hub, capsys):
+    hub.error = made(kind, "words\nmore")
+    with pytest.raises(HubError, match=words):
+        find_model("owner/name")
+    assert main(["download", "owner/name"]) == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: ")
+
+
+def test_an_error_without_words(hub):
+    hub.error = TimeoutError()
+    with pytest.raises(HubError, match="could not be fetched: TimeoutError"):
+        download("owner/name")
+
+
+def test_a_missing_weights_file_is_named(hub):
+    hub.lacking.add(WEIGHTS[None][1])
+    with pytest.raises(HubError, match=r"owner/name at revision v1 has no file vae/diffusion_pytorch_model.safetensor"):
+        download("owner/name", revision="v1")
+
+
+def test_only_the_cache_when_told_so(hub):
+    hub.cached |= {*SMALL, *WEIGHTS[None][:1]}
+    words = r"vae/diffusion_pytorch_model.safetensors is not in the cache\); to fetch it: minidiffedit download owner/n"
+    with pytest.raises(HubError, match=words):
+        find_model("owner/name", local_files_only=True)
+    assert hub.fetched == []
+
+
+def test_the_removed_repository_is_replaced_by_name(hub, folder):
+    old = "runwayml/stable-diffusion-v1-5"
+    for call in (find_model, download):
+        with pytest.raises(HubError, match=f"removed from the hub in August 2024; use {DEFAULT}"):
+            call(old)
+    with pytest.raises(HubError, match=f"minidiffedit download {DEFAULT}"):
+        find_model(old, local_files_only=True)
+    assert hub.fetched == []
+    hub.cached |= {*SMALL, *WEIGHTS[None]}  # who has it keeps it
+    assert find_model(old) == folder
+
+
+@pytest.mark.parametrize(
+    "model",
+    ["x", "./x/y", "../x", "/x/y", "a/b/c", "x/y.safetensors", "x/y.ckpt", "a b/c", "", "x/" + "y" * 300 + ".bin"],
+)
+def test_what_is_no_hub_id_is_a_path(model, hub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_model(model) == Path(model) and hub.fetched == []
+
+
+def test_an_existing_path_is_no_hub_id(hub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "owner" / "name").mkdir(parents=True)
+    assert find_model("owner/name") == Path("owner/name") and hub.fetched == []
+
+
+def test_an_id_that_the_library_refuses():
+    with pytest.raises(HubError, match="no hub id"):
+        download("owner/name--x")
+
+
+# ---------------------------------------------------------------- the library itself, over a cache on disk
+
+SHA = "451f4fe16113bff5a5d2269ed5ad43b0592e9a14"
+BLOB = "19da7aaa4b880e59d56843f1fcb4dd9b599c28a1d9d9af7c1143057c8ffae9f1"
+
+
+@pytest.fixture(scope="module")
+def cache(folder, tmp_path_factory):
+    """models--owner--name as the hub's library lays it out: links in a snapshot to blobs named by their hash."""
+    root = tmp_path_factory.mktemp("cache")
+    repository = root / "models--owner--name"
+    (repository / "blobs").mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(SHA)
+    for i, name in enumerate([*SMALL, *WEIGHTS[None]]):
+        blob = repository / "blobs" / (BLOB if name == WEIGHTS[None][0] else f"{i:040}")
+        if (folder / name).exists():
+            shutil.copy(folder / name, blob)
+        elif name == "model_index.json":
+            blob.write_text("{}")
+        else:
+            blob.write_text(tokenizer_file(name))
+        link = repository / "snapshots" / SHA / name
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(blob)
+    return root
+
+
+def tokenizer_file(name):
+    from minidiffedit.tokenizer import build_vocab, packaged_merges
+
+    merges = packaged_merges()
+    return json.dumps(build_vocab(merges)) if name.endswith("json") else "\n".join(map(" ".join, merges))
+
+
+@pytest.mark.parametrize("options", [{"local_files_only": True}, {}, {"revision": "main"}, {"revision": SHA}])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_model_in_the_cache_loads_without_the_network(options, dtype, cache, sd, capsys):
+    loaded = StableDiffusion.load("owner/name", device="cpu", dtype=dtype, cache_dir=cache, **options)
+    assert torch.equal(loaded.unet.conv_in.weight, sd.unet.conv_in.weight.to(loaded.dtype))
+    assert capsys.readouterr().err == ""
+    path = loaded.checkpoint.parts["unet"].path
+    assert path.parts[-4:-2] == ("snapshots", SHA)
+    assert model_hash(path) == BLOB[:10]  # the blob's name; its content was not hashed
+    assert loaded.tokenizer(["a horse"])[0, :4].tolist() == [49406, 320, 4558, 49407]
+
+
+def test_the_cache_gives_no_other_revision_or_variant(cache, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    for options in ({"revision": "fp16"}, {"variant": "fp16"}):
+        for local in (True, False):
+            with pytest.raises(HubError, match=r"not in the cache|could not be fetched"):
+                StableDiffusion.load("owner/name", device="cpu", cache_dir=cache, local_files_only=local, **options)
