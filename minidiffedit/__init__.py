@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .ddim import Trajectory, alpha_bar, level_at, levels, move, noises
-    from .diffedit import Mask, encode, find_mask, masked_decode, sample, threshold_maps
-    from .editor import Edit, Generation, edit, generate
+    from .diffedit import Eps, Mask, Track, encode, find_mask, masked_decode, sample, threshold_maps
+    from .editor import Edit, Generation, PictureMask, edit, generate, picture_mask
     from .hub import HubError, download
     from .sd import StableDiffusion
     from .tokenizer import Tokenizer
@@ -20,8 +20,8 @@ __version__ = "0.1.0"
 
 _HOME = {
     "ddim": ("Trajectory", "alpha_bar", "level_at", "levels", "move", "noises"),
-    "diffedit": ("Mask", "encode", "find_mask", "masked_decode", "sample", "threshold_maps"),
-    "editor": ("Edit", "Generation", "edit", "generate"),
+    "diffedit": ("Eps", "Mask", "Track", "encode", "find_mask", "masked_decode", "sample", "threshold_maps"),
+    "editor": ("Edit", "Generation", "PictureMask", "edit", "generate", "picture_mask"),
     "hub": ("HubError", "download"),
     "sd": ("StableDiffusion",),
     "tokenizer": ("Tokenizer",),
@@ -29,16 +29,18 @@ _HOME = {
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
-    "Edit", "Generation", "HubError", "Mask", "StableDiffusion", "Tokenizer", "Trajectory", "alpha_bar", "download",
-    "edit", "encode", "find_mask", "generate", "level_at", "levels", "masked_decode", "move", "noises", "sample",
-    "threshold_maps",
+    "Edit", "Eps", "Generation", "HubError", "Mask", "PictureMask", "StableDiffusion", "Tokenizer", "Track",
+    "Trajectory", "alpha_bar", "download", "edit", "encode", "find_mask", "generate", "level_at", "levels",
+    "masked_decode", "move", "noises", "picture_mask", "sample", "threshold_maps",
 ]  # fmt: skip
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
+if not TYPE_CHECKING:  # a checker must see the names above, not one door that opens for any name
+
+    def __getattr__(name: str) -> Any:
+        if name not in _MODULE_OF:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
 
 
 def __dir__() -> list[str]:

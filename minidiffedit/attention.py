@@ -28,7 +28,8 @@ class Site:
     kind: Literal["self", "cross", "causal"]
 
 
-# q (b, heads, n, d), k and v (b, heads, m, d) -> (b, heads, n, d), scaled by d^-1/2; any strides.
+# q (b, heads, n, d), k and v (b, heads, m, d) -> (b, heads, n, d), scaled by d^-1/2; any strides. Where k texts share
+# a latent, the very first self-attention sees each latent once, all later layers k times (see UNet.forward).
 Attend = Callable[[Site, Tensor, Tensor, Tensor], Tensor]
 
 

@@ -59,6 +59,7 @@ def one_line(error: Exception) -> str:
     if isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error):
         return "out of memory; try a smaller --size, --chunk 1 or --dtype bfloat16"
     text = " ".join(str(error).split()) or type(error).__name__
+    text = "".join(c if c.isprintable() else "?" for c in text)  # a hostile file's names must not steer the terminal
     expected = isinstance(error, ValueError | OSError | ArithmeticError)
     return text if expected else f"{type(error).__name__}: {text} (--debug shows where)"
 
@@ -364,19 +365,10 @@ def say_info(result: dict[str, Any]) -> str:
 
 def checked_settings(args: argparse.Namespace, function: Any) -> dict[str, Any]:
     """The options that are arguments of `edit`, `picture_mask` or `generate`, by name."""
-    from .ddim import level_at
-    from .editor import check_settings, checked_seed
+    from .editor import check_settings
 
     names = inspect.signature(function).parameters.keys() - {"image", "mask"}
-    settings = {name: value for name, value in vars(args).items() if name in names}
-    for name in ("prompt", "target", "source", "negative_prompt"):
-        text = settings.get(name, "")
-        if text != text.encode(errors="ignore").decode():
-            raise ValueError(f"{name} is no text: {text!r} holds bytes that are not UTF-8")
-    check_settings(settings)
-    checked_seed(settings["seed"])
-    level_at(settings.get("strength", 0.5), settings["steps"])
-    return settings
+    return check_settings({name: value for name, value in vars(args).items() if name in names})
 
 
 def picture_and_output(args: argparse.Namespace, word: str, *others: Path | None) -> tuple[Any, Path]:

@@ -27,8 +27,11 @@ class CLIPConfig:
 class Embeddings(nn.Module):
     def __init__(self, config: CLIPConfig):
         super().__init__()
-        self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.position_embedding = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        # By from_pretrained: drawing initial values on `meta` would import torch's compiler, a second of every load.
+        sizes = (config.vocab_size, config.max_position_embeddings)
+        tokens, positions = (torch.randn(n, config.hidden_size) for n in sizes)
+        self.token_embedding = nn.Embedding.from_pretrained(tokens, freeze=False)
+        self.position_embedding = nn.Embedding.from_pretrained(positions, freeze=False)
 
     def forward(self, ids: Tensor) -> Tensor:
         return self.token_embedding(ids) + self.position_embedding.weight[: ids.shape[1]]

@@ -1,13 +1,11 @@
-"""DDIM on Stable Diffusion's noise table: the levels, the one formula that moves between them, the noise.
-
-Song et al., 2010.02502. Everything here is exact arithmetic on Python floats and small tensors; no network.
-"""
+"""DDIM (Song et al., 2010.02502) on Stable Diffusion's noise table: levels, the formula between them, the noise."""
 
 import math
+import operator
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,15 +32,10 @@ def levels(steps: int) -> Levels:
     """The levels of N = `steps` sampling steps: t_0 = 0, t_j = 1 + (1000 // N)(j - 1).
 
     Level 0 keeps a_0 = alpha_bar[0], not 1 (SD's `set_alpha_to_one = false`); the 1 is its `steps_offset`.
-    Where N does not divide 1000 the top level lies below full noise, which is said in a warning.
-    Raises ValueError unless 1 <= steps <= 999.
+    Where N does not divide 1000 the top level lies below full noise. Raises ValueError unless 1 <= steps <= 999.
     """
-    if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= 999:
-        raise ValueError(f"steps must be a whole number from 1 to 999, got {steps!r}")
-    stride = 1000 // steps
+    stride = 1000 // whole("steps", steps, 1, 999)
     t = (0, *(1 + stride * j for j in range(steps)))
-    if 1000 % steps:
-        warnings.warn(f"{steps} steps do not divide 1000: the top level is t = {t[-1]}, below full noise", stacklevel=2)
     return Levels(t, tuple(alpha_bar()[i] for i in t))
 
 
@@ -51,9 +44,7 @@ def level_at(strength: float, steps: int, lowest: int = 0) -> int:
 
     Raises ValueError unless 0 <= strength <= 1.
     """
-    if not 0.0 <= strength <= 1.0:  # also false for NaN
-        raise ValueError(f"strength must be from 0 to 1, got {strength!r}")
-    level = min(steps, max(lowest, math.floor(strength * steps + 0.5)))
+    level = min(steps, max(lowest, math.floor(real("strength", strength, 0, 1) * steps + 0.5)))
     if strength > 0 and level == 0:
         warnings.warn(f"strength {strength} of {steps} steps rounds to level 0: nothing will change", stacklevel=2)
     return level
@@ -62,8 +53,7 @@ def level_at(strength: float, steps: int, lowest: int = 0) -> int:
 def move(x: Tensor, eps: Tensor, a_from: float, a_to: float) -> Tensor:
     """From alpha_bar a_from to a_to along the predicted noise eps; any shape, x's dtype.
 
-    To lower noise it is the DDIM step at eta = 0, to higher noise the DDIM inversion (2010.02502, eq. 12 and
-    section 4.3). No clipping of the predicted clean latent.
+    To lower noise the DDIM step at eta = 0, to higher noise the DDIM inversion (2010.02502, eq. 12, 4.3). No clipping.
     """
     x0 = (x - math.sqrt(1 - a_from) * eps) / math.sqrt(a_from)
     return math.sqrt(a_to) * x0 + math.sqrt(1 - a_to) * eps
@@ -72,10 +62,10 @@ def move(x: Tensor, eps: Tensor, a_from: float, a_to: float) -> Tensor:
 def noises(shape: Sequence[int], count: int, seed: int) -> Tensor:
     """`count` standard normal draws of `shape` (c, h, w) -> (count, c, h, w) float32, on the CPU.
 
-    One CPU generator per seed, one draw per noise in order: the result depends on neither device, nor batch, nor chunk,
-    and the first k of n noises are the k noises of a smaller count. torch's global generator is untouched.
+    One CPU generator per seed, one draw per noise in order: the result depends on neither device, nor batch, nor chunk;
+    torch's global generator is untouched. Raises ValueError unless seed is a whole number from 0 to 2^63 - 1.
     """
-    generator = torch.Generator("cpu").manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(whole("seed", seed, 0, 2**63 - 1))
     return torch.cat([torch.randn((1, *shape), generator=generator, dtype=torch.float32) for _ in range(count)])
 
 
@@ -104,3 +94,17 @@ class Trajectory(Mapping[int, Tensor]):
         if not 0 <= level < len(self):
             raise ValueError(f"level {level} is not among the encoded levels 0..{len(self) - 1}")
         return Trajectory(self._latents[: level + 1], self.steps)
+
+
+def whole(name: str, value: Any, low: int, high: int) -> int:
+    """A whole number (numpy's too) in low..high. Raises ValueError for anything else, True and False included."""
+    if isinstance(value, bool) or not hasattr(value, "__index__") or not low <= operator.index(value) <= high:
+        raise ValueError(f"{name} must be a whole number from {low} to {high}, got {value!r}")
+    return operator.index(value)
+
+
+def real(name: str, value: Any, low: float, high: float) -> float:
+    """A finite number in low..high. Raises ValueError for anything else: text, None, NaN, True and False included."""
+    if isinstance(value, bool) or not hasattr(value, "__float__") or not low <= float(value) <= high:
+        raise ValueError(f"{name} must be a number from {low} to {high}, got {value!r}")
+    return float(value)

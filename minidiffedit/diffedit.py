@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .ddim import Trajectory, level_at, levels, move, noises
+from .ddim import Trajectory, level_at, levels, move, noises, real, whole
 
 # eps(x_t (b, 4, h, w), t, [text, ...]) -> one prediction (b, 4, h, w) per text, in whatever dtype it computes.
 Eps = Callable[[Tensor, int, Sequence[Any]], Sequence[Tensor]]
@@ -34,16 +34,16 @@ def untracked(items: Iterable[Any], stage: str) -> Iterable[Any]:
 
 
 def working(x0: Tensor) -> Tensor:
-    """The clean latent in the loops' dtype: float64 stays, everything else becomes float32."""
-    if x0.ndim != 4:
+    """The caller's latent in the loops' dtype, a copy: float64 stays, everything else becomes float32."""
+    if x0.ndim != 4 or 0 in x0.shape:
         raise ValueError(f"latents must be (b, 4, h, w), got {tuple(x0.shape)}")
-    return x0 if x0.dtype == torch.float64 else x0.float()
+    return x0.to(torch.float64 if x0.dtype == torch.float64 else torch.float32, copy=True)
 
 
 # ---------------------------------------------------------------- 1. the mask
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Mask:
     """Where two texts disagree about b pictures.
 
@@ -53,9 +53,9 @@ class Mask:
     predictions under the reference text, so that another target costs half (None where nothing was predicted).
     """
 
-    mask: Tensor
-    heat: Tensor
-    maps: Tensor
+    mask: Tensor = field(repr=False)
+    heat: Tensor = field(repr=False)
+    maps: Tensor = field(repr=False)
     coverage: tuple[float, ...]
     verdict: tuple[str, ...]
     flat_below: Tensor
@@ -81,50 +81,54 @@ def find_mask(
 ) -> Mask:
     """Where the predictions under `target` and `reference` differ (2210.11427, section 3.2, step 1).
 
-    x0 (b, 4, h, w); target, reference: texts that hold for every image of the batch (b images with texts of their own:
-    one call each). Map i of an image is mean over channels |eps(x_t, t, target) - eps(x_t, t, reference)| at the level
-    nearest `strength`, with x_t the same for both texts and a noise of its own. No guidance: it would multiply the
-    maps by a constant, which the rescaling removes. The maps are averaged and thresholded by `threshold_maps`.
+    x0 (b, 4, h, w); target, reference: texts. Map i of an image is mean over channels |eps(x_t, t, target) -
+    eps(x_t, t, reference)| at the level nearest `strength`, with x_t the same for both texts and a noise of its own. No
+    guidance: it would multiply the maps by a constant, which the rescaling removes. The maps are averaged and
+    thresholded by `threshold_maps`.
 
-    Image i draws its noises from seed + i, or from seed[i]. chunk counts maps per model call (default: by latent size);
-    the result does not depend on it beyond the model's own rounding. The same object as target and reference is
-    answered "no difference" without a call. known_reference: `Mask.reference` of a run with the same x0, seed, steps,
-    strength, maps and reference text: only the target is evaluated.
+    Image i draws its noises from seed + i, or from seed[i]. chunk: maps per model call for a single image (default: by
+    latent size); several images go map by map. Neither changes the result beyond the model's own rounding. The same
+    object as target and reference is answered "no difference" without a call. known_reference: `Mask.reference` of a
+    run with the same x0, seed, steps, strength, maps and reference text: only the target is evaluated.
     Model rows: 2 n b, or n b with known_reference. Raises ValueError for values out of range, ArithmeticError when the
     model returns NaN or infinity.
     """
     x0 = working(x0)
     b, c, h, w = x0.shape
-    maps, chunk = at_least_one("maps", maps), at_least_one("chunk", default_chunk(h, w) if chunk is None else chunk)
-    seeds = [seed + i for i in range(b)] if isinstance(seed, int) else list(seed)
+    maps = whole("maps", maps, 1, 1000)
+    chunk = default_chunk(h, w) if chunk is None else whole("chunk", chunk, 1, 1000)
+    seeds = list(seed) if isinstance(seed, Sequence) else [whole("seed", seed, 0, 2**63 - b) + i for i in range(b)]
     if len(seeds) != b:
         raise ValueError(f"{len(seeds)} seeds for {b} images")
-    level = level_at(strength, steps, lowest=1)
-    t, a = levels(steps).t[level], levels(steps).a[level]
-
+    if known_reference is not None and known_reference.shape != (b, maps, c, h, w):
+        raise ValueError(f"known_reference must be {(b, maps, c, h, w)}, got {tuple(known_reference.shape)}")
+    t, a = levels(steps)
+    j = level_at(strength, steps, lowest=1)
     if target is reference:
         nothing = torch.zeros(b, maps, h, w, device=x0.device)
         return threshold_maps(nothing, torch.zeros(b, device=x0.device), clip=clip, threshold=threshold)
 
-    differences, kept, magnitudes, kappa = [], [], [], KAPPA_FULL
-    for i, start in track([(i, start) for i in range(b) for start in range(0, maps, chunk)], "mask"):
-        noise = noises((c, h, w), maps, seeds[i])[start : start + chunk].to(x0)
-        x_t = math.sqrt(a) * x0[i] + math.sqrt(1 - a) * noise  # one x_t for both texts
+    noise = torch.stack([noises((c, h, w), maps, one) for one in seeds]).to(x0)  # (b, n, c, h, w)
+    stride, kappa = chunk if b == 1 else 1, KAPPA_FULL
+    differences, magnitudes, kept = [], [], []
+    for start in track(range(0, maps, stride), "mask"):
+        some = slice(start, start + stride)
+        x_t = (math.sqrt(a[j]) * x0[:, None] + math.sqrt(1 - a[j]) * noise[:, some]).flatten(0, 1)
         if known_reference is None:
-            e_target, e_reference = eps(x_t, t, [target, reference])
+            e_target, e_reference = eps(x_t, t[j], [target, reference])  # one x_t for both texts
         else:
-            (e_target,) = eps(x_t, t, [target])
-            e_reference = known_reference[i, start : start + chunk]
+            e_target, e_reference = eps(x_t, t[j], [target])[0], known_reference[:, some].flatten(0, 1)
         kappa = KAPPA.get(e_target.dtype, KAPPA_FULL)
-        kept.append(e_reference)
+        kept.append(e_reference.unflatten(0, (b, -1)))
         e_target, e_reference = e_target.to(x0), e_reference.to(x0)
-        differences.append((e_target - e_reference).abs().mean(dim=1))
-        magnitudes += [(one.abs().mean() + two.abs().mean()) / 2 for one, two in zip(e_target, e_reference)]
+        differences.append((e_target - e_reference).abs().mean(dim=1).unflatten(0, (b, -1)))
+        sizes = [(one.abs().mean() + two.abs().mean()) / 2 for one, two in zip(e_target, e_reference)]
+        magnitudes.append(torch.stack(sizes).unflatten(0, (b, -1)))
 
-    raw = finite(torch.cat(differences).float().reshape(b, maps, h, w), "the mask's maps")
-    flat_below = kappa * torch.stack(magnitudes).float().reshape(b, maps).mean(dim=1)
+    raw = finite(torch.cat(differences, dim=1).float(), "the mask's maps")
+    flat_below = kappa * torch.cat(magnitudes, dim=1).float().mean(dim=1)
     found = threshold_maps(raw, flat_below, clip=clip, threshold=threshold)
-    return replace(found, reference=torch.cat(kept).reshape(b, maps, c, h, w))
+    return replace(found, reference=torch.cat(kept, dim=1))
 
 
 def threshold_maps(maps: Tensor, flat_below: Tensor, *, clip: float | None = 3.0, threshold: float = 0.5) -> Mask:
@@ -135,14 +139,17 @@ def threshold_maps(maps: Tensor, flat_below: Tensor, *, clip: float | None = 3.0
     1 / (clip * threshold) of the cells: 2/3 at the defaults. A spread of m, after the clip, not above flat_below (b,)
     means "no difference": heat and mask are zero.
     """
-    check_threshold(clip, threshold)
+    clip, threshold = check_threshold(clip, threshold)
+    maps, flat_below = finite(maps.float(), "the raw maps"), finite(flat_below.float(), "flat_below")
+    if maps.ndim != 4 or 0 in maps.shape or flat_below.shape != maps.shape[:1]:
+        raise ValueError(f"maps must be (b, n, h, w), flat_below (b,), got {(*maps.shape,)} and {(*flat_below.shape,)}")
     heats, verdicts = [], []
-    for image_maps, least_spread in zip(maps, flat_below):  # one by one: no image's statistics touch another's
+    for image_maps, least in zip(maps, flat_below):  # one by one: no image's statistics touch another's
         m = image_maps.mean(dim=0)
         if clip is not None:
             m = m.clamp(max=clip * m.mean())
         low, high = m.min(), m.max()
-        flat = bool(high - low <= least_spread)
+        flat = bool(high - low <= least)
         heats.append(torch.zeros_like(m) if flat else (m - low) / (high - low))
         verdicts.append("no difference" if flat else "found")
     heat = torch.stack(heats)[:, None]
@@ -150,9 +157,9 @@ def threshold_maps(maps: Tensor, flat_below: Tensor, *, clip: float | None = 3.0
     coverage = tuple(mask.float().mean(dim=(1, 2, 3)).tolist())
     for i, (share, verdict) in enumerate(zip(coverage, verdicts)):
         if verdict == "found" and share > 0.9:
-            warnings.warn(f"the mask of image {i} covers {share:.0%} of it", stacklevel=3)
+            warnings.warn(f"the mask of image {i} covers {share:.0%} of it", stacklevel=2)
         if mask[i].sum() == 1:
-            warnings.warn(f"the mask of image {i} is a single latent cell", stacklevel=3)
+            warnings.warn(f"the mask of image {i} is a single latent cell", stacklevel=2)
     return Mask(mask, heat, maps, coverage, tuple(verdicts), flat_below)
 
 
@@ -179,22 +186,25 @@ def encode(
 
     x_{j+1} = move(x_j, eps(x_j, t_{j+1}, text), a_j, a_{j+1}): the model is asked at the timestep it moves *to* (the
     prompt-to-prompt convention), which brings decoding closer to its inverse than t_j at the same cost.
-    refine = k evaluates eps k times a step, each after the first at the new x_{j+1}, as long as that still contracts.
-    Returns the levels 0..K. Model rows: K b, times `refine` at most. Raises ValueError for values out of range.
+    refine = k evaluates eps up to k times a step, after the first at the new x_{j+1}, as long as that contracts.
+    Returns the levels 0..K. Model rows: K b, times `refine` at most. Raises ValueError for values out of range,
+    ArithmeticError when the model returns NaN or infinity.
     """
     x = working(x0)
     t, a = levels(steps)
-    refine = at_least_one("refine", refine)
+    refine = whole("refine", refine, 1, 100)
     latents = [x]
     for j in track(range(level_at(strength, steps)), "encode"):
         x_next, residual = x, torch.full_like(x[:, :1, :1, :1], math.inf)
         for _ in range(refine):
             e = eps(x_next, t[j + 1], [text])[0].to(x)
             predicted_x0 = (x - math.sqrt(1 - a[j]) * e) / math.sqrt(a[j])
-            again = math.sqrt(a[j + 1]) * predicted_x0 + math.sqrt(1 - a[j + 1]) * e
-            change = (again - x_next).abs().amax(dim=(1, 2, 3), keepdim=True)
+            candidate = math.sqrt(a[j + 1]) * predicted_x0 + math.sqrt(1 - a[j + 1]) * e
+            change = (candidate - x_next).abs().amax(dim=(1, 2, 3), keepdim=True)
             closer = ~(change >= residual)  # per image: where passes diverge the last good one stays; NaN goes on
-            x_next, residual = torch.where(closer, again, x_next), torch.where(closer, change, residual)
+            x_next, residual = torch.where(closer, candidate, x_next), torch.where(closer, change, residual)
+            if not closer.any():
+                break
         x = x_next
         latents.append(x)
     finite(x, "the encoding")
@@ -221,16 +231,17 @@ def masked_decode(
     mask (b or 1, 1, h, w), bool or float in [0, 1], 1 = edited; soft values blend and are never binarised. After each
     step y_{j-1} is blended with x_{j-1}, the encoded latent of the level just reached; at the end with x_0 itself.
     guidance_scale = 1 needs no null prediction (2207.12598); an empty mask or K = 0 needs none at all.
-    Returns y_0 (b, 4, h, w). Model rows: 2 K b, or K b at guidance 1. record: a list that receives y_K, ..., y_0.
+    Returns y_0 (b, 4, h, w). Model rows: 2 K b, or K b at guidance 1. record: a list that receives y_K, ..., y_0, or
+    nothing where no step was made.
     Raises ValueError for a mask that does not fit, ArithmeticError when the model returns NaN or infinity.
     """
     K = max(trajectory)
-    y = trajectory[K]
+    y = working(trajectory[K])
     t, a = levels(trajectory.steps)
     M = checked_mask(mask, y)
-    g = checked_guidance(guidance_scale)
+    g = real("guidance_scale", guidance_scale, -1000, 1000)
     if K == 0 or not M.any():
-        return trajectory[0]
+        return working(trajectory[0])
     if record is not None:
         record.append(y)
     for j in track(range(K, 0, -1), "decode"):
@@ -259,7 +270,7 @@ def sample(
     track: Track = untracked,
 ) -> Tensor:
     """Plain guided DDIM (eta = 0) from x_T (b, 4, h, w) at the top level N to the clean latent; rows as above."""
-    y, g = working(x_T), checked_guidance(guidance_scale)
+    y, g = working(x_T), real("guidance_scale", guidance_scale, -1000, 1000)
     t, a = levels(steps)
     for j in track(range(steps, 0, -1), "generate"):
         if g == 1:
@@ -274,26 +285,13 @@ def sample(
 # ---------------------------------------------------------------- the doors
 
 
-def at_least_one(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
-    return value
-
-
-def checked_guidance(scale: float) -> float:
-    if not math.isfinite(scale):
-        raise ValueError(f"guidance_scale must be a finite number, got {scale!r}")
-    return scale
-
-
-def check_threshold(clip: float | None, threshold: float) -> None:
-    if clip is not None and not 0 < clip < math.inf:
-        raise ValueError(f"mask_clip must be a positive number or None, got {clip!r}")
-    if not 0 <= threshold <= 1:
-        raise ValueError(f"mask_threshold must be from 0 to 1, got {threshold!r}")
+def check_threshold(clip: float | None, threshold: float) -> tuple[float | None, float]:
+    return None if clip is None else real("mask_clip", clip, 1, 1e9), real("mask_threshold", threshold, 0, 1)
 
 
 def checked_mask(mask: Tensor, x: Tensor) -> Tensor:
+    if not isinstance(mask, Tensor):
+        raise ValueError(f"the mask must be a tensor (of a Mask, its .mask), got {type(mask).__name__}")
     if mask.ndim != 4 or mask.shape[0] not in (1, len(x)) or mask.shape[1] != 1 or mask.shape[2:] != x.shape[2:]:
         raise ValueError(f"the mask must be (b or 1, 1, h, w) for latents {tuple(x.shape)}, got {tuple(mask.shape)}")
     M = mask.to(x)

@@ -1,8 +1,4 @@
-"""Stable Diffusion v1 as four verbs: text, encode, decode, eps.
-
-The latent diffusion model of Rombach et al., 2112.10752: a picture's latent comes from the VAE, a prompt's text from
-CLIP, and the UNet predicts the noise in a noisy latent under a text.
-"""
+"""Stable Diffusion v1 (Rombach et al., 2112.10752) as four verbs: text, encode, decode, eps."""
 
 import time
 from collections.abc import Sequence
@@ -14,6 +10,7 @@ from torch import Tensor
 from .attention import Attend, sdpa
 from .checkpoint import Checkpoint, load_network, open_checkpoint
 from .clip import CLIPText
+from .ddim import whole
 from .hub import find_model
 from .tokenizer import Tokenizer
 from .unet import UNet
@@ -69,24 +66,24 @@ class StableDiffusion:
         return sd
 
     def text(self, prompts: Sequence[str]) -> Tensor:
-        """n prompts -> (n, 77, width), the model's dtype. One prompt's text does not depend on the others' presence
-        beyond rounding. Warns about prompts over 75 tokens; raises ValueError for what is not text.
-        """
-        if isinstance(prompts, str):
-            raise ValueError(f"prompts must be a list of strings, got the string {prompts!r}")
+        """n prompts -> (n, 77, width), the model's dtype. Warns over 75 tokens; ValueError for what is no text."""
         return self.clip(self.tokenizer(prompts).to(self.device))
 
     def encode(self, image: Tensor) -> Tensor:
         """image (b, 3, H, W) in [-1, 1], H and W multiples of 8 -> latent (b, 4, H/8, W/8) float32: the posterior's
-        mode (its mean) times the scaling factor, 0.18215 in SD v1. Raises ValueError for other shapes.
+        mode (its mean) times the scaling factor, 0.18215 in SD v1. Raises ValueError for other shapes and ranges.
         """
         if image.ndim != 4 or image.shape[1] != 3 or any(n == 0 or n % self.factor for n in image.shape[2:]):
             raise ValueError(f"image must be (b, 3, H, W), sides multiples of {self.factor}, got {tuple(image.shape)}")
+        if not image.is_floating_point() or not bool((image.abs() <= 1 + 1e-3).all()):
+            raise ValueError("image must hold floats in [-1, 1]")
         mean, _ = self.vae.encode(image.to(self.device, self.dtype))
         return mean.float() * self.vae.config.scaling_factor
 
     def decode(self, latent: Tensor) -> Tensor:
-        """latent (b, 4, h, w) -> image (b, 3, 8h, 8w) float32, about [-1, 1], not clamped."""
+        """latent (b, 4, h, w) -> image (b, 3, 8h, 8w) float32, about [-1, 1], not clamped; ValueError for others."""
+        if latent.ndim != 4 or latent.shape[1] != self.channels or 0 in latent.shape:
+            raise ValueError(f"latent must be (b, {self.channels}, h, w), got {tuple(latent.shape)}")
         return self.vae.decode((latent / self.vae.config.scaling_factor).to(self.device, self.dtype)).float()
 
     def eps(self, x_t: Tensor, t: int, texts: Sequence[Tensor]) -> list[Tensor]:
@@ -94,11 +91,13 @@ class StableDiffusion:
         each (b, 4, h, w) in the model's dtype, from one UNet call of k b rows (which `evaluations` counts).
         """
         b = len(x_t)
-        if any(len(text) not in (1, b) for text in texts):
-            raise ValueError(f"a text must have 1 or {b} rows for {b} latents, got {[len(text) for text in texts]}")
-        text = torch.cat([text.expand(b, -1, -1) for text in texts])
-        self.evaluations += len(text)
-        return list(self.unet(x_t.to(self.device, self.dtype), t, text, self.attend).chunk(len(texts)))
+        if not texts or not b or any(len(text) not in (1, b) for text in texts):
+            raise ValueError(f"texts must have 1 or {b} rows for {b} latents, got {[len(text) for text in texts]}")
+        whole("t", t, 0, 999)
+        text = torch.cat([text.expand(b, -1, -1) for text in texts]).to(self.device, self.dtype)
+        predictions = self.unet(x_t.to(self.device, self.dtype), t, text, self.attend)
+        self.evaluations += len(predictions)
+        return list(predictions.chunk(len(texts)))
 
     def clock(self) -> float:
         """Seconds, after all work given to the device is done."""

@@ -87,15 +87,17 @@ class Tokenizer:
             self.bpe = build_bpe(build_vocab(merges), merges)
         else:
             self.bpe = read_bpe(Path(source))
-        ids = self.bpe.encode("").ids
-        if ids != [BOS, EOS] or self.bpe.get_vocab_size() != EOS + 1:
-            raise ValueError(f"{source}: not CLIP's tokenizer: {self.bpe.get_vocab_size()} tokens, '' gives {ids}")
+        ids = self.bpe.encode("a horse").ids
+        if ids != [BOS, 320, 4558, EOS] or self.bpe.get_vocab_size() != EOS + 1:
+            raise ValueError(f"{source}: not CLIP's tokenizer ({self.bpe.get_vocab_size()} tokens, 'a horse' is {ids})")
 
     def __call__(self, prompts: Sequence[str]) -> Tensor:
         """n prompts -> (n, 77) int64: BOS, at most 75 tokens, EOS, padded with EOS.
 
-        A longer prompt is cut, and a warning shows what was lost. Raises ValueError for what is not text.
+        A longer prompt is cut, and a warning shows what was lost. Raises ValueError for what is no list of texts.
         """
+        if isinstance(prompts, str):
+            raise ValueError(f"prompts must be a list of strings, got the string {prompts!r}")
         return torch.tensor([self._ids(prompt) for prompt in prompts], dtype=torch.int64).reshape(-1, LENGTH)
 
     def _ids(self, prompt: str) -> list[int]:

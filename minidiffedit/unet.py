@@ -39,7 +39,7 @@ def time_features(t: Tensor, width: int) -> Tensor:
 
 
 def fan_out(x: Tensor, rows: int) -> Tensor:
-    """(b, ...) -> (rows, ...), repeated as a whole where it is not yet that long."""
+    """(b, ...) -> (rows, ...), repeated where it is not yet that long."""
     return x if len(x) == rows else x.repeat(rows // len(x), *[1] * (x.ndim - 1))
 
 
@@ -250,7 +250,7 @@ class UNet(nn.Module):
         self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
 
     def forward(self, x: Tensor, t: Tensor | int, text: Tensor, attend: Attend = sdpa) -> Tensor:
-        """x (b, 4, h, w) noisy latents of any h, w >= 1; t one timestep 0..999 for all, or (b,); text (k b, 77, width)
+        """x (b, 4, h, w) noisy latents of any h, w >= 1; t one timestep 0..999, or (b,) if k = 1; text (k b, 77, width)
         from CLIP, in x's dtype. Returns the predicted noise (k b, 4, h, w), in x's dtype.
 
         With k > 1 every latent is asked under k texts, in the order of x.repeat(k): what lies before the first

@@ -1,7 +1,6 @@
 """The autoencoder of Stable Diffusion v1: 8 x 8 pixels to one cell of 4 numbers, and back (Rombach et al., 2112.10752).
 
-Its residual block is not the UNet's: no time embedding, and every norm has eps 1e-6. Module names are the official
-checkpoint's keys in the newer spelling (`to_q`, not `query`).
+Every norm has eps 1e-6 here. Module names are the official checkpoint's keys, in the newer spelling (`to_q`).
 """
 
 from dataclasses import dataclass

@@ -14,8 +14,13 @@ from stubs import ALPHA_BAR, Counting, constant, gaussian, latent, zero
 from minidiffedit import diffedit as D
 from minidiffedit.ddim import Trajectory, levels, move
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*steps do not divide", "ignore:.*rounds to level 0")
+pytestmark = pytest.mark.filterwarnings("ignore:.*rounds to level 0")
 step_counts, ratios = st.sampled_from([1, 2, 7, 10, 20, 50]), st.sampled_from([0.0, 0.2, 0.5, 0.58, 0.8, 1.0])
+
+
+def tanh(x_t, t, texts):
+    """A predictor whose differences depend on the latent and its noise: no two maps, no two images are alike."""
+    return [torch.tanh(x_t * (1 + text)) for text in texts]
 
 
 def half_mask(h=6, w=5):
@@ -90,8 +95,9 @@ def test_refining_stops_where_it_diverges():
         return [400 * x_t for _ in texts]
 
     x0 = latent(2, 4, 4, 4)
-    once, often = (D.encode(steep, x0, None, steps=20, strength=0.2, refine=k) for k in (2, 9))
-    assert all(torch.equal(often[j], once[j]) for j in once)
+    eps = Counting(steep)
+    once, often = (D.encode(e, x0, None, steps=20, strength=0.2, refine=k) for e, k in ((steep, 1), (eps, 9)))
+    assert all(torch.equal(often[j], once[j]) for j in once) and eps.rows == 2 * 4 * 2
 
 
 # ---------------------------------------------------------------- decoding
@@ -199,20 +205,29 @@ def test_the_mask_is_where_the_texts_differ():
     assert found.heat.min() == 0 and found.heat.max() == 1
 
 
-def test_maps_see_the_stated_noises_at_the_stated_level():
-    eps, x0 = Counting(), latent(2, 4, 3, 5, dtype=torch.float32)
-    found = D.find_mask(eps, x0, 1.0, 0.0, maps=4, seed=7, chunk=3, steps=50, strength=0.5)
-    assert [len(x_t) for x_t, _, _ in eps.calls] == [3, 1, 3, 1] and eps.rows == 16
-    assert all(t == 481 and texts == [1.0, 0.0] for _, t, texts in eps.calls)  # one x_t for both texts
-    seen = torch.cat([x_t for x_t, _, _ in eps.calls]).reshape(2, 4, 4, 3, 5)
+@pytest.mark.parametrize("b, chunk, rows", [(1, 3, [3, 1]), (2, 3, [2] * 4), (1, None, [4])])
+def test_maps_see_the_stated_noises_at_the_stated_level(b, chunk, rows):
+    eps, x0 = Counting(tanh), latent(b, 4, 3, 5, dtype=torch.float32)
+    found = D.find_mask(eps, x0, 1.0, 0.2, maps=4, seed=7, chunk=chunk, steps=50, strength=0.5)
+    assert [len(x_t) for x_t, _, _ in eps.calls] == rows and eps.rows == 8 * b
+    assert all(t == 481 and texts == [1.0, 0.2] for _, t, texts in eps.calls)  # one x_t for both texts
+    seen = torch.cat([x_t.unflatten(0, (b, -1)) for x_t, _, _ in eps.calls], dim=1)
     a = float(np.float32(ALPHA_BAR[481]))
-    for i in range(2):
+    for i in range(b):
         generator = torch.Generator().manual_seed(7 + i)
         for k in range(4):
             noise = torch.randn(1, 4, 3, 5, generator=generator)[0]
             torch.testing.assert_close(seen[i, k], a**0.5 * x0[i] + (1 - a) ** 0.5 * noise)
-            one, two = gaussian(seen[i, k], 481, [1.0, 0.0])
+            one, two = tanh(seen[i, k], 481, [1.0, 0.2])
             torch.testing.assert_close(found.maps[i, k], (one - two).abs().mean(dim=0))
+
+
+def test_a_batch_may_have_texts_of_its_own():
+    x0, means = latent(3, 4, 6, 6, dtype=torch.float32), torch.tensor([0.3, 1.0, 2.0]).reshape(3, 1, 1, 1)
+    together = D.find_mask(tanh, x0, means, 0.0, maps=3, seed=5)
+    for i in range(3):
+        alone = D.find_mask(tanh, x0[i : i + 1], float(means[i]), 0.0, maps=3, seed=5 + i)
+        torch.testing.assert_close(together.maps[i], alone.maps[0])
 
 
 def test_the_sign_of_a_difference_does_not_matter():
@@ -234,6 +249,43 @@ def test_same_text_is_answered_without_a_call():
     found = D.find_mask(eps, latent(2, 4, 4, 4), text, text)
     assert eps.rows == 0 and found.verdict == ("no difference",) * 2 and found.coverage == (0.0, 0.0)
     assert not found.mask.any() and not found.heat.any() and found.maps.shape == (2, 10, 4, 4)
+
+
+@pytest.mark.parametrize("dtype, kappa", [(torch.float32, 1e-4), (torch.float16, 2e-2), (torch.bfloat16, 2e-2)])
+def test_kappa_is_as_stated(dtype, kappa):
+    def eps(x_t, t, texts):
+        return [torch.full_like(x_t, text).to(dtype) for text in texts]
+
+    found = D.find_mask(eps, latent(2, 4, 3, 3), 3.0, 1.0)
+    torch.testing.assert_close(found.flat_below, torch.full((2,), kappa * 2.0))  # kappa x mean |eps| of both texts
+    ramp = torch.linspace(0, 1, 9).reshape(1, 1, 3, 3)
+    for limit, verdict in ((0.99, "found"), (1.0, "no difference")):
+        assert D.threshold_maps(ramp, torch.tensor([limit])).verdict == (verdict,)
+
+
+def test_threshold_is_strict_and_coverage_warns_above_nine_tenths():
+    steps = torch.arange(21.0).reshape(1, 1, 3, 7)  # heat 0, .05, ..., 1
+    assert D.threshold_maps(steps, torch.zeros(1), threshold=0.5).mask.sum() == 10
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert D.threshold_maps(steps, torch.zeros(1), threshold=0.1).coverage[0] == pytest.approx(18 / 21)
+        with pytest.raises(UserWarning, match="covers"):
+            D.threshold_maps(steps, torch.zeros(1), threshold=0.05)
+
+
+def test_default_chunk_depends_on_size_only():
+    sizes = ((64, 64), (32, 32), (16, 16), (128, 128), (91, 40))
+    assert [D.default_chunk(*size) for size in sizes] == [4, 16, 64, 1, 4]
+
+
+@pytest.mark.parametrize("maps, flat_below", [
+    (torch.full((1, 2, 3, 3), math.nan), torch.zeros(1)), (torch.ones(1, 2, 3, 3), torch.full((1,), math.inf)),
+    (torch.ones(3, 2, 3, 3), torch.zeros(1)), (torch.ones(2, 3, 3), torch.zeros(2)),
+    (torch.ones(0, 2, 3, 3), torch.zeros(0)),
+])  # fmt: skip
+def test_maps_that_are_none(maps, flat_below):
+    with pytest.raises((ValueError, ArithmeticError)):
+        D.threshold_maps(maps, flat_below)
 
 
 @pytest.mark.parametrize("noise, dtype, verdict", [
@@ -351,11 +403,11 @@ def test_warnings_for_doubtful_masks():
 @given(st.integers(1, 11), st.integers(1, 4))
 def test_alone_in_a_batch_and_under_any_chunk(chunk, b):
     x0 = latent(b, 4, 5, 4, dtype=torch.float32)
-    together = D.find_mask(gaussian, x0, square(h=5, w=4).float()[..., :5, :4], 0.0, chunk=chunk, seed=3)
+    together = D.find_mask(tanh, x0, 1.0, 0.0, chunk=chunk, seed=3)
     up = D.encode(gaussian, x0, 0.0, steps=10)
     down = D.masked_decode(gaussian, up, together.mask, 1.0, 0.0)
     for i in range(b):
-        alone = D.find_mask(gaussian, x0[i : i + 1], square(h=5, w=4).float()[..., :5, :4], 0.0, seed=3 + i)
+        alone = D.find_mask(tanh, x0[i : i + 1], 1.0, 0.0, seed=3 + i)
         assert torch.equal(alone.maps[0], together.maps[i]) and torch.equal(alone.heat[0], together.heat[i])
         lone = D.encode(gaussian, x0[i : i + 1], 0.0, steps=10)
         assert all(torch.equal(lone[j][0], up[j][i]) for j in lone)
@@ -402,8 +454,10 @@ def test_nan_from_the_model_is_an_error():
 
 
 @pytest.mark.parametrize("options", [
-    {"maps": 0}, {"maps": 2.5}, {"chunk": -1}, {"chunk": 0}, {"clip": 0.0}, {"clip": math.nan}, {"threshold": 1.5},
-    {"threshold": math.nan}, {"strength": -1.0}, {"steps": 0}, {"steps": 1000},
+    {"maps": 0}, {"maps": 2.5}, {"chunk": -1}, {"chunk": 0}, {"seed": -1}, {"seed": None}, {"seed": True},
+    {"seed": [1, 2]}, {"clip": 0.0}, {"clip": 0.5}, {"clip": "3"}, {"clip": math.nan}, {"threshold": 1.5},
+    {"threshold": math.nan}, {"strength": -1.0}, {"strength": "0.5"}, {"steps": 0}, {"steps": 1000},
+    {"known_reference": torch.zeros(1, 10, 4, 2, 2)},
 ])  # fmt: skip
 def test_mask_arguments_out_of_range(options):
     with pytest.raises(ValueError):

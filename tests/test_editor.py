@@ -1,5 +1,6 @@
 """From picture to picture on a tiny random model: counts, reuse, doors, determinism."""
 
+import json
 import math
 
 import numpy as np
@@ -7,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from minidiffedit import edit, generate
-from minidiffedit.editor import picture_mask
+from minidiffedit import edit, editor, encode, find_mask, generate, masked_decode, noises, picture_mask, sample
+from minidiffedit.images import grey_picture
 
 QUICK = {"steps": 10, "maps": 2, "target": "a zebra", "source": "a horse", "seed": 0}
 
@@ -65,17 +66,90 @@ def test_chunks_change_rounding_only(sd, picture):
     assert all((m - maps[0]).norm() <= 1e-5 * maps[0].norm() for m in maps)
 
 
-@pytest.mark.parametrize("options, verdict", [
-    ({"strength": 0.0}, "strength 0"), ({"target": "a horse"}, "no difference"),
-    ({"mask": Image.new("L", (93, 75))}, "given"), ({"strength": 0.0, "mask": Image.new("L", (93, 75), 255)}, "given"),
+@pytest.mark.parametrize("options, verdict, why", [
+    ({"strength": 0.0}, "strength 0", "level 0"), ({"target": "a horse"}, "no difference", "prompts do not differ"),
+    ({"mask": Image.new("L", (93, 75))}, "given", "mask is empty"),
+    ({"strength": 0.0, "mask": Image.new("L", (93, 75), 255)}, "strength 0", "level 0"),
 ])  # fmt: skip
-def test_nothing_to_edit_returns_the_source(sd, picture, options, verdict):
+def test_nothing_to_edit_returns_the_source(sd, picture, options, verdict, why):
     before = sd.evaluations
-    with pytest.warns(UserWarning, match="nothing to edit"):
+    with pytest.warns(UserWarning, match=f"nothing to edit: .*{why}"):
         done = edit(sd, picture, **QUICK | options)
     assert done.image.tobytes() == picture.tobytes() and torch.equal(done.latent, done.x0)
-    assert sd.evaluations == before and done.paste_mask is None
-    assert done.verdict == ("strength 0" if options.get("strength") == 0.0 else verdict)
+    assert sd.evaluations == before and done.paste_mask is None and done.verdict == verdict
+
+
+def test_every_setting_reaches_its_place(sd, picture, monkeypatch):
+    """Distinct values for all; what each loop is called with."""
+    seen = {}
+
+    def spy(name, loop):
+        def spied(*args, **options):
+            seen[name] = options
+            return loop(*args, **options)
+
+        monkeypatch.setattr(editor, name, spied)
+
+    for name in ("find_mask", "encode", "masked_decode", "sample"):
+        spy(name, getattr(editor, name))
+    settings = {
+        "steps": 8, "strength": 0.75, "guidance_scale": 2.5, "mask_strength": 0.25, "maps": 3, "mask_clip": 4.0,
+        "mask_threshold": 0.3, "refine": 2, "seed": 9, "chunk": 2,
+    }  # fmt: skip
+    done = edit(sd, picture, target="a zebra", source="a horse", **settings)
+    expected = {
+        "find_mask": {"steps": 8, "strength": 0.25, "maps": 3, "clip": 4.0, "threshold": 0.3, "seed": 9, "chunk": 2},
+        "encode": {"steps": 8, "strength": 0.75, "refine": 2},
+        "masked_decode": {"guidance_scale": 2.5},
+    }
+    for name, options in expected.items():
+        assert {key: seen[name][key] for key in options} == options
+    assert settings.items() <= done.settings.items() and done.coverage == float(done.latent_mask.mean())
+    alone = picture_mask(sd, picture, target="a zebra", source="a horse", **{k: settings[k] for k in (
+        "steps", "mask_strength", "maps", "mask_clip", "mask_threshold", "seed", "chunk")})  # fmt: skip
+    assert {key: seen["find_mask"][key] for key in expected["find_mask"]} == expected["find_mask"]
+    assert alone.heat.tobytes() == grey_picture(done.heat, picture.size).tobytes() != alone.mask.tobytes()
+    generate(sd, "a horse", steps=4, guidance_scale=2.5, seed=1)
+    assert (seen["sample"]["steps"], seen["sample"]["guidance_scale"]) == (4, 2.5)
+
+
+def test_numpy_settings_become_plain(sd, picture):
+    numbers = {"steps": np.int64(4), "maps": np.int32(2), "seed": np.int64(3), "strength": np.float32(0.5)}
+    done = edit(sd, picture, target="a zebra", **numbers)
+    assert json.loads(json.dumps(done.settings))["strength"] == 0.5
+    plain = edit(sd, picture, target="a zebra", steps=4, maps=2, seed=3, strength=0.5)
+    assert torch.equal(done.latent, plain.latent)
+
+
+def test_soft_masks_blend_once(sd, picture):
+    """Soft values act in the latents; the paste only guards what lies outside."""
+    soft = np.full((75, 93), 0.5, dtype=np.float32)
+    pasted, plain = (edit(sd, picture, mask=soft, paste=paste, **QUICK) for paste in (True, False))
+    assert pasted.image.tobytes() == plain.image.tobytes() and pasted.paste_mask.getextrema() == (255, 255)
+
+
+def test_the_model_in_a_batch(sd):
+    """On the model itself: images of a batch equal the images alone to rounding."""
+    x0 = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    text = [sd.text([prompt]) for prompt in ("a horse", "a zebra", "")]
+
+    def run(x, seed):
+        found = find_mask(sd.eps, x, text[1], text[0], steps=10, maps=2, seed=seed)
+        up = encode(sd.eps, x, text[2], steps=10)
+        return found.maps, up[max(up)], masked_decode(sd.eps, up, torch.ones(1, 1, 8, 8), text[1], text[2])
+
+    together = run(x0, 5)
+    for i in range(3):
+        # Guidance at 7.5 multiplies the rounding of a random net's predictions: 1e-4 for the final latent.
+        for one, many, bound in zip(run(x0[i : i + 1], 5 + i), together, (1e-5, 1e-5, 1e-4)):
+            assert (one[0] - many[i]).norm() <= bound * many[i].norm()
+
+
+def test_negative_prompt_and_prompt_keep_their_sides(sd):
+    one = generate(sd, "a horse", negative_prompt="a car", steps=4, seed=0)
+    text = [sd.text([prompt]) for prompt in ("a horse", "a car")]
+    by_hand = sample(sd.eps, noises((4, 8, 8), 1, 0), text[0], text[1], steps=4)
+    assert torch.equal(one.latent, by_hand)
 
 
 def test_a_further_edit_costs_mask_and_decode(sd, picture):
@@ -88,6 +162,8 @@ def test_a_further_edit_costs_mask_and_decode(sd, picture):
         ({"strength": 0.5}, (2, 0, 10)), ({"strength": 1.0}, (2, 10, 20)), ({"mask_threshold": 0.3}, (2, 0, 16)),
         ({"seed": 1}, (4, 0, 16)), ({"source": "a dog"}, (4, 0, 16)), ({"steps": 5}, (4, 4, 8)),
         ({"encode_text": "source"}, (2, 8, 16)), ({"mask": box()}, (0, 0, 16)), ({"guidance_scale": 1.0}, (2, 0, 8)),
+        ({"refine": 2}, (2, 16, 16)), ({"mask_strength": 0.3}, (4, 0, 16)), ({"maps": 3}, (6, 0, 16)),
+        ({"encode_text": "source", "source": ""}, (4, 0, 16)),
     ]:  # fmt: skip
         done = edit(sd, picture, reuse=first, **QUICK | changed)
         assert tuple(done.evaluations.values()) == rows, changed
@@ -95,8 +171,17 @@ def test_a_further_edit_costs_mask_and_decode(sd, picture):
         assert torch.allclose(done.latent, alone.latent, rtol=1e-4, atol=1e-5), changed
 
 
+def test_reuse_compares_what_was_encoded(sd, picture):
+    named = edit(sd, picture, encode_text="source", **QUICK)
+    unnamed = edit(sd, picture, reuse=named, **QUICK | {"source": "", "encode_text": "source"})
+    assert unnamed.evaluations["encode"] == 8
+
+
 def test_reuse_of_something_else_is_refused(sd, picture):
     first = edit(sd, picture, **QUICK)
+    turned = Image.frombytes("RGB", (75, 93), picture.tobytes())
+    with pytest.raises(ValueError, match=r"another picture|working size"):
+        edit(sd, turned, reuse=first, **QUICK)
     with pytest.raises(ValueError, match="another picture"):
         edit(sd, picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT), reuse=first, **QUICK)
     with pytest.raises(ValueError, match="working size"):
@@ -141,10 +226,11 @@ def test_any_size_comes_back(sd, size):
 
 
 @pytest.mark.parametrize("options", [
-    {"steps": 0}, {"steps": 1000}, {"strength": 1.5}, {"strength": math.nan}, {"guidance_scale": math.inf}, {"maps": 0},
-    {"mask_clip": -1.0}, {"mask_threshold": 2.0}, {"mask_strength": -0.5}, {"seed": -1}, {"seed": 1.5}, {"size": 32},
-    {"size": 2048}, {"encode_text": "nothing"}, {"refine": 0}, {"chunk": 0}, {"target": None}, {"target": "\ud800"},
-    {"mask": np.full((75, 93), np.nan)}, {"mask": np.zeros((5, 5))},
+    {"steps": 0}, {"steps": 1000}, {"strength": 1.5}, {"strength": math.nan}, {"strength": "0.8"}, {"strength": None},
+    {"guidance_scale": math.inf}, {"guidance_scale": None}, {"maps": 0}, {"mask_clip": -1.0}, {"mask_threshold": 2.0},
+    {"mask_strength": -0.5}, {"seed": -1}, {"seed": 1.5}, {"size": 32}, {"size": 2048}, {"encode_text": "nothing"},
+    {"refine": 0}, {"chunk": 0}, {"target": None}, {"target": "\ud800"}, {"mask": np.full((75, 93), np.nan)},
+    {"mask": np.zeros((5, 5))},
 ])  # fmt: skip
 def test_arguments_are_refused_before_any_row(sd, picture, options):
     before = sd.evaluations
@@ -165,7 +251,7 @@ def test_generate(sd):
     assert torch.equal(one.latent, generate(sd, "a horse", steps=4, seed=0).latent)
     wide = generate(sd, "a horse", steps=2, seed=0, width=136, height=64, guidance_scale=1)
     assert wide.image.size == (136, 64) and wide.evaluations == {"generate": 2}
-    for options in ({"width": 63}, {"width": 60}, {"height": 32768}, {"seed": -1}, {"steps": 0}):
+    for options in ({"width": 63}, {"width": 60}, {"width": 0}, {"height": 32768}, {"seed": -1}, {"steps": 0}):
         with pytest.raises(ValueError):
             generate(sd, "a horse", **options)
 

@@ -120,6 +120,17 @@ def test_clip(sd):
     assert error(ours(ids), peer(ids).last_hidden_state) <= BOUND
 
 
+def test_every_norm_has_its_eps():
+    """1e-5 and 1e-6 are too close for a comparison of outputs: norm by norm."""
+    pairs = (
+        (unet.UNet(tiny.UNET), peer_unet(), 109), (vae.VAE(tiny.VAE_), peer_vae(), 52),
+        (clip.CLIPText(tiny.CLIP), peer_clip(), 5),
+    )  # fmt: skip
+    for ours, theirs, count in pairs:
+        peers = {name.removeprefix("text_model."): m.eps for name, m in theirs.named_modules() if hasattr(m, "eps")}
+        assert {name: m.eps for name, m in ours.named_modules() if hasattr(m, "eps")} == peers and len(peers) == count
+
+
 @torch.no_grad()
 def test_the_latent_is_the_scaled_mode(sd):
     image = latent(1, 3, 64, 48, dtype=torch.float32).clamp(-1, 1)

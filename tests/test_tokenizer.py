@@ -109,7 +109,7 @@ BROKEN = {
     "an unknown merge": ({"vocab.json": '{"a": 0}', "merges.txt": "x y\n"}, "not a readable CLIP tokenizer"),
     "no JSON": ({"tokenizer.json": "{"}, "not a readable CLIP tokenizer"),
     "another's": ({"tokenizer.json": '{"version":"1.0","model":{"type":"BPE","vocab":{"a":0},"merges":[]}}'},
-                  "not CLIP's tokenizer: 1 tokens"),
+                  "not CLIP's tokenizer .1 tokens"),
     "no text": ({"vocab.json": b"\xff\xfe", "merges.txt": ""}, "not a readable CLIP tokenizer"),
 }  # fmt: skip
 
@@ -120,4 +120,15 @@ def test_broken_folders_are_refused(kind, tmp_path):
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content.encode() if isinstance(content, str) else content)
     with pytest.raises(ValueError, match=words):
+        Tokenizer(tmp_path)
+
+
+def test_a_vocabulary_whose_ids_are_shifted_is_refused(tmp_path):
+    """As many tokens, other words: prompts would silently mean something else."""
+    merges = packaged_merges()
+    vocab = build_vocab(merges)
+    shifted = {token: (i + 1) % 49406 if i < 49406 else i for token, i in vocab.items()}
+    (tmp_path / "vocab.json").write_text(json.dumps(shifted))
+    (tmp_path / "merges.txt").write_text("\n".join(" ".join(pair) for pair in merges))
+    with pytest.raises(ValueError, match="not CLIP's tokenizer"):
         Tokenizer(tmp_path)

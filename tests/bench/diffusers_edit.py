@@ -4,17 +4,19 @@
 
 diffusers' pipeline blends each step with the encoded latent of the level it just *left*. Its callback runs after that
 blend, so with a hard mask the blend is corrected from there by one level, the pipeline itself unchanged. Everything
-else (encoding, guidance, steps) must then agree.
+else (encoding, guidance, steps, the autoencoder) must then agree. The mask is ours for both: theirs is estimated with
+guidance, scaled by its maximum alone, and not comparable cell by cell.
 """
 
 import argparse
 import warnings
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import DDIMInverseScheduler, DDIMScheduler, StableDiffusionDiffEditPipeline
 
-from minidiffedit import StableDiffusion, encode, masked_decode
+from minidiffedit import StableDiffusion, edit
 
 
 def relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
@@ -23,7 +25,7 @@ def relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 
 @torch.no_grad()
 def compare(folder: str, steps: int = 20, strength: float = 0.8, guidance_scale: float = 7.5) -> dict[str, Any]:
-    """Relative differences of the trajectory and of the final latent, with diffusers' blend as it is and corrected."""
+    """Differences of encoding, latent and picture of an edit from a picture, diffusers' blend as it is and corrected."""
     sd = StableDiffusion.load(folder, dtype="float32", device="cpu")
     peer = StableDiffusionDiffEditPipeline.from_pretrained(
         folder, safety_checker=None, feature_extractor=None, requires_safety_checker=False
@@ -32,31 +34,31 @@ def compare(folder: str, steps: int = 20, strength: float = 0.8, guidance_scale:
     peer.inverse_scheduler = DDIMInverseScheduler.from_config(peer.scheduler.config)
     peer.set_progress_bar_config(disable=True)
 
-    side = sd.side // sd.factor
-    x0 = torch.randn(1, sd.channels, side, side, generator=torch.Generator().manual_seed(0))
-    mask = torch.zeros(1, 1, side, side)
-    mask[..., : side // 2, side // 4 :] = 1
-    null, target = sd.text([""]), sd.text(["a zebra"])
-    trajectory = encode(sd.eps, x0, null, steps=steps, strength=strength)
-    ours = masked_decode(sd.eps, trajectory, mask, target, null, guidance_scale=guidance_scale)
+    ramp = np.linspace(0, 255, sd.side).astype(np.uint8)
+    picture = np.stack([np.broadcast_to(ramp, (sd.side, sd.side)), *np.meshgrid(ramp[::-1], ramp)], axis=-1)
+    settings = {"steps": steps, "strength": strength, "guidance_scale": guidance_scale, "maps": 4, "seed": 0}
+    ours = edit(sd, picture, source="a horse", target="a zebra", paste=False, **settings)
+    mask, trajectory, K = ours.latent_mask, ours.trajectory, max(ours.trajectory)
 
-    settings = {"num_inference_steps": steps, "inpaint_strength": strength}
-    encoded = peer.invert(prompt="", image=x0, guidance_scale=1.0, output_type="latent", **settings).latents
-    K = max(trajectory)
-    theirs = torch.stack([trajectory[j] for j in range(K, 0, -1)], dim=1)
+    their = {"num_inference_steps": steps, "inpaint_strength": strength}
+    encoded = peer.invert(prompt="", image=ours.x0, guidance_scale=1.0, output_type="latent", **their).latents
+    mirrored = torch.stack([trajectory[j] for j in range(K, 0, -1)], dim=1)
 
     def corrected(step: int, t: int, latents: torch.Tensor) -> None:
         latents.copy_(mask * latents + (1 - mask) * trajectory[K - 1 - step])
 
-    options = settings | {"guidance_scale": guidance_scale, "output_type": "latent", "image_latents": encoded}
-    as_it_is = peer(prompt="a zebra", mask_image=mask, **options).images
-    shifted = peer(prompt="a zebra", mask_image=mask, callback=corrected, callback_steps=1, **options).images
+    their |= {"guidance_scale": guidance_scale, "image_latents": encoded, "mask_image": mask, "prompt": "a zebra"}
+    as_it_is = peer(output_type="latent", **their).images
+    shifted = peer(output_type="latent", callback=corrected, callback_steps=1, **their).images
+    seen = peer(output_type="np", callback=corrected, callback_steps=1, **their).images[0]
     return {
-        "encoding": relative(theirs, encoded.reshape(theirs.shape)),
-        "edit, blend shifted by one level": relative(ours, shifted),
-        "edit, diffusers as it is": relative(ours, as_it_is),
-        "outside the mask, ours to the source": float(((ours - x0) * (1 - mask)).abs().max()),
-        "outside the mask, diffusers to the source": float(((as_it_is - x0) * (1 - mask)).abs().max()),
+        "mask coverage": ours.coverage,
+        "encoding": relative(mirrored, encoded.reshape(mirrored.shape)),
+        "edit, blend shifted by one level": relative(ours.latent, shifted),
+        "the same, largest pixel difference of 255": float(np.abs(np.asarray(ours.image) - 255.0 * seen).max()),
+        "edit, diffusers as it is": relative(ours.latent, as_it_is),
+        "outside the mask, ours to the source": float(((ours.latent - ours.x0) * (1 - mask)).abs().max()),
+        "outside the mask, diffusers to the source": float(((as_it_is - ours.x0) * (1 - mask)).abs().max()),
     }
 
 
