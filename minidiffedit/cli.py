@@ -1,4 +1,4 @@
-"""The commands: edit, mask, generate, info, download.
+"""The commands: edit, mask, generate, info, verify, download.
 
 Results go to stdout, progress and warnings to stderr. Exit codes: 0 done, 1 failure, 2 usage, 130 Ctrl-C. Only
 argparse is imported before a command runs, so that --help answers at once.
@@ -146,6 +146,11 @@ def build_parser() -> argparse.ArgumentParser:
     info = add_command(commands, "info", run_info, say_info, "what a model file or folder is, from its headers alone")
     info.add_argument("model", metavar="MODEL", help="folder, .safetensors file or cached hub id")
     info.add_argument("--variant", choices=("fp16", "non_ema"), help="which of a folder's weights")
+    info.add_argument("--revision", help="of a hub id: branch, tag or full commit")
+    info.add_argument("--cache-dir", type=Path, metavar="DIR", help="the hub's cache")
+
+    verify = add_command(commands, "verify", run_verify, say_verify, "check a model: sha256, headers, one known edit")
+    add_model(verify)
 
     download = add_command(commands, "download", run_download, lambda r: r["path"], "fetch official weights")
     download.add_argument(
@@ -314,7 +319,8 @@ def run_info(args: argparse.Namespace) -> dict[str, Any]:
     from .checkpoint import open_checkpoint
     from .hub import find_model
 
-    found = open_checkpoint(find_model(args.model, local_files_only=True, variant=args.variant), variant=args.variant)
+    path = find_model(args.model, args.revision, args.cache_dir, local_files_only=True, variant=args.variant)
+    found = open_checkpoint(path, variant=args.variant)
     networks = {}
     for name, part in found.parts.items():
         tensors = [part.header[key] for key in part.keys.values()]
@@ -329,6 +335,13 @@ def run_info(args: argparse.Namespace) -> dict[str, Any]:
         "model": args.model, "kind": "Stable Diffusion v1", "layout": found.layout, "training_size": side,
         "tokenizer": str(found.tokenizer or "packaged"), "networks": networks,
     }  # fmt: skip
+
+
+def run_verify(args: argparse.Namespace) -> dict[str, Any]:
+    from .verify import verify
+
+    sd = load(args)
+    return verify(sd, tracker(args.quiet)) | {"model": describe(sd), "versions": versions()}
 
 
 def run_download(args: argparse.Namespace) -> dict[str, Any]:
@@ -350,6 +363,17 @@ def say_edit(result: dict[str, Any]) -> str:
 
 def say_generate(result: dict[str, Any]) -> str:
     return f"{result['output']}\nseed {result['seed']}; {sum(result['seconds'].values()):.1f} s"
+
+
+def say_verify(result: dict[str, Any]) -> str:
+    lines = []
+    for network, file in result["files"].items():
+        official = f"official, {file['official']}" if file["official"] else "none of the official files"
+        lines.append(f"{network}: {file['sha256']} ({official}) {file['file']}")
+    rows = " + ".join(str(n) for n in result["evaluations"].values())
+    where = f"{result['model']['device']}, {result['model']['dtype']}"
+    lines.append(f"known edit: {rows} UNet rows as specified, sha256 {result['edit_sha256']} ({where})")
+    return "\n".join(lines)
 
 
 def say_info(result: dict[str, Any]) -> str:

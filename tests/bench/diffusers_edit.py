@@ -25,7 +25,7 @@ def relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 
 @torch.no_grad()
 def compare(folder: str, steps: int = 20, strength: float = 0.8, guidance_scale: float = 7.5) -> dict[str, Any]:
-    """Differences of encoding, latent and picture of an edit from a picture, diffusers' blend as it is and corrected."""
+    """How far an edit of a picture is from diffusers', its blend as it is and corrected."""
     sd = StableDiffusion.load(folder, dtype="float32", device="cpu")
     peer = StableDiffusionDiffEditPipeline.from_pretrained(
         folder, safety_checker=None, feature_extractor=None, requires_safety_checker=False
