@@ -67,6 +67,14 @@ def test_the_core_stays_within_its_budget():
     assert sum(lines.values()) <= 1500, lines
 
 
+def test_readme_counts_its_lines_right():
+    readme = (ROOT.parent / "README.md").read_text()
+    lines = {name: len((ROOT / f"{name}.py").read_text().splitlines()) for name in SPINE}
+    for name, count in lines.items():
+        assert f"| [`{name}.py`](minidiffedit/{name}.py) | {count} |" in readme, f"{name}.py has {count} lines"
+    assert f"| together | {sum(lines.values()):,} |" in readme
+
+
 def test_public_names_resolve_and_are_seen_by_type_checkers():
     assert set(minidiffedit.__all__) <= set(dir(minidiffedit))
     for name in minidiffedit.__all__:
