@@ -9,29 +9,38 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .arms import Redrawn, arm, composite, sdedit
     from .ddim import Trajectory, alpha_bar, level_at, levels, move, noises
     from .diffedit import Eps, Mask, Track, encode, find_mask, masked_decode, sample, threshold_maps
     from .editor import Edit, Generation, PictureMask, edit, generate, picture_mask
     from .hub import HubError, download
+    from .regions import Regions, edit_regions, regional_decode
     from .sd import StableDiffusion
+    from .state import load_state, resume, save_state
+    from .steer import Steering
     from .tokenizer import Tokenizer
 
 __version__ = "0.1.0"
 
 _HOME = {
+    "arms": ("Redrawn", "arm", "composite", "sdedit"),
     "ddim": ("Trajectory", "alpha_bar", "level_at", "levels", "move", "noises"),
     "diffedit": ("Eps", "Mask", "Track", "encode", "find_mask", "masked_decode", "sample", "threshold_maps"),
     "editor": ("Edit", "Generation", "PictureMask", "edit", "generate", "picture_mask"),
     "hub": ("HubError", "download"),
+    "regions": ("Regions", "edit_regions", "regional_decode"),
     "sd": ("StableDiffusion",),
+    "state": ("load_state", "resume", "save_state"),
+    "steer": ("Steering",),
     "tokenizer": ("Tokenizer",),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
-    "Edit", "Eps", "Generation", "HubError", "Mask", "PictureMask", "StableDiffusion", "Tokenizer", "Track",
-    "Trajectory", "alpha_bar", "download", "edit", "encode", "find_mask", "generate", "level_at", "levels",
-    "masked_decode", "move", "noises", "picture_mask", "sample", "threshold_maps",
+    "Edit", "Eps", "Generation", "HubError", "Mask", "PictureMask", "Redrawn", "Regions", "StableDiffusion",
+    "Steering", "Tokenizer", "Track", "Trajectory", "alpha_bar", "arm", "composite", "download", "edit",
+    "edit_regions", "encode", "find_mask", "generate", "level_at", "levels", "load_state", "masked_decode", "move",
+    "noises", "picture_mask", "regional_decode", "resume", "sample", "save_state", "sdedit", "threshold_maps",
 ]  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The commands: edit, mask, generate, info, verify, download.
+"""The commands: edit, resume, mask, sdedit, generate, info, verify, download.
 
 Results go to stdout, progress and warnings to stderr. Exit codes: 0 done, 1 failure, 2 usage, 130 Ctrl-C. Only
 argparse is imported before a command runs, so that --help answers at once.
@@ -92,7 +92,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     edit = add_command(commands, "edit", run_edit, say_edit, "edit a picture by text")
-    add_picture(edit, "the edited picture (.png, .jpg, .webp; default: NAME-edited.png here)")
+    add_picture(edit, "the edited picture (.png, .jpg, .webp; default: NAME-edited.png here)", several=True)
     edit.add_argument("--negative-prompt", default="", metavar="TEXT", help="what the edit leads away from")
     edit.add_argument(
         "--strength", type=float, default=0.8, metavar="R",
@@ -114,12 +114,28 @@ def build_parser() -> argparse.ArgumentParser:
         "--no-paste", dest="paste", action="store_false", help="do not put the input's pixels back outside the mask"
     )
     edit.add_argument("--no-metadata", action="store_true", help="write no settings into the picture")
+    add_save_state(edit)
+    edit.add_argument("--dry-run", action="store_true", help="only print what it would cost; no model is loaded")
     group = add_mask_options(edit)
     group.add_argument("--save-mask", type=Path, metavar="FILE", help="also write the mask, at the picture's size")
     either = group.add_mutually_exclusive_group()
     either.add_argument("--save-heat", type=Path, metavar="FILE", help="also write the map the mask is cut from")
     either.add_argument("--mask", type=Path, metavar="FILE", help="your mask instead: white = edited, grey = partly")
+    add_steering(edit)
     add_model(edit)
+
+    resume = add_command(commands, "resume", run_resume, say_edit, "go on from a saved edit; only changes are paid for")
+    resume.add_argument("state", type=Path, metavar="STATE", help="what `edit --save-state` wrote")
+    resume.add_argument("-o", "--output", type=Path, metavar="FILE", help="(default: NAME-resumed.png here)")
+    add_changes(resume)
+    resume.add_argument("--no-metadata", action="store_true", help="write no settings into the picture")
+    resume.add_argument("--save-mask", type=Path, metavar="FILE", help="also write the mask, at the picture's size")
+    either = resume.add_mutually_exclusive_group()
+    either.add_argument("--save-heat", type=Path, metavar="FILE", help="also write the map the mask is cut from")
+    either.add_argument("--mask", type=Path, metavar="FILE", help="your mask instead: white = edited, grey = partly")
+    add_save_state(resume)
+    add_steering(resume)
+    add_model(resume)
 
     mask = add_command(commands, "mask", run_mask, say_edit, "find the mask of an edit, without the edit")
     add_picture(mask, "the mask, white = would be edited (default: NAME-mask.png here)")
@@ -128,7 +144,31 @@ def build_parser() -> argparse.ArgumentParser:
     )
     group = add_mask_options(mask)
     group.add_argument("--save-heat", type=Path, metavar="FILE", help="also write the map the mask is cut from")
+    add_steering(mask)
     add_model(mask)
+
+    sdedit = add_command(
+        commands, "sdedit", run_sdedit, say_generate, "redraw a picture, or strokes, under noise and text"
+    )
+    add_input(sdedit, "the redrawn picture (.png, .jpg, .webp; default: NAME-sdedit.png here)")
+    sdedit.add_argument("--target", default="", metavar="TEXT", help="what the result shall show (may be left out)")
+    sdedit.add_argument("--negative-prompt", default="", metavar="TEXT", help="what the result leads away from")
+    sdedit.add_argument(
+        "--strength", type=float, default=0.5, metavar="R", help="how much noise, 0..1; less keeps more (%(default)s)"
+    )
+    sdedit.add_argument(
+        "--eta", type=float, default=0.0, metavar="E", help="0: deterministic steps, 1: ancestral (%(default)s)"
+    )
+    sdedit.add_argument(
+        "--repeats", type=int, default=1, metavar="K", help="times that noise is laid and taken away (%(default)s)"
+    )
+    add_sampling(sdedit)
+    sdedit.add_argument("--mask", type=Path, metavar="FILE", help="redraw where it is white; grey = partly")
+    sdedit.add_argument(
+        "--no-paste", dest="paste", action="store_false", help="do not put the input's pixels back outside the mask"
+    )
+    sdedit.add_argument("--no-metadata", action="store_true", help="write no settings into the picture")
+    add_model(sdedit)
 
     generate = add_command(commands, "generate", run_generate, say_generate, "make a picture from text alone")
     generate.add_argument("prompt", metavar="TEXT", help="what to show")
@@ -172,19 +212,29 @@ def add_command(commands: Any, name: str, run: Any, say: Any, text: str) -> argp
     return parser
 
 
-def add_picture(parser: argparse.ArgumentParser, output: str) -> None:
+def add_input(parser: argparse.ArgumentParser, output: str) -> None:
     either = parser.add_mutually_exclusive_group(required=True)
     either.add_argument("picture", nargs="?", type=Path, metavar="IMAGE", help="PNG, JPEG or WebP, any size")
     either.add_argument("--image", type=Path, metavar="IMAGE", help="the same, as an option")
-    parser.add_argument("--target", required=True, metavar="TEXT", help="what the result shall show")
-    parser.add_argument("--source", default="", metavar="TEXT", help="what the picture shows now (may be left out)")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help=output)
     parser.add_argument(
         "--size", type=int, metavar="PX",
         help="shorter side to work at, 64..1024 (default: the training size); the result has the picture's size",
     )  # fmt: skip
-    parser.add_argument("--chunk", type=int, metavar="N", help="maps per model call; fewer need less memory")
     add_seed(parser)
+
+
+def add_picture(parser: argparse.ArgumentParser, output: str, several: bool = False) -> None:
+    add_input(parser, output)
+    either = parser.add_mutually_exclusive_group(required=True)
+    either.add_argument("--target", metavar="TEXT", help="what the result shall show")
+    if several:
+        either.add_argument(
+            "--edit", dest="edits", action="append", type=prompt_pair, metavar="A=>B",
+            help="instead of source and target, any number of times: several edits at once, each with its own mask",
+        )  # fmt: skip
+    parser.add_argument("--source", default="", metavar="TEXT", help="what the picture shows now (may be left out)")
+    parser.add_argument("--chunk", type=int, metavar="N", help="maps per model call; fewer need less memory")
 
 
 def add_seed(parser: argparse.ArgumentParser) -> None:
@@ -212,6 +262,40 @@ def add_mask_options(parser: argparse.ArgumentParser) -> Any:
         "--mask-threshold", type=float, default=0.5, metavar="T", help="0..1; less gives larger masks (%(default)s)"
     )
     return group
+
+
+def add_changes(parser: argparse.ArgumentParser) -> None:
+    """Settings of a saved edit that may change; those not given are not set, so that the state's hold."""
+    group = parser.add_argument_group("changes", argument_default=argparse.SUPPRESS)
+    for option, what in (("target", "shall show"), ("source", "showed before"), ("negative-prompt", "leads away from")):
+        group.add_argument(f"--{option}", metavar="TEXT", help=f"what the edit {what}")
+    group.add_argument("--strength", type=float, metavar="R", help="less than before costs no encoding")
+    group.add_argument("--guidance-scale", type=float, metavar="G", help="how strictly to follow the text")
+    group.add_argument("--mask-threshold", type=float, metavar="T", help="0..1; costs nothing for the mask")
+    group.add_argument("--mask-clip", type=clip_value, metavar="C", help="a number or none; costs nothing for the mask")
+
+
+def add_steering(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("steering of the mask, in this order")
+    group.add_argument("--largest", action="store_true", help="only its largest piece")
+    group.add_argument("--invert", action="store_true", help="edit all but it")
+    group.add_argument("--dilate", type=int, metavar="N", help="grow it by N latent cells of 8 pixels; shrink below 0")
+    group.add_argument("--feather", type=int, metavar="N", help="fade it out over N more cells")
+    group.add_argument("--union", type=Path, metavar="FILE", help="edit what this mask holds, too")
+    group.add_argument("--subtract", type=Path, metavar="FILE", help="never edit what this mask holds")
+
+
+def add_save_state(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--save-state", type=Path, metavar="FILE", help="also write all that was computed (.safetensors), for `resume`"
+    )
+
+
+def prompt_pair(text: str) -> tuple[str, str]:
+    source, arrow, target = text.partition("=>")
+    if not arrow:
+        raise argparse.ArgumentTypeError(f"SOURCE=>TARGET is wanted, got {text!r}")
+    return source.strip(), target.strip()
 
 
 def clip_value(text: str) -> float | None:
@@ -247,21 +331,83 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def run_edit(args: argparse.Namespace) -> dict[str, Any]:
-    from .editor import edit
-    from .images import grey_picture, read_mask, write_picture
+    from .editor import edit, predicted_rows
+    from .images import read_mask
 
+    if args.edits:
+        return run_edits(args)
     settings = checked_settings(args, edit)
     picture, output = picture_and_output(args, "edited", args.save_mask, args.save_heat)
-    mask = read_mask(args.mask) if args.mask else None
+    mask, steering = open_mask(args.mask), steering_of(args)
+    if args.dry_run:
+        nothing = mask is not None and steering is None and not read_mask(mask).any()
+        return {"evaluations": predicted_rows(settings, given=mask is not None, nothing=nothing), "settings": settings}
     sd = load(args)
     model = describe(sd)
-    done = edit(sd, picture, mask=mask, track=tracker(args.quiet), **settings)
-    record = done.settings | identity(sd)
-    if args.mask:
-        from .metadata import model_hash
+    done = edit(sd, picture, mask=mask, steering=steering, track=tracker(args.quiet), **settings)
+    return write_edit(args, done, output) | {"model": model, "versions": versions()}
 
-        record["mask"] = model_hash(args.mask)
-    write_picture(done.image, output, text_of(args, record, args.target))
+
+def run_edits(args: argparse.Namespace) -> dict[str, Any]:
+    from .images import write_picture
+    from .regions import check_edits, edit_regions, predicted_rows
+
+    unset = {"source": "", "encode_text": "null", "largest": False, "invert": False}
+    unset |= dict.fromkeys(("mask", "save_heat", "save_state", "dilate", "feather", "union", "subtract"))
+    for name, value in unset.items():
+        if getattr(args, name) != value:
+            raise ValueError(f"--{name.replace('_', '-')} goes with --target, not with --edit")
+    settings = checked_settings(args, edit_regions)
+    pairs = check_edits(settings.pop("edits"))
+    picture, output = picture_and_output(args, "edited", args.save_mask)
+    if args.dry_run:
+        return {"evaluations": predicted_rows(settings, pairs), "settings": settings | {"edits": pairs}}
+    sd = load(args)
+    model = describe(sd)
+    done = edit_regions(sd, picture, pairs, track=tracker(args.quiet), **settings)
+    record = done.settings | identity(sd)
+    # An empty source tells metadata that a picture was edited, not made.
+    write_picture(done.image, output, text_of(args, record | {"source": ""}, "; ".join(b for _, b in pairs)))
+    result = {"output": str(output)}
+    if args.save_mask:
+        write_picture(done.mask, args.save_mask)
+        result["mask"] = str(args.save_mask)
+    return result | {
+        "seed": done.seed, "coverage": sum(done.coverage), "verdict": f"{sum(c > 0 for c in done.coverage)} found",
+        "evaluations": done.evaluations, "seconds": done.seconds, "settings": record, "model": model,
+        "versions": versions(),
+    }  # fmt: skip
+
+
+def run_resume(args: argparse.Namespace) -> dict[str, Any]:
+    from .editor import check_settings
+    from .state import ARGUMENTS, load_state, read_record, resume
+
+    header, record = read_record(args.state)
+    changes = {name: value for name, value in vars(args).items() if name in ARGUMENTS}
+    check_settings({name: record["settings"][name] for name in ARGUMENTS} | changes)
+    height, width, _ = header["source"].shape
+    output = args.output or Path(f"{args.state.stem}-resumed.png")
+    inputs, outputs = [args.state, args.mask, args.union, args.subtract], [output, args.save_mask, args.save_heat]
+    check_outputs(inputs, outputs, (width, height), args.save_state)
+    mask, steering = open_mask(args.mask), steering_of(args)
+    sd = load(args)
+    model = describe(sd)
+    state = load_state(args.state, sd)
+    done = resume(state, mask=mask, steering=steering, track=tracker(args.quiet), **changes)
+    return write_edit(args, done, output) | {"model": model, "versions": versions()}
+
+
+def write_edit(args: argparse.Namespace, done: Any, output: Path) -> dict[str, Any]:
+    """Every file that was asked for, and what the result says of the edit."""
+    from .images import grey_picture, write_picture
+    from .metadata import model_hash
+    from .state import save_state
+
+    if args.mask:
+        done.settings["mask"] = model_hash(args.mask)
+    record = done.settings | identity(done.sd)
+    write_picture(done.image, output, text_of(args, record, done.settings["target"]))
     result = {"output": str(output)}
     if args.save_mask:
         write_picture(done.mask, args.save_mask)
@@ -269,9 +415,12 @@ def run_edit(args: argparse.Namespace) -> dict[str, Any]:
     if args.save_heat and done.heat is not None:
         write_picture(grey_picture(done.heat, done.source.size), args.save_heat)
         result["heat"] = str(args.save_heat)
+    if args.save_state:
+        save_state(done, args.save_state)
+        result["state"] = str(args.save_state)
     return result | {
         "seed": done.seed, "coverage": done.coverage, "verdict": done.verdict, "evaluations": done.evaluations,
-        "seconds": done.seconds, "settings": record, "model": model, "versions": versions(),
+        "seconds": done.seconds, "settings": record,
     }  # fmt: skip
 
 
@@ -281,18 +430,42 @@ def run_mask(args: argparse.Namespace) -> dict[str, Any]:
 
     settings = checked_settings(args, picture_mask)
     picture, output = picture_and_output(args, "mask", args.save_heat)
+    steering = steering_of(args)
     sd = load(args)
     model = describe(sd)
-    done = picture_mask(sd, picture, track=tracker(args.quiet), **settings)
+    done = picture_mask(sd, picture, steering=steering, track=tracker(args.quiet), **settings)
     write_picture(done.mask, output)
     result = {"output": str(output)}
     if args.save_heat:
         write_picture(done.heat, args.save_heat)
         result["heat"] = str(args.save_heat)
     return result | {
-        "seed": done.seed, "coverage": done.found.coverage[0], "verdict": done.found.verdict[0],
+        "seed": done.seed, "coverage": done.coverage, "verdict": done.found.verdict[0],
         "evaluations": done.evaluations, "seconds": done.seconds, "settings": done.settings | identity(sd),
         "model": model, "versions": versions(),
+    }  # fmt: skip
+
+
+def run_sdedit(args: argparse.Namespace) -> dict[str, Any]:
+    from .arms import check_redraw, sdedit
+    from .images import write_picture
+
+    settings = check_redraw(checked_settings(args, sdedit))
+    picture, output = picture_and_output(args, "sdedit")
+    mask = open_mask(args.mask) if args.mask else None
+    sd = load(args)
+    model = describe(sd)
+    done = sdedit(sd, picture, mask=mask, track=tracker(args.quiet), **settings)
+    record = done.settings | identity(sd)
+    if args.mask:
+        from .metadata import model_hash
+
+        record["mask"] = model_hash(args.mask)
+    # An empty source tells metadata that a picture was edited, not made.
+    write_picture(done.image, output, text_of(args, record | {"source": ""}, args.target))
+    return {
+        "output": str(output), "seed": done.seed, "evaluations": done.evaluations, "seconds": done.seconds,
+        "settings": record, "model": model, "versions": versions(),
     }  # fmt: skip
 
 
@@ -353,7 +526,9 @@ def run_download(args: argparse.Namespace) -> dict[str, Any]:
 
 def say_edit(result: dict[str, Any]) -> str:
     rows = " + ".join(str(n) for n in result["evaluations"].values())
-    lines = [result[key] for key in ("output", "mask", "heat") if key in result]
+    if "output" not in result:  # a dry run
+        return f"UNet rows {rows} (mask, encode, decode) = {sum(result['evaluations'].values())}"
+    lines = [result[key] for key in ("output", "mask", "heat", "state") if key in result]
     lines.append(
         f"mask: {result['verdict']}, {result['coverage']:.0%} of the picture; seed {result['seed']}; "
         f"UNet rows {rows}; {sum(result['seconds'].values()):.1f} s"
@@ -403,17 +578,51 @@ def picture_and_output(args: argparse.Namespace, word: str, *others: Path | None
     output = args.output or Path(f"{path.stem}-{word}.png")
     picture = read_picture(path)
     working_size(picture.size, 512 if args.size is None else args.size)
-    check_outputs([path, getattr(args, "mask", None)], [output, *others], picture.size)
+    inputs = [path, *(getattr(args, name, None) for name in ("mask", "union", "subtract"))]
+    check_outputs(inputs, [output, *others], picture.size, getattr(args, "save_state", None))
     return picture, output
 
 
-def check_outputs(inputs: list[Path | None], outputs: list[Path | None], size: tuple[int, int] = (1, 1)) -> None:
-    """Refuse, before any work, what could not be written at its end or would overwrite an input or another result."""
+def open_mask(path: Path | None) -> Any:
+    """The file as a picture, which may keep a mask's cells; refused now if it is no mask."""
+    from .images import read_mask, read_picture
+
+    picture = read_picture(path) if path else None
+    if picture:
+        read_mask(picture)
+    return picture
+
+
+def steering_of(args: argparse.Namespace) -> Any:
+    """The steering that was asked for, None if none was."""
+    from .steer import Steering
+
+    options = {name: getattr(args, name) for name in ("largest", "invert", "dilate", "feather")}
+    options |= {name: open_mask(getattr(args, name)) for name in ("union", "subtract")}
+    given = {name: value for name, value in options.items() if value is not None and value is not False}
+    return Steering(**given) if given else None
+
+
+def check_outputs(
+    inputs: list[Path | None],
+    outputs: list[Path | None],
+    size: tuple[int, int] = (1, 1),
+    state: Path | None = None,
+) -> None:
+    """Refuse, before any work, what could not be written at its end or would overwrite an input or another result.
+
+    outputs: pictures of a size; state: a saved edit.
+    """
     from .images import picture_format
 
+    if state:
+        from .state import check_name
+
+        check_name(state)
     taken = [path for path in inputs if path]
-    for path in filter(None, outputs):
-        picture_format(path, size)
+    for path in filter(None, [*outputs, state]):
+        if path is not state:
+            picture_format(path, size)
         if os.path.isdir(path):
             raise ValueError(f"{path} is a folder; name a file")
         if not os.path.isdir(path.parent):

@@ -4,7 +4,7 @@ import secrets
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,11 +24,13 @@ from .diffedit import (
     finite,
     masked_decode,
     sample,
+    threshold_maps,
     untracked,
 )
 
 if TYPE_CHECKING:
     from .sd import StableDiffusion
+    from .steer import Steering
 
 Picture = str | PathLike[str] | Image.Image | np.ndarray
 
@@ -83,7 +85,8 @@ class Edit:
     heat map; trajectory: the encoding; decoded: y_K, ..., y_0 (where nothing was edited: level 0 alone, and nothing).
     verdict: "found", "no difference", "given" or "strength 0"; coverage: share of latent cells in the mask.
     evaluations (model rows) and seconds by stage. settings: every argument that decided the result, seed, working size
-    and the text of the encoding included.
+    and the text of the encoding included. given: the mask that was given, (1, 1, h, w) float32, and steering: what was
+    done to it or to the computed one, its masks on the latent grid (None where there was none).
     """
 
     source: Image.Image
@@ -102,6 +105,8 @@ class Edit:
     seconds: dict[str, float]
     settings: dict[str, Any]
     sd: "StableDiffusion" = field(repr=False)
+    given: Tensor | None = field(default=None, repr=False)
+    steering: "Steering | None" = field(default=None, repr=False)
 
     @property
     def heat(self) -> Tensor | None:
@@ -150,13 +155,20 @@ class Run:
         with self.stage("vae decode"):
             return images.to_picture(finite(self.sd.decode(latent), "the VAE"), size)
 
-    def find_mask(self, x0: Tensor, text: dict[str, Tensor], s: dict[str, Any], known: Tensor | None = None) -> Mask:
+    def find_mask(self, x0: Tensor, text: dict[str, Tensor], s: dict[str, Any], known: Mask | None = None) -> Mask:
+        """known: the mask of a run with the same reference predictions."""
         with self.stage("mask"):
             return find_mask(
                 self.sd.eps, x0, text[s["target"]], text[s["source"]], steps=s["steps"], strength=s["mask_strength"],
                 maps=s["maps"], clip=s["mask_clip"], threshold=s["mask_threshold"], seed=s["seed"], chunk=s["chunk"],
-                known_reference=known, track=self.track,
+                known_reference=known.reference if known else None, track=self.track,
             )  # fmt: skip
+
+    def threshold(self, known: Mask, s: dict[str, Any]) -> Mask:
+        """The mask of maps that are known, at another threshold or clip: no model row."""
+        with self.stage("mask"):
+            found = threshold_maps(known.maps, known.flat_below, clip=s["mask_clip"], threshold=s["mask_threshold"])
+            return replace(found, reference=known.reference)
 
 
 def open_picture(sd: "StableDiffusion", image: Picture, size: int | None) -> tuple[Image.Image, tuple[int, int]]:
@@ -191,6 +203,7 @@ def edit(
     seed: int | None = None,
     size: int | None = None,
     chunk: int | None = None,
+    steering: "Steering | None" = None,
     reuse: Edit | None = None,
     track: Track | None = None,
 ) -> Edit:
@@ -201,20 +214,23 @@ def edit(
     tensor at picture or latent size, white = edited, instead of the computed one. strength: how far up the noise the
     picture is encoded, 0 to 1; the paper sweeps it, .5 keeps more of the source. encode_text: "null" (the paper) or
     "source". paste: put the input's own pixels back outside the mask, grown by one latent cell and faded over one.
+    steering: what to do with the mask, computed or given (see steer.py); where the prompts do not differ, nothing.
     seed: None draws one (with reuse: takes its). reuse: an earlier Edit of the same picture by the same model; what
-    still holds of it (latent, trajectory, half of the mask's predictions) is not computed again.
+    still holds of it (latent, trajectory, all or half of the mask's predictions) is not computed again.
 
     Model rows at the defaults: 20 (mask) + 40 (encode) + 80 (decode). With strength 0, or nothing to edit, the source
     comes back and a warning says so. Raises ValueError for arguments and files it cannot use, ArithmeticError for NaN.
     """
-    arguments = drop(locals(), "sd", "image", "mask", "reuse", "track")
+    arguments = drop(locals(), "sd", "image", "mask", "steering", "reuse", "track")
     if reuse is not None and seed is None:
         arguments["seed"] = reuse.seed
     settings = check_settings(arguments)
     picture, at = open_picture(sd, image, size)
-    M = None if mask is None else images.latent_mask(mask, picture.size, at, sd.factor).to(sd.device)
+    given = M = None if mask is None else images.latent_mask(mask, picture.size, at, sd.factor).to(sd.device)
+    steering = steering.at(picture.size, at, sd.factor) if steering else None
     null = source if encode_text == "source" else ""
     settings |= {"working_size": at, "mask": "computed" if M is None else "given", "encoded_text": null}
+    settings |= {"steering": said} if steering and (said := steering.settings()) else {}
     if reuse is not None:
         check_same(reuse, sd, picture, at)
 
@@ -227,8 +243,13 @@ def edit(
     found, verdict = None, "strength 0" if K == 0 else "given"
     if M is None and K > 0:
         known = reuse.found if reuse and same("source", "seed", "steps", "mask_strength", "maps") else None
-        found = run.find_mask(x0, text, settings, known.reference if known else None)
+        if known is not None and same("target"):
+            found = run.threshold(known, settings)
+        else:
+            found = run.find_mask(x0, text, settings, known)
         M, verdict = found.mask.float(), found.verdict[0]
+    if M is not None and steering and verdict != "no difference":
+        M = steering(M)
     M = torch.zeros_like(x0[:, :1]) if M is None else M
 
     trajectory, latent, result, feathered = Trajectory([x0], settings["steps"]), x0, picture.copy(), None
@@ -253,10 +274,23 @@ def edit(
             result = Image.composite(result, picture, feathered)
         result.info = dict(picture.info)
     return Edit(
-        source=picture, image=result, mask=images.grey_picture(M, picture.size), paste_mask=feathered, x0=x0,
+        source=picture, image=result, mask=images.mask_picture(M, picture.size), paste_mask=feathered, x0=x0,
         latent=latent, latent_mask=M, found=found, trajectory=trajectory, decoded=tuple(decoded), verdict=verdict,
         seed=settings["seed"], evaluations=run.evaluations, seconds=run.seconds, settings=settings, sd=sd,
+        given=given, steering=steering,
     )  # fmt: skip
+
+
+def predicted_rows(settings: dict[str, Any], *, given: bool = False, nothing: bool = False) -> dict[str, int]:
+    """The model rows that `edit` will pay by stage, from its checked arguments alone, where it finds something to edit.
+
+    given: a mask is given; nothing: it is known to be empty. `refine` may stop early and cost less.
+    """
+    K = level_at(settings["strength"], settings["steps"])
+    if nothing or K == 0 or (settings["target"] == settings["source"] and not given):
+        return {"mask": 0, "encode": 0, "decode": 0}
+    texts = 1 if settings["guidance_scale"] == 1 else 2
+    return {"mask": 0 if given else 2 * settings["maps"], "encode": K * settings["refine"], "decode": K * texts}
 
 
 def check_same(reuse: Edit, sd: "StableDiffusion", picture: Image.Image, at: tuple[int, int]) -> None:
@@ -268,17 +302,22 @@ def check_same(reuse: Edit, sd: "StableDiffusion", picture: Image.Image, at: tup
 
 @dataclass(frozen=True, eq=False)
 class PictureMask:
-    """mask (white = would be edited) and heat: PIL L at the input's size; found: the tensors, coverage and verdict; the
-    rest as in `Edit`.
+    """mask (white = would be edited) and heat: PIL L at the input's size; latent_mask (1, 1, h, w) float32, steered;
+    found: the tensors, coverage and verdict before; the rest as in `Edit`.
     """
 
     mask: Image.Image
     heat: Image.Image
+    latent_mask: Tensor = field(repr=False)
     found: Mask
     seed: int
     evaluations: dict[str, int]
     seconds: dict[str, float]
     settings: dict[str, Any]
+
+    @property
+    def coverage(self) -> float:
+        return float((self.latent_mask > 0).float().mean())
 
 
 @torch.no_grad()
@@ -296,17 +335,23 @@ def picture_mask(
     seed: int | None = None,
     size: int | None = None,
     chunk: int | None = None,
+    steering: "Steering | None" = None,
     track: Track | None = None,
 ) -> PictureMask:
     """The mask that `edit` would use, alone; arguments and errors as there. Model rows: 2 maps."""
-    settings = check_settings(drop(locals(), "sd", "image", "track"))
+    settings = check_settings(drop(locals(), "sd", "image", "steering", "track"))
     picture, at = open_picture(sd, image, size)
+    steering = steering.at(picture.size, at, sd.factor) if steering else None
+    settings |= {"steering": said} if steering and (said := steering.settings()) else {}
     run = Run(sd, track, "mask")
     found = run.find_mask(run.encode(picture, at), run.texts(target, source), settings)
-    if found.verdict == ("no difference",):
+    M = found.mask.float()
+    if steering and found.verdict != ("no difference",):
+        M = steering(M)
+    elif found.verdict == ("no difference",):
         warnings.warn(f"the mask is empty: {NOTHING['no difference']}", stacklevel=3)
     return PictureMask(
-        mask=images.grey_picture(found.mask.float(), picture.size), heat=images.grey_picture(found.heat, picture.size),
+        mask=images.mask_picture(M, picture.size), heat=images.grey_picture(found.heat, picture.size), latent_mask=M,
         found=found, seed=settings["seed"], evaluations=run.evaluations, seconds=run.seconds,
         settings=settings | {"working_size": at},
     )  # fmt: skip

@@ -4,12 +4,14 @@ A picture is resized (Lanczos) so that its shorter side has the model's training
 never cropped or padded; the result is resized back and, outside the mask, the input's own pixels are put back.
 """
 
+import base64
 import io
 import json
 import math
 import os
 import secrets
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +28,7 @@ LONGEST_SIDE = {"PNG": 2**31 - 1, "JPEG": 65500, "WEBP": 16383}  # what the enco
 LONGEST_EXIF = 65533  # one JPEG segment
 MOST_PIXELS = 1024 * 1024  # what the model is asked to work on
 MOST_ASPECT = 8
+CELLS = "minidiffedit-mask"  # the text chunk that keeps a mask's latent cells
 
 
 def read_picture(source: Any) -> Image.Image:
@@ -199,11 +202,16 @@ def latent_mask(source: Any, picture: tuple[int, int], working: tuple[int, int],
 
     picture, working: (width, height) of the input and of what the model works on. A mask of the input's size is
     averaged (BOX) to the working size; of each `factor` x `factor` block the largest value counts. One of latent
-    size is taken as it is. Any other size raises ValueError.
+    size is taken as it is. Any other size raises ValueError. One that `mask_picture` made for this picture and this
+    grid, also as a PNG file, gives the very cells it was made of, as long as nobody painted in it.
     """
+    if isinstance(source, str | os.PathLike):
+        source = read_picture(source)
+    latent = (working[0] // factor, working[1] // factor)
+    if (cells := kept_cells(source, picture, latent)) is not None:
+        return cells
     values = read_mask(source)
     size = (values.shape[1], values.shape[0])
-    latent = (working[0] // factor, working[1] // factor)
     if size in (picture, working):
         if size != working:
             values = np.asarray(Image.fromarray(values).resize(working, Image.Resampling.BOX)).clip(0, 1)
@@ -223,6 +231,39 @@ def grey_picture(values: Tensor, size: tuple[int, int], smooth: bool = False) ->
     return Image.fromarray(cells.numpy()).resize(size, how)
 
 
+def mask_picture(mask: Tensor, size: tuple[int, int]) -> Image.Image:
+    """Latent mask (1, 1, h, w) in [0, 1] -> PIL L at (width, height), cells as blocks.
+
+    Where the blocks do not divide the picture, or grey rounds, pixels alone do not tell the cells. So they stand in its
+    `info` besides; `write_picture` keeps them in a PNG, and `latent_mask` gives them back bit for bit.
+    """
+    picture = grey_picture(mask, size)
+    cells = mask[0, 0].float().cpu().numpy().astype("<f4")
+    coded = base64.b64encode(zlib.compress(cells.tobytes(), 9)).decode()
+    picture.info[CELLS] = f"{cells.shape[1]}x{cells.shape[0]} {coded}"
+    return picture
+
+
+def kept_cells(source: Any, picture: tuple[int, int], latent: tuple[int, int]) -> Tensor | None:
+    """The cells (1, 1, h, w) float32 that `mask_picture` left in a mask of this size, if its pixels still show them."""
+    if not isinstance(source, Image.Image) or source.mode != "L" or source.size != picture:
+        return None
+    shape, _, coded = str(source.info.get(CELLS, "")).partition(" ")
+    if shape != f"{latent[0]}x{latent[1]}":
+        return None
+    length = 4 * latent[0] * latent[1]
+    try:
+        raw = zlib.decompressobj().decompress(base64.b64decode(coded), length + 1)
+    except (ValueError, zlib.error):
+        return None
+    if len(raw) != length:
+        return None
+    cells = torch.from_numpy(np.frombuffer(raw, "<f4").astype(np.float32).reshape(1, 1, latent[1], latent[0]))
+    if not bool(((cells >= 0) & (cells <= 1)).all()):  # also false for NaN
+        return None
+    return cells if grey_picture(cells, picture).tobytes() == source.tobytes() else None  # painted in since
+
+
 def paste_mask(mask: Tensor, size: tuple[int, int]) -> Image.Image:
     """Latent mask (1, 1, h, w) -> PIL L at (width, height): grown by one cell, then faded out over one."""
     grown = F.max_pool2d(mask.float(), kernel_size=3, stride=1, padding=1)
@@ -232,14 +273,15 @@ def paste_mask(mask: Tensor, size: tuple[int, int]) -> Image.Image:
 def write_picture(picture: Image.Image, path: Path, text: dict[str, str] | None = None) -> None:
     """Write PNG, JPEG (quality 95, 4:4:4) or WebP (lossless) by the suffix, whole or not at all.
 
-    text: metadata. In PNG one text chunk each; in JPEG and WebP the first is EXIF's UserComment, the others follow it
-    as JSON-quoted extras, `, name: "value"`.
+    text: metadata. In PNG one text chunk each (and one for the cells of a `mask_picture`); in JPEG and WebP the first
+    is EXIF's UserComment, the others follow it as JSON-quoted extras, `, name: "value"`.
     """
     kind = picture_format(path, picture.size)
     options: dict[str, Any] = {"icc_profile": picture.info.get("icc_profile")}
     if kind == "PNG":
         options["pnginfo"] = info = PngImagePlugin.PngInfo()
-        for key, value in (text or {}).items():
+        cells = {CELLS: picture.info[CELLS]} if CELLS in picture.info else {}
+        for key, value in ((text or {}) | cells).items():
             info.add_text(key, value)
     else:
         options |= {"quality": 95, "subsampling": 0} if kind == "JPEG" else {"lossless": True}
@@ -250,10 +292,15 @@ def write_picture(picture: Image.Image, path: Path, text: dict[str, str] | None 
             del options["exif"]
     encoded = io.BytesIO()  # Pillow, given a file, does not notice when the disk takes only a part
     picture.save(encoded, kind, **options)
+    write_whole(path, encoded.getbuffer())
+
+
+def write_whole(path: Path, content: bytes | memoryview) -> None:
+    """A file's content under its name, whole or not at all: what stood there stays until all is on the disk."""
     part = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
         with part.open("xb") as file:
-            file.write(encoded.getbuffer())
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)

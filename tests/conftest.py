@@ -2,6 +2,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -11,6 +12,9 @@ import tiny
 # The machines are shared and slow at times; the examples are the same in every run.
 settings.register_profile("steady", deadline=None, derandomize=True)
 settings.load_profile("steady")
+
+# On tensors this small, threads only wait for one another.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

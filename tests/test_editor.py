@@ -159,10 +159,10 @@ def test_a_further_edit_costs_mask_and_decode(sd, picture):
     fresh = edit(sd, picture, **QUICK | {"target": "a cow"})
     assert torch.allclose(cow.latent, fresh.latent, rtol=1e-4, atol=1e-5)
     for changed, rows in [
-        ({"strength": 0.5}, (2, 0, 10)), ({"strength": 1.0}, (2, 10, 20)), ({"mask_threshold": 0.3}, (2, 0, 16)),
+        ({"strength": 0.5}, (0, 0, 10)), ({"strength": 1.0}, (0, 10, 20)), ({"mask_threshold": 0.3}, (0, 0, 16)),
         ({"seed": 1}, (4, 0, 16)), ({"source": "a dog"}, (4, 0, 16)), ({"steps": 5}, (4, 4, 8)),
-        ({"encode_text": "source"}, (2, 8, 16)), ({"mask": box()}, (0, 0, 16)), ({"guidance_scale": 1.0}, (2, 0, 8)),
-        ({"refine": 2}, (2, 16, 16)), ({"mask_strength": 0.3}, (4, 0, 16)), ({"maps": 3}, (6, 0, 16)),
+        ({"encode_text": "source"}, (0, 8, 16)), ({"mask": box()}, (0, 0, 16)), ({"guidance_scale": 1.0}, (0, 0, 8)),
+        ({"refine": 2}, (0, 16, 16)), ({"mask_strength": 0.3}, (4, 0, 16)), ({"maps": 3}, (6, 0, 16)),
         ({"encode_text": "source", "source": ""}, (4, 0, 16)),
     ]:  # fmt: skip
         done = edit(sd, picture, reuse=first, **QUICK | changed)

@@ -12,14 +12,16 @@ import minidiffedit
 ROOT = Path(minidiffedit.__file__).parent
 RANK = {
     "ddim": 0, "tokenizer": 0, "images": 0, "refusals": 0, "metadata": 0, "metrics": 0, "attention": 1, "diffedit": 1,
+    "steer": 1, "state": 7, "regions": 7,
     "unet": 2, "clip": 2, "vae": 2, "configs": 3, "hub": 4, "checkpoint": 4, "sd": 5, "editor": 6, "verify": 7,
-    "cli": 8, "__main__": 9, "__init__": 9,
+    "methods.sdedit": 7, "arms": 8, "methods.__init__": 8, "cli": 9, "__main__": 10, "__init__": 10,
 }  # fmt: skip
 SPINE = "diffedit ddim sd unet attention vae clip tokenizer checkpoint".split()  # noqa: SIM905 (a sentence)
 
 
 def modules():
-    return {path.stem: ast.parse(path.read_text()) for path in ROOT.glob("*.py")}
+    """Every module, those of a folder as folder.name."""
+    return {".".join(p.relative_to(ROOT).with_suffix("").parts): ast.parse(p.read_text()) for p in ROOT.rglob("*.py")}
 
 
 def imported(tree):
@@ -34,7 +36,7 @@ def imported(tree):
         if isinstance(node, ast.ImportFrom):
             names = [node.module] if node.module else [alias.name for alias in node.names]
             for name in names:
-                yield ("." if node.level else "") + name, id(node) not in typing_only
+                yield "." * node.level + name, id(node) not in typing_only
         elif isinstance(node, ast.Import):
             for alias in node.names:
                 yield alias.name, True
@@ -45,7 +47,8 @@ def test_imports_point_one_way():
         assert name in RANK, f"{name}.py has no rank"
         for module, at_run_time in imported(tree):
             if module.startswith(".") and at_run_time and name != "__init__":
-                target = module.lstrip(".").split(".")[0]
+                above = name.split(".")[: -(len(module) - len(module.lstrip(".")))]  # the folder the dots lead to
+                target = ".".join([*above, module.lstrip(".")])
                 assert target == "__version__" or RANK[target] < RANK[name], f"{name} imports {target}"
 
 
