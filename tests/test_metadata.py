@@ -159,9 +159,9 @@ def test_no_clock_path_or_version_stands_in_a_picture(tmp_path, folder):
     assert record["model"] == folder.name and record["model_hash"] and record["dtype"] == "float32"
     assert record["mask"] == model_hash(tmp_path / "mask.png")
     assert set(record) == {
-        "chunk", "dtype", "edited", "encode_text", "encoded_text", "guidance_scale", "maps", "mask", "mask_clip", "mask_strength",
-        "mask_threshold", "model", "model_hash", "negative_prompt", "paste", "prompt", "refine", "seed", "size",
-        "source", "steps", "strength", "target", "working_size",
+        "chunk", "dtype", "edited", "encode_text", "encoded_text", "guidance_scale", "maps", "mask", "mask_clip",
+        "mask_strength", "mask_threshold", "model", "model_hash", "negative_prompt", "paste", "prompt", "refine",
+        "seed", "size", "source", "steps", "strength", "target", "working_size",
     }  # fmt: skip
     assert str(tmp_path.parent) not in (tmp_path / "out.png").read_bytes().decode("latin-1")
     with Image.open(tmp_path / "out.png") as file:
