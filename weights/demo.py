@@ -1,0 +1,73 @@
+"""`make demo`: real edits of the scenes that ship with the miniature, and one sheet to look at.
+
+    python -m weights.demo --model weights/mini -o demo
+
+Columns: source, heat map, mask, edit, true edit. The scenes' true edits are known because code drew them.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+
+from minidiffedit import StableDiffusion, edit
+from minidiffedit.images import grey_picture
+
+HERE = Path(__file__).parent
+COLUMNS = ("source", "heat map", "mask", "edit", "true edit")
+SHOWN = ("horse-zebra", "dog-cat", "fruit-flowers", "apple-pear", "horse-to-beach", "rabbit-removed")
+GAP, TITLE, CELL = 8, 22, 160
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m weights.demo", description="Edit the miniature's scenes.")
+    parser.add_argument("--model", default=str(HERE / "mini"), help="folder, .safetensors file or hub id (%(default)s)")
+    parser.add_argument("--scenes", type=Path, default=HERE / "mini" / "scenes", metavar="DIR", help="(%(default)s)")
+    parser.add_argument("--all", action="store_true", help="all scenes of the folder, not only the usual showcase")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("-o", "--output", type=Path, default=Path("demo"), metavar="DIR", help="(%(default)s)")
+    args = parser.parse_args()
+    args.output.mkdir(parents=True, exist_ok=True)
+    sd = StableDiffusion.load(args.model)
+    scenes = json.loads((args.scenes / "scenes.json").read_text(encoding="utf-8"))
+    scenes = [scene for scene in scenes if args.all or scene["folder"] in SHOWN]
+    rows = []
+    for scene in scenes:
+        print(f"{scene['source']} -> {scene['target']}", flush=True)
+        rows.append(show(sd, scene, args.scenes / scene["folder"], args.output, args.seed))
+    sheet(rows, [f"{scene['source']} -> {scene['target']}" for scene in scenes]).save(args.output / "sheet.png")
+    print(f"The pictures are in {args.output.resolve()}; look at sheet.png first.")
+    return 0
+
+
+def show(sd: StableDiffusion, scene: dict[str, Any], folder: Path, output: Path, seed: int) -> list[Image.Image]:
+    """Edit one scene, write edit, mask and heat map, and return the sheet's row."""
+    done = edit(sd, folder / "source.png", source=scene["source"], target=scene["target"], seed=seed)
+    heat = grey_picture(done.heat, done.source.size)
+    for name, picture in (("edit", done.image), ("mask", done.mask), ("heat", heat)):
+        picture.save(output / f"{scene['folder']}-{name}.png")
+    return [done.source, heat, done.mask, done.image, Image.open(folder / "target.png").convert("RGB")]
+
+
+def sheet(rows: list[list[Image.Image]], titles: list[str]) -> Image.Image:
+    """Rows of pictures under the column names, each row under its title."""
+    font = ImageFont.load_default(14)
+    width, height = GAP + len(COLUMNS) * (CELL + GAP), TITLE + len(rows) * (TITLE + CELL + GAP)
+    page = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(page)
+    for i, name in enumerate(COLUMNS):
+        draw.text((GAP + i * (CELL + GAP), 4), name, fill="#666666", font=font)
+    for j, (row, title) in enumerate(zip(rows, titles)):
+        top = TITLE + j * (TITLE + CELL + GAP)
+        draw.text((GAP, top + 2), title, fill="black", font=font)
+        for i, picture in enumerate(row):
+            cell = picture.convert("RGB").resize((CELL, CELL), Image.Resampling.LANCZOS)
+            page.paste(cell, (GAP + i * (CELL + GAP), top + TITLE))
+    return page
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,128 @@
+"""The judge: a small classifier that says which objects and which place a picture shows.
+
+    python -m weights.judge --minutes 10
+
+It is trained on scenes alone, never on anything the miniature made, so that its word on an edit is independent. The
+command trains, tests on evaluation scenes the miniature's benchmark does not use, and writes weights/mini/judge/.
+"""
+
+import argparse
+import json
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from weights.scenes import EVAL_SEEDS, OBJECTS, PLACES, TRAIN_SEEDS, Scene, scene
+from weights.train import to_input
+
+FOLDER = Path(__file__).parent / "mini" / "judge"
+TEST_SEEDS = range(EVAL_SEEDS.start + 500_000, EVAL_SEEDS.stop)
+
+
+class Judge(nn.Module):
+    """Pictures (b, 3, 128, 128) in [-1, 1] -> logits of the objects (b, 26) and of the places (b, 6)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = (3, 32, 64, 128, 192)
+        layers: list[nn.Module] = [nn.AvgPool2d(2)]
+        for a, b in pairwise(widths):
+            layers += [nn.Conv2d(a, b, 3, padding=1), nn.GroupNorm(8, b), nn.SiLU(), nn.MaxPool2d(2)]
+        self.features = nn.Sequential(*layers, nn.Conv2d(widths[-1], 256, 3, padding=1), nn.SiLU())
+        self.head = nn.Linear(512, len(OBJECTS) + len(PLACES))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        maps = self.features(x)
+        both = torch.cat([maps.mean(dim=(2, 3)), maps.amax(dim=(2, 3))], dim=1)
+        objects, places = self.head(both).split([len(OBJECTS), len(PLACES)], dim=1)
+        return objects, places
+
+    @torch.no_grad()
+    def says(self, picture: np.ndarray) -> tuple[set[str], str]:
+        """(128, 128, 3) uint8 -> the objects it is more sure of than not, and the place."""
+        objects, places = self(to_input(picture[None], "cpu"))
+        seen = {name for name, logit in zip(OBJECTS, objects[0]) if logit > 0}
+        return seen, list(PLACES)[int(places.argmax())]
+
+
+def load_judge() -> Judge:
+    """The judge that ships. Raises FileNotFoundError when it was never trained."""
+    judge = Judge()
+    judge.load_state_dict({k: v.float() for k, v in load_file(FOLDER / "judge.safetensors").items()})
+    return judge.eval()
+
+
+def labels(s: Scene) -> tuple[np.ndarray, int]:
+    names = [thing.name for thing in s.things]
+    return np.array([name in names for name in OBJECTS], np.float32), list(PLACES).index(s.place)
+
+
+def disturbed(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Mirrored, shifted, dimmed, blurred and noisy pictures: an edit's decoded picture is never as crisp as a scene."""
+    if torch.rand((), generator=generator) < 0.5:
+        x = x.flip(3)
+    x = x.roll(torch.randint(-6, 7, (2,), generator=generator).tolist(), dims=(2, 3))
+    if torch.rand((), generator=generator) < 0.5:
+        x = F.interpolate(F.avg_pool2d(x, 2), scale_factor=2, mode="bilinear")
+    gain = 1 + 0.15 * torch.randn((len(x), 3, 1, 1), generator=generator)
+    return x * gain + 0.06 * torch.randn(x.shape, generator=generator)
+
+
+def loss_of(judge: Judge, x: Tensor, objects: Tensor, places: Tensor) -> Tensor:
+    seen, where = judge(x)
+    return F.binary_cross_entropy_with_logits(seen, objects) * 10 + F.cross_entropy(where, places)
+
+
+def accuracy(judge: Judge, count: int) -> dict[str, float]:
+    """On evaluation scenes apart from the benchmark's: the set of objects exactly right, the place right, both."""
+    right = np.zeros(3)
+    for seed in tqdm(TEST_SEEDS[:count], desc="test", disable=None):
+        s = scene(seed)
+        seen, place = judge.says(s.picture())
+        hits = seen == {thing.name for thing in s.things}, place == s.place
+        right += (*hits, all(hits))
+    return dict(zip(("objects", "place", "both"), (right / count).tolist()))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m weights.judge", description="Train and test the judge.")
+    parser.add_argument("--minutes", type=float, default=10, help="budget of training time (%(default)s)")
+    parser.add_argument("--scenes", type=int, default=12_000, help="training scenes (%(default)s)")
+    parser.add_argument("--test", type=int, default=1000, help="test scenes (%(default)s)")
+    args = parser.parse_args()
+    chosen = [scene(seed) for seed in TRAIN_SEEDS[-args.scenes :]]
+    pictures = np.stack([s.picture() for s in tqdm(chosen, desc="draw", disable=None)])
+    objects, places = (torch.from_numpy(np.array(part)) for part in zip(*(labels(s) for s in chosen)))
+    torch.manual_seed(0)
+    generator, judge, start, step = torch.Generator().manual_seed(0), Judge(), time.monotonic(), 0
+    optimiser = torch.optim.AdamW(judge.parameters(), lr=2e-3, weight_decay=1e-3)
+    budget = args.minutes * 60
+    with tqdm(total=round(budget), unit="s", desc="train", disable=None) as bar:
+        while (spent := time.monotonic() - start) < budget:
+            pick = torch.randint(len(chosen), (64,), generator=generator)
+            optimiser.param_groups[0]["lr"] = 2e-3 * min(1.0, (step + 1) / 100) * max(0.02, 1 - spent / budget)
+            loss = loss_of(judge, disturbed(to_input(pictures[pick], "cpu"), generator), objects[pick], places[pick])
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            step += 1
+            bar.set_postfix(loss=f"{loss.item():.3f}")
+            bar.update(round(time.monotonic() - start) - bar.n)
+    judge.eval()
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    save_file({k: v.half().contiguous() for k, v in judge.state_dict().items()}, FOLDER / "judge.safetensors")
+    report = {"steps": step, "minutes": args.minutes, "scenes": args.scenes, "test_scenes": args.test}
+    report |= {"accuracy": accuracy(load_judge(), args.test)}
+    (FOLDER / "judge.json").write_text(json.dumps(report, indent=1) + "\n")
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()
