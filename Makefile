@@ -5,6 +5,8 @@ TORCH ?= torch==2.13.0
 MODEL ?= weights/mini
 VENV ?= .venv
 RUN := $(VENV)/bin/python
+# Threads that wait asleep: spinning ones bring small models to a halt on a machine that is busy otherwise.
+export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: demo test check clean parity-full load-peak full-size-edit diffusers-edit bench-mini lines
 
@@ -49,8 +51,9 @@ $(VENV)/test.stamp: $(VENV)/run.stamp
 	$(RUN) -m pip install --quiet --editable '.[test,check]'
 	@touch $@
 
-bench-mini: $(VENV)/run.stamp  ## the miniature's edits against known truth: JSON and plots in .bench-mini
+bench-mini: $(VENV)/run.stamp  ## the miniature's edits against known truth, JSON and plots in .bench-mini; needs the Noto emoji font
 	$(RUN) -m pip install --quiet --editable '.[eval]'
+	test -e weights/mini/judge/judge.safetensors || $(RUN) -m weights.judge
 	$(RUN) -m weights.bench --model $(MODEL)
 
 lines:  ## the reading order with line counts
