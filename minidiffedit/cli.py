@@ -9,6 +9,7 @@ import contextlib
 import inspect
 import json
 import os
+import signal
 import sys
 import tempfile
 import traceback
@@ -41,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
 def run(argv: list[str] | None) -> int:
     args = build_parser().parse_args(argv)
     try:
-        with spoken_warnings(args.quiet):
+        with spoken_warnings(args.quiet), remembered_interrupt() as args.interrupted:
             result = args.run(args)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -640,7 +641,35 @@ def same_file(a: Path, b: Path) -> bool:
     return a.resolve() == b.resolve() or (a.exists() and b.exists() and a.samefile(b))
 
 
+@contextlib.contextmanager
+def remembered_interrupt() -> Iterator[list[int]]:
+    """The model of the options; heavy imports are over then, and an interrupt that they swallowed takes effect."""
+    noted: list[int] = []
+
+    def interrupt(number: int, frame: Any) -> None:
+        noted.append(number)
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGINT, interrupt)
+    except ValueError:  # not the main thread, which alone receives signals
+        yield noted
+        return
+    try:
+        yield noted
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def load(args: argparse.Namespace) -> Any:
+    """The model of the options; here the heavy imports are over, and an interrupt that they swallowed takes effect."""
+    sd = load_model(args)
+    if args.interrupted:
+        raise KeyboardInterrupt
+    return sd
+
+
+def load_model(args: argparse.Namespace) -> Any:
     from .hub import DEFAULT, HubError
     from .sd import StableDiffusion
 

@@ -1,5 +1,6 @@
 """The commands: streams, exit codes, what is refused before a model is loaded, interruptions."""
 
+import contextlib
 import io
 import json
 import os
@@ -362,3 +363,22 @@ def test_outputs_are_those_of_the_suffix(here, folder):
         assert cli.main(["edit", "in.png", *FAST, "--quiet", "--model", str(folder), "-o", f"o{suffix}"]) == 0
         with Image.open(f"o{suffix}") as file:
             assert file.format == kind and file.size == (91, 70)
+
+
+def test_ctrl_c_that_an_import_swallows_still_ends_the_command(folder, tmp_path, monkeypatch, capsys):
+    """Python drops a KeyboardInterrupt raised in the callbacks of its import lock; the command must not go on."""
+    from minidiffedit import StableDiffusion
+
+    load = StableDiffusion.load
+
+    def swallowing(*args, **options):
+        with contextlib.suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        return load(*args, **options)
+
+    monkeypatch.setattr(StableDiffusion, "load", swallowing)
+    before = signal.getsignal(signal.SIGINT)
+    output = tmp_path / "g.png"
+    assert cli.main(["generate", "a horse", "--model", str(folder), "--steps", "2", "-o", str(output)]) == 130
+    assert not output.exists() and signal.getsignal(signal.SIGINT) is before
+    assert capsys.readouterr().err == "interrupted\n"
