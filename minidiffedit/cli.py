@@ -643,7 +643,7 @@ def same_file(a: Path, b: Path) -> bool:
 
 @contextlib.contextmanager
 def remembered_interrupt() -> Iterator[list[int]]:
-    """The model of the options; heavy imports are over then, and an interrupt that they swallowed takes effect."""
+    """Ctrl-C raises as ever and is noted in a list: Python swallows one that falls into an import's callbacks."""
     noted: list[int] = []
 
     def interrupt(number: int, frame: Any) -> None:
