@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from minidiffedit import __version__, cli, images
+from minidiffedit.commands import editing
 
 ROOT = Path(__file__).parents[1]
 NO_MODEL = "no-such-model"
@@ -248,7 +249,7 @@ def raising(error):
     (KeyboardInterrupt(), 130, "interrupted"),
 ], ids=repr)  # fmt: skip
 def test_every_failure_is_one_line(here, capsys, monkeypatch, error, code, line):
-    monkeypatch.setattr(cli, "load", raising(error))
+    monkeypatch.setattr(editing, "load", raising(error))
     for options in (["--quiet"], ["--debug"]):
         assert cli.main(["edit", "in.png", *FAST, *options]) == code
         out, err = capsys.readouterr()
@@ -258,7 +259,7 @@ def test_every_failure_is_one_line(here, capsys, monkeypatch, error, code, line)
 
 def test_the_callers_warnings_are_left_alone(here, capsys, monkeypatch):
     before = warnings.showwarning
-    monkeypatch.setattr(cli, "load", raising(ValueError("x")))
+    monkeypatch.setattr(editing, "load", raising(ValueError("x")))
     cli.main(["edit", "in.png", *FAST])
     assert warnings.showwarning is before
 
@@ -276,10 +277,10 @@ def test_ctrl_c_while_running(here, folder):
     """Sent while the first bar stands on stderr; `track` makes each step long enough to be hit."""
     code = (
         "import signal, sys, time; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "from minidiffedit import cli\n"
+        "from minidiffedit import cli\nfrom minidiffedit.commands import editing\n"
         "def track(items, stage):\n"
         "    for item in items: print(stage, file=sys.stderr, flush=True); time.sleep(1); yield item\n"
-        "cli.tracker = lambda quiet: track\n"
+        "editing.tracker = lambda quiet: track\n"
         "sys.exit(cli.main(sys.argv[1:]))"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

@@ -1,0 +1,268 @@
+"""What the commands share: options first, then what runs before and after a model."""
+
+import argparse
+import inspect
+import os
+import sys
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+
+# ---------------------------------------------------------------- options
+
+
+def add_command(commands: Any, name: str, run: Any, say: Any, text: str) -> argparse.ArgumentParser:
+    """allow_abbrev is off: --mask-t would be --mask-threshold today and two options tomorrow."""
+    parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False)
+    parser.set_defaults(run=run, say=say)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--quiet", action="store_true", help="no progress, no warnings")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def add_input(parser: argparse.ArgumentParser, output: str) -> None:
+    either = parser.add_mutually_exclusive_group(required=True)
+    either.add_argument("picture", nargs="?", type=Path, metavar="IMAGE", help="PNG, JPEG or WebP, any size")
+    either.add_argument("--image", type=Path, metavar="IMAGE", help="the same, as an option")
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help=output)
+    parser.add_argument(
+        "--size", type=int, metavar="PX",
+        help="shorter side to work at, 64..1024 (default: the training size); the result has the picture's size",
+    )  # fmt: skip
+    add_seed(parser)
+
+
+def add_picture(parser: argparse.ArgumentParser, output: str, several: bool = False) -> None:
+    add_input(parser, output)
+    either = parser.add_mutually_exclusive_group(required=True)
+    either.add_argument("--target", metavar="TEXT", help="what the result shall show")
+    if several:
+        either.add_argument(
+            "--edit", dest="edits", action="append", type=prompt_pair, metavar="A=>B",
+            help="instead of source and target, any number of times: several edits at once, each with its own mask",
+        )  # fmt: skip
+    parser.add_argument("--source", default="", metavar="TEXT", help="what the picture shows now (may be left out)")
+    parser.add_argument("--chunk", type=int, metavar="N", help="maps per model call; fewer need less memory")
+
+
+def add_seed(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seed", type=int, metavar="S", help="0 and up (default: drawn, and printed)")
+
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--steps", type=int, default=50, metavar="N", help="sampling steps, 1..999 (%(default)s)")
+    parser.add_argument(
+        "--guidance-scale", type=float, default=7.5, metavar="G", help="how strictly to follow the text (%(default)s)"
+    )
+
+
+def add_mask_options(parser: argparse.ArgumentParser) -> Any:
+    group = parser.add_argument_group("mask")
+    group.add_argument(
+        "--mask-strength", type=float, default=0.5, metavar="S", help="noise at which texts differ, 0..1 (%(default)s)"
+    )
+    group.add_argument("--maps", type=int, default=10, metavar="N", help="maps that are averaged (%(default)s)")
+    group.add_argument(
+        "--mask-clip", type=clip_value, default=3.0, metavar="C",
+        help="cut values at C times the mean, or none; less gives larger masks (%(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--mask-threshold", type=float, default=0.5, metavar="T", help="0..1; less gives larger masks (%(default)s)"
+    )
+    return group
+
+
+def add_steering(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("steering of the mask, in this order")
+    group.add_argument("--largest", action="store_true", help="only its largest piece")
+    group.add_argument("--invert", action="store_true", help="edit all but it")
+    group.add_argument("--dilate", type=int, metavar="N", help="grow it by N latent cells of 8 pixels; shrink below 0")
+    group.add_argument("--feather", type=int, metavar="N", help="fade it out over N more cells")
+    group.add_argument("--union", type=Path, metavar="FILE", help="edit what this mask holds, too")
+    group.add_argument("--subtract", type=Path, metavar="FILE", help="never edit what this mask holds")
+
+
+def prompt_pair(text: str) -> tuple[str, str]:
+    source, arrow, target = text.partition("=>")
+    if not arrow:
+        raise argparse.ArgumentTypeError(f"SOURCE=>TARGET is wanted, got {text!r}")
+    return source.strip(), target.strip()
+
+
+def clip_value(text: str) -> float | None:
+    try:
+        return None if text.lower() == "none" else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"a number or none is wanted, got {text!r}") from None
+
+
+def pixels(text: str) -> int:
+    if not text.isdecimal() or int(text) < 64 or int(text) % 8:
+        raise argparse.ArgumentTypeError(f"a multiple of 8 from 64 is wanted, got {text!r}")
+    return int(text)
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--model", metavar="MODEL", help="folder, .safetensors file or hub id (default: SD v1.5 from the cache)"
+    )
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (%(default)s)")
+    group.add_argument(
+        "--dtype", default="auto", choices=("auto", "float32", "float16", "bfloat16"),
+        help="what the model computes in (%(default)s: float16 on CUDA, else float32)",
+    )  # fmt: skip
+    group.add_argument("--variant", choices=("fp16", "non_ema"), help="which of a folder's weights")
+    group.add_argument("--revision", help="of a hub id: branch, tag or full commit")
+    group.add_argument("--cache-dir", type=Path, metavar="DIR", help="the hub's cache")
+    group.add_argument("--local-files-only", action="store_true", help="never contact the hub")
+
+
+# ---------------------------------------------------------------- before and after the model
+
+
+def checked_settings(args: argparse.Namespace, function: Any) -> dict[str, Any]:
+    """The options that are arguments of `edit`, `picture_mask` or `generate`, by name."""
+    from ..editor import check_settings
+
+    names = inspect.signature(function).parameters.keys() - {"image", "mask"}
+    return check_settings({name: value for name, value in vars(args).items() if name in names})
+
+
+def picture_and_output(args: argparse.Namespace, word: str, *others: Path | None) -> tuple[Any, Path]:
+    """The picture, read, and where the result goes; `others` go beside it."""
+    from ..images import read_picture, working_size
+
+    path = args.picture or args.image
+    output = args.output or Path(f"{path.stem}-{word}.png")
+    picture = read_picture(path)
+    working_size(picture.size, 512 if args.size is None else args.size)
+    inputs = [path, *(getattr(args, name, None) for name in ("mask", "union", "subtract"))]
+    check_outputs(inputs, [output, *others], picture.size, getattr(args, "save_state", None))
+    return picture, output
+
+
+def open_mask(path: Path | None) -> Any:
+    """The file as a picture, which may keep a mask's cells; refused now if it is no mask."""
+    from ..images import read_mask, read_picture
+
+    picture = read_picture(path) if path else None
+    if picture:
+        read_mask(picture)
+    return picture
+
+
+def steering_of(args: argparse.Namespace) -> Any:
+    """The steering that was asked for, None if none was."""
+    from ..steer import Steering
+
+    options = {name: getattr(args, name) for name in ("largest", "invert", "dilate", "feather")}
+    options |= {name: open_mask(getattr(args, name)) for name in ("union", "subtract")}
+    given = {name: value for name, value in options.items() if value is not None and value is not False}
+    return Steering(**given) if given else None
+
+
+def check_outputs(
+    inputs: list[Path | None],
+    outputs: list[Path | None],
+    size: tuple[int, int] = (1, 1),
+    state: Path | None = None,
+) -> None:
+    """Refuse, before any work, what could not be written at its end or would overwrite an input or another result.
+
+    outputs: pictures of a size; state: a saved edit.
+    """
+    from ..images import picture_format
+
+    if state:
+        from ..state import check_name
+
+        check_name(state)
+    taken = [path for path in inputs if path]
+    for path in filter(None, [*outputs, state]):
+        if path is not state:
+            picture_format(path, size)
+        if os.path.isdir(path):
+            raise ValueError(f"{path} is a folder; name a file")
+        if not os.path.isdir(path.parent):
+            raise ValueError(f"{path}: there is no folder {path.parent}")
+        try:
+            tempfile.TemporaryFile(dir=path.parent).close()
+        except OSError as error:
+            raise ValueError(f"{path} cannot be written: {error.strerror}") from error
+        if any(same_file(path, other) for other in taken):
+            raise ValueError(f"{path} would overwrite an input or another result; choose another name")
+        taken.append(path)
+
+
+def same_file(a: Path, b: Path) -> bool:
+    return a.resolve() == b.resolve() or (a.exists() and b.exists() and a.samefile(b))
+
+
+def load(args: argparse.Namespace) -> Any:
+    """The model of the options; here the heavy imports are over, and an interrupt that they swallowed takes effect."""
+    sd = load_model(args)
+    if args.interrupted:
+        raise KeyboardInterrupt
+    return sd
+
+
+def load_model(args: argparse.Namespace) -> Any:
+    from ..hub import DEFAULT, HubError
+    from ..sd import StableDiffusion
+
+    options = {"device": args.device, "dtype": args.dtype, "variant": args.variant, "revision": args.revision}
+    options |= {"cache_dir": args.cache_dir, "local_files_only": args.local_files_only or args.model is None}
+    try:
+        return StableDiffusion.load(args.model or DEFAULT, **options)
+    except HubError as error:
+        if args.model:
+            raise
+        raise HubError(
+            f"no --model given, and {DEFAULT} is not in the cache: fetch it (4.3 GB) with `minidiffedit download`, "
+            "or use the miniature of the repository with --model weights/mini"
+        ) from error
+
+
+def tracker(quiet: bool) -> Any:
+    """A progress bar per stage, silent where stderr is no terminal."""
+    from huggingface_hub.utils import tqdm
+
+    def track(items: Iterable[Any], stage: str) -> Iterable[Any]:
+        return tqdm(items, desc=stage, unit="step", disable=True if quiet else None, file=sys.stderr)
+
+    return track
+
+
+def text_of(args: argparse.Namespace, settings: dict[str, Any], prompt: str) -> dict[str, str]:
+    from ..metadata import metadata
+
+    return {} if args.no_metadata else metadata(settings, prompt)
+
+
+def identity(sd: Any) -> dict[str, Any]:
+    """What of the model decides the result: its name, the hash of the UNet's file, the dtype."""
+    from ..metadata import model_hash
+
+    name = Path(sd.name).resolve().name if Path(sd.name).exists() else sd.name  # no path
+    return {
+        "model": os.fsencode(name).decode(errors="replace"),
+        "model_hash": model_hash(sd.checkpoint.parts["unet"].path), "dtype": str(sd.dtype).removeprefix("torch."),
+    }  # fmt: skip
+
+
+def describe(sd: Any) -> dict[str, Any]:
+    path = sd.checkpoint.path
+    revision = path.name if path.parent.name == "snapshots" else None
+    return {"id": sd.name, "path": str(path), "revision": revision, "device": str(sd.device)} | identity(sd)
+
+
+def versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    names = ("torch", "safetensors", "tokenizers", "numpy", "pillow", "huggingface_hub")
+    return {"minidiffedit": __version__, "python": sys.version.split()[0]} | {name: version(name) for name in names}
