@@ -1,14 +1,14 @@
 """The judge: a small classifier that says which objects and which place a picture shows.
 
-    python -m weights.judge --minutes 10
+    python -m weights.judge
 
 It is trained on scenes alone, never on anything the miniature made, so that its word on an edit is independent. The
-command trains, tests on evaluation scenes the miniature's benchmark does not use, and writes weights/mini/judge/.
+command trains (and resumes, like `weights.train`), tests on evaluation scenes the miniature's benchmark does not use,
+and writes weights/mini/judge/.
 """
 
 import argparse
 import json
-import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from weights.scenes import EVAL_SEEDS, OBJECTS, PLACES, TRAIN_SEEDS, Scene, scene
-from weights.train import to_input
+from weights.train import Run, add_training, prepare, rendered, to_input
 
 FOLDER = Path(__file__).parent / "mini" / "judge"
+RECIPE = (4000, 64, 2e-3)  # steps, batch, largest learning rate
 TEST_SEEDS = range(EVAL_SEEDS.start + 500_000, EVAL_SEEDS.stop)
 
 
@@ -93,32 +94,26 @@ def accuracy(judge: Judge, count: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m weights.judge", description="Train and test the judge.")
-    parser.add_argument("--minutes", type=float, default=10, help="budget of training time (%(default)s)")
-    parser.add_argument("--scenes", type=int, default=12_000, help="training scenes (%(default)s)")
+    add_training(parser, scenes=20_000)
     parser.add_argument("--test", type=int, default=1000, help="test scenes (%(default)s)")
     args = parser.parse_args()
+    prepare(args, RECIPE)
     chosen = [scene(seed) for seed in TRAIN_SEEDS[-args.scenes :]]
-    pictures = np.stack([s.picture() for s in tqdm(chosen, desc="draw", disable=None)])
+    pictures = rendered(args.work / f"judge-{args.scenes}.npy", chosen)
     objects, places = (torch.from_numpy(np.array(part)) for part in zip(*(labels(s) for s in chosen)))
-    torch.manual_seed(0)
-    generator, judge, start, step = torch.Generator().manual_seed(0), Judge(), time.monotonic(), 0
-    optimiser = torch.optim.AdamW(judge.parameters(), lr=2e-3, weight_decay=1e-3)
-    budget = args.minutes * 60
-    with tqdm(total=round(budget), unit="s", desc="train", disable=None) as bar:
-        while (spent := time.monotonic() - start) < budget:
-            pick = torch.randint(len(chosen), (64,), generator=generator)
-            optimiser.param_groups[0]["lr"] = 2e-3 * min(1.0, (step + 1) / 100) * max(0.02, 1 - spent / budget)
-            loss = loss_of(judge, disturbed(to_input(pictures[pick], "cpu"), generator), objects[pick], places[pick])
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            step += 1
-            bar.set_postfix(loss=f"{loss.item():.3f}")
-            bar.update(round(time.monotonic() - start) - bar.n)
-    judge.eval()
+    judge = Judge().to(args.device)
+    run = Run("judge", judge, args.rate, args)
+    for generator in run.steps():
+        pick = torch.randint(len(chosen), (args.batch,), generator=generator)
+        x = disturbed(to_input(pictures[pick.numpy(), ..., :3], "cpu"), generator).to(args.device)
+        loss = loss_of(judge, x, objects[pick].to(args.device), places[pick].to(args.device))
+        run.learn(loss)
+        if run.step % 100 == 0:
+            run.log(loss=loss.item())
+    run.save()
     FOLDER.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.half().contiguous() for k, v in judge.state_dict().items()}, FOLDER / "judge.safetensors")
-    report = {"steps": step, "minutes": args.minutes, "scenes": args.scenes, "test_scenes": args.test}
+    save_file({k: v.cpu().half().contiguous() for k, v in run.average.values.items()}, FOLDER / "judge.safetensors")
+    report = {"steps": run.step, "minutes": round(run.seconds / 60, 1), "scenes": args.scenes, "test_scenes": args.test}
     report |= {"accuracy": accuracy(load_judge(), args.test)}
     (FOLDER / "judge.json").write_text(json.dumps(report, indent=1) + "\n")
     print(json.dumps(report))

@@ -69,20 +69,23 @@ def pixels_and_alpha(s: Scene) -> np.ndarray:
     return np.dstack([s.picture(), np.rint(s.alpha() * 255).astype(np.uint8)])
 
 
-def rendered(work: Path, count: int) -> np.ndarray:
-    """The training scenes as (count, 128, 128, 4) uint8, mapped from a file that is drawn once."""
-    path = work / f"scenes-{count}.npy"
+def rendered(path: Path, chosen: list[Scene]) -> np.ndarray:
+    """Scenes as (n, 128, 128, 4) uint8, mapped from a file that is drawn once."""
     if not path.exists():
         part = path.with_suffix(".part")
-        shape = (count, scenes.SIDE, scenes.SIDE, 4)
+        shape = (len(chosen), scenes.SIDE, scenes.SIDE, 4)
         array = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=shape)
         with ProcessPoolExecutor() as pool:
-            drawn = pool.map(pixels_and_alpha, training_scenes(count), chunksize=64)
-            for i, picture in enumerate(tqdm(drawn, "drawing scenes", count, disable=None)):
+            drawn = pool.map(pixels_and_alpha, chosen, chunksize=64)
+            for i, picture in enumerate(tqdm(drawn, "drawing scenes", len(chosen), disable=None)):
                 array[i] = picture
         array.flush()
         os.replace(part, path)
     return np.load(path, mmap_mode="r")
+
+
+def training_pictures(args: argparse.Namespace) -> np.ndarray:
+    return rendered(args.work / f"scenes-{args.scenes}.npy", training_scenes(args.scenes))
 
 
 def to_input(pictures: np.ndarray, device: str) -> Tensor:
@@ -248,7 +251,7 @@ def judge_vae(vae: VAE, args: argparse.Namespace, count: int = 64) -> float:
 
 
 def train_vae(args: argparse.Namespace) -> None:
-    data = rendered(args.work, args.scenes)
+    data = training_pictures(args)
     vae = VAE(VAE_CONFIG).to(args.device, memory_format=torch.channels_last)
     print(f"VAE: {sum(p.numel() for p in vae.parameters()) / 1e6:.2f} M parameters", flush=True)
     run = Run("vae", vae, args.rate, args)
@@ -345,7 +348,7 @@ def cached_latents(args: argparse.Namespace) -> tuple[Tensor, float]:
     """
     path = args.work / "latents.pt"
     if not path.exists():
-        data, vae = rendered(args.work, args.scenes), load_vae(args)
+        data, vae = training_pictures(args), load_vae(args)
         means = []
         for start in tqdm(range(0, len(data), 64), "encoding", disable=None):
             with half_precision(args):
@@ -429,29 +432,39 @@ def export_mini(args: argparse.Namespace) -> None:
     print(f"written to {args.output}")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m weights.train", description=__doc__)
-    parser.add_argument("what", choices=["vae", "unet", "export"])
+def add_training(parser: argparse.ArgumentParser, scenes: int) -> None:
+    """The options every training shares."""
     parser.add_argument("--work", type=Path, default=HERE / ".train", metavar="DIR", help="checkpoints and logs")
-    parser.add_argument("--output", type=Path, default=HERE / "mini", metavar="DIR", help="where export writes")
     parser.add_argument("--minutes", type=float, default=math.inf, help="budget of training time")
     parser.add_argument("--steps", type=float, help="budget of training steps; default: what made weights/mini")
     parser.add_argument("--batch", type=int, help="default: what made weights/mini")
     parser.add_argument("--rate", type=float, help="largest learning rate; default: what made weights/mini")
-    parser.add_argument("--scenes", type=int, default=20_000, help="number of training scenes")
+    parser.add_argument("--scenes", type=int, default=scenes, help="number of training scenes (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, help="CPU threads; torch's choice if not given")
     parser.add_argument("--polite", action="store_true", help="one thread while other programs run (Linux)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--float32", action="store_true", help="no bfloat16")
-    args = parser.parse_args()
-    steps, batch, rate = RECIPE.get(args.what, (0, 0, 0.0))
+
+
+def prepare(args: argparse.Namespace, recipe: tuple[float, int, float]) -> None:
+    """Budget, batch and rate of the recipe where none is given; the folder, the threads, the seed."""
+    steps, batch, rate = recipe
     args.steps = args.steps or (steps if math.isinf(args.minutes) else math.inf)
     args.batch, args.rate = args.batch or batch, args.rate or rate
     args.work.mkdir(parents=True, exist_ok=True)
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m weights.train", description=__doc__)
+    parser.add_argument("what", choices=["vae", "unet", "export"])
+    add_training(parser, scenes=20_000)
+    parser.add_argument("--output", type=Path, default=HERE / "mini", metavar="DIR", help="where export writes")
+    parser.add_argument("--float32", action="store_true", help="no bfloat16")
+    args = parser.parse_args()
+    prepare(args, RECIPE.get(args.what, (0, 0, 0.0)))
     {"vae": train_vae, "unet": train_unet, "export": export_mini}[args.what](args)
 
 
