@@ -23,7 +23,7 @@ from weights.scenes import EVAL_SEEDS, OBJECTS, PLACES, TRAIN_SEEDS, Scene, scen
 from weights.train import Run, add_training, prepare, rendered, to_input
 
 FOLDER = Path(__file__).parent / "mini" / "judge"
-RECIPE = (4000, 64, 2e-3)  # steps, batch, largest learning rate
+RECIPE = (1800, 64, 2e-3)  # steps, batch, largest learning rate
 TEST_SEEDS = range(EVAL_SEEDS.start + 500_000, EVAL_SEEDS.stop)
 
 
