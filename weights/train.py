@@ -44,7 +44,7 @@ UNET_CONFIG = UNetConfig(
     norm_num_groups=16, sample_size=16,
 )  # fmt: skip
 
-RECIPE = {"vae": (2575, 16, 1e-3), "unet": (3761, 32, 7e-4)}  # steps, batch, largest learning rate of weights/mini
+RECIPE = {"vae": (2575, 16, 1e-3), "unet": (5903, 32, 7e-4)}  # steps, batch, largest learning rate of weights/mini
 KL_WEIGHT = 2e-4  # light: keeps the latents near unit size and the decoder calm under small errors of the UNet
 CAPTION_DROP = 0.10  # captions replaced by "", for guidance
 PLACE_DROP = 0.15  # captions that name the things only
