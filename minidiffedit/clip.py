@@ -28,10 +28,9 @@ class Embeddings(nn.Module):
     def __init__(self, config: CLIPConfig):
         super().__init__()
         # By from_pretrained: drawing initial values on `meta` would import torch's compiler, a second of every load.
-        sizes = (config.vocab_size, config.max_position_embeddings)
-        tokens, positions = (torch.randn(n, config.hidden_size) for n in sizes)
-        self.token_embedding = nn.Embedding.from_pretrained(tokens, freeze=False)
-        self.position_embedding = nn.Embedding.from_pretrained(positions, freeze=False)
+        tables = (torch.randn(n, config.hidden_size) for n in (config.vocab_size, config.max_position_embeddings))
+        both = (nn.Embedding.from_pretrained(table, freeze=False) for table in tables)
+        self.token_embedding, self.position_embedding = both
 
     def forward(self, ids: Tensor) -> Tensor:
         return self.token_embedding(ids) + self.position_embedding.weight[: ids.shape[1]]
@@ -41,10 +40,7 @@ class SelfAttention(nn.Module):
     def __init__(self, config: CLIPConfig, index: int):
         super().__init__()
         c, self.heads, self.site = config.hidden_size, config.num_attention_heads, Site("clip", 0, index, "causal")
-        self.q_proj = nn.Linear(c, c)
-        self.k_proj = nn.Linear(c, c)
-        self.v_proj = nn.Linear(c, c)
-        self.out_proj = nn.Linear(c, c)
+        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(c, c) for _ in range(4))
 
     def forward(self, x: Tensor, attend: Attend) -> Tensor:
         q, k, v = (split_heads(project(x), self.heads) for project in (self.q_proj, self.k_proj, self.v_proj))
@@ -75,26 +71,19 @@ class Layer(nn.Module):
         return x + self.mlp(self.layer_norm2(x))
 
 
-class Encoder(nn.Module):
-    def __init__(self, config: CLIPConfig):
-        super().__init__()
-        self.layers = nn.ModuleList(Layer(config, index) for index in range(config.num_hidden_layers))
-
-    def forward(self, x: Tensor, attend: Attend) -> Tensor:
-        for layer in self.layers:
-            x = layer(x, attend)
-        return x
-
-
 class CLIPText(nn.Module):
     def __init__(self, config: CLIPConfig = CLIPConfig()):
         super().__init__()
         self.config = config
         self.embeddings = Embeddings(config)
-        self.encoder = Encoder(config)
+        layers = nn.ModuleList(Layer(config, index) for index in range(config.num_hidden_layers))
+        self.encoder = nn.ModuleDict({"layers": layers})
         self.final_layer_norm = nn.LayerNorm(config.hidden_size)
 
     def forward(self, ids: Tensor, attend: Attend = sdpa) -> Tensor:
         """ids (n, 77) int64 from the tokenizer -> (n, 77, hidden_size), the modules' dtype."""
         assert ids.shape[1] <= self.config.max_position_embeddings, f"{ids.shape[1]} tokens are too many"
-        return self.final_layer_norm(self.encoder(self.embeddings(ids), attend))
+        x = self.embeddings(ids)
+        for layer in self.encoder["layers"]:  # type: ignore[attr-defined]
+            x = layer(x, attend)
+        return self.final_layer_norm(x)

@@ -1,0 +1,72 @@
+"""GPU kernels in Triton, each beside its plain-torch twin. Importing this package does not import Triton.
+
+Nothing here falls back: a call that cannot run raises and says why. Who wants torch's attention in its place asks for
+it; the choice is made in attention.py.
+"""
+
+import os
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from ..attention import Site
+
+WIDEST = 160  # numbers per head, SD v1's widest; the keys and values of wider ones would not fit on the chip together
+# (kind, d) where the kernel was faster on a GPU than every SDPA of torch, so that "auto" takes it. Nothing has been
+# measured yet; the command is tests/bench/gpu.py, figure G5.
+FASTER: frozenset[tuple[str, int]] = frozenset()
+
+
+def unfit(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why the kernels cannot run there, None if they can."""
+    # For tests: NumPy runs the kernels, and has no bfloat16. A GPU in float32 would round to tf32 or go without its
+    # matrix units; SDPA does better there.
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    dtypes = (torch.float32, torch.float16) if interpreted else (torch.float16, torch.bfloat16)
+    if find_spec("triton") is None:
+        return "the package triton is missing (torch's CUDA builds for Linux bring it)"
+    if device.type != "cuda" and not interpreted:
+        return f"it needs a CUDA device, got {device}"
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
+        return "it needs a GPU of compute capability 8.0 or newer"
+    if dtype not in dtypes:
+        return f"it needs {' or '.join(name(x) for x in dtypes)}, got {name(dtype)}"
+    return None
+
+
+def name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def refusal(site: "Site", q: Tensor, k: Tensor, v: Tensor) -> str | None:
+    """Why this call cannot run, None if it can."""
+    if site.kind == "causal":
+        return "it has no causal mask"
+    if q.shape[-1] > WIDEST:
+        return f"it takes heads of at most {WIDEST} numbers, got {q.shape[-1]}"
+    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+        return "it has no gradient"
+    if not q.dtype == k.dtype == v.dtype:
+        return f"q, k and v must have one dtype, got {name(q.dtype)}, {name(k.dtype)} and {name(v.dtype)}"
+    if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16):
+        return None  # the rest was asked when the model was loaded; a compiled graph must not read the environment
+    return unfit(q.device, q.dtype)
+
+
+def preferred(site: "Site", q: Tensor, k: Tensor, v: Tensor) -> bool:
+    return (site.kind, q.shape[-1]) in FASTER and refusal(site, q, k, v) is None
+
+
+def attend(site: "Site", q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v: q (b, heads, n, d), k and v (b, heads, m, d), any strides, d <= 160, all float16 or
+    bfloat16 on a GPU -> (b, heads, n, d), a view of (b, n, heads, d). Raises ValueError where it cannot run.
+    """
+    reason = refusal(site, q, k, v)
+    if reason:
+        raise ValueError(f"attention 'triton' cannot run: {reason}; use 'auto' or 'sdpa'")
+    from .attention import attention
+
+    return attention(q, k, v)

@@ -1,0 +1,213 @@
+"""Attention in Triton: softmax(q k^T / sqrt(d)) v without the (n, m) matrix ever leaving the chip.
+
+Two kernels, by the number of keys. `few_keys`: all keys in one tile and one softmax pass (cross-attention's 77, the
+64 cells of the coarsest self-attention). `many_keys`: blocks of keys under a running maximum (Milakov and Gimelshein,
+1805.02867; Dao et al., 2205.14135). `twin` is the same arithmetic in plain torch: the thing to read first.
+
+SD's heads hold 40, 80 or 160 numbers, and a tile's sides must be powers of two. Padding to 64, 128 and 256 wastes
+three numbers of eight, so a side is covered by two tiles, 32 + 16, 64 + 16, 128 + 32, and 77 keys by 64 + 16: `split`.
+Sizes and strides are compile-time constants: the compiler pipelines the loads of a loop whose bounds it knows.
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+ONE_TILE = 128  # as many keys still fit one tile
+LOG2_E = 1.4426950408889634  # exp(x) = 2^(x log2 e), and the hardware has 2^x
+
+
+def split(n: int) -> tuple[int, int]:
+    """n -> two powers of two with a sum of n or more, each 16 or more (the matrix units' least), or the second 0."""
+    head = max(16, 1 << (n.bit_length() - 1))
+    return head, 0 if n <= head else max(16, triton.next_power_of_2(n - head))
+
+
+def twin(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The kernels' arithmetic: sums in float32, the weights rounded to v's dtype before they meet v."""
+    n_k = k.shape[-2]
+    block = n_k if n_k <= ONE_TILE else settings(q.shape[-1], n_k)["BLOCK_K"]
+    top = torch.full(q.shape[:-1], -torch.inf, device=q.device)
+    total, acc = torch.zeros_like(top), torch.zeros(q.shape, device=q.device)
+    for start in range(0, n_k, block):
+        keys, values = (x[..., start : start + block, :].float() for x in (k, v))
+        scores = LOG2_E * q.shape[-1] ** -0.5 * (q.float() @ keys.mT)
+        new_top = torch.maximum(top, scores.amax(-1))
+        weights, shrink = torch.exp2(scores - new_top[..., None]), torch.exp2(top - new_top)
+        total = total * shrink + weights.sum(-1)
+        acc = acc * shrink[..., None] + weights.to(v.dtype).float() @ values
+        top = new_top
+    return (acc / total[..., None]).to(q.dtype)
+
+
+@triton.jit
+def load(base, rows, first: tl.constexpr, width: tl.constexpr, stride: tl.constexpr, n: tl.constexpr, d: tl.constexpr,
+         whole: tl.constexpr):  # fmt: skip
+    """Columns first to first + width of rows of an (n, d) matrix, zeros beyond it. whole: no row is beyond."""
+    columns = first + tl.arange(0, width)
+    places = base + rows[:, None] * stride + columns[None, :]
+    inside = columns[None, :] < d
+    if not whole:
+        inside = inside & (rows[:, None] < n)
+    elif first + width <= d:
+        return tl.load(places)
+    return tl.load(places, mask=inside, other=0.0)
+
+
+@triton.jit
+def store(base, rows, first: tl.constexpr, x, stride: tl.constexpr, n: tl.constexpr, d: tl.constexpr):
+    columns = first + tl.arange(0, x.shape[1])
+    inside = (rows[:, None] < n) & (columns[None, :] < d)
+    tl.store(base + rows[:, None] * stride + columns[None, :], x.to(base.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def score(q0, q1, k, rows, D0: tl.constexpr, D1: tl.constexpr, stride: tl.constexpr, n: tl.constexpr, d: tl.constexpr,
+          whole: tl.constexpr):  # fmt: skip
+    """Queries, in two parts along d, times the keys in these rows; -inf beyond the last key."""
+    s = tl.dot(q0, load(k, rows, 0, D0, stride, n, d, whole).T)
+    if D1 > 0:
+        s = tl.dot(q1, load(k, rows, D0, D1, stride, n, d, whole).T, s)
+    if not whole:
+        s = tl.where(rows[None, :] < n, s, float("-inf"))
+    return s
+
+
+@triton.jit
+def add_block(
+    top, total, acc0, acc1, q0, q1, k, v, rows, scale: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
+    kn: tl.constexpr, vn: tl.constexpr, n: tl.constexpr, d: tl.constexpr, whole: tl.constexpr,
+):  # fmt: skip
+    """One block of keys and values joins the sums; what was summed under a lower maximum shrinks first."""
+    s = score(q0, q1, k, rows, D0, D1, kn, n, d, whole)
+    new_top = tl.maximum(top, tl.max(s, 1) * scale)
+    p = tl.exp2(s * scale - new_top[:, None])
+    shrink = tl.exp2(top - new_top)
+    total = total * shrink + tl.sum(p, 1)
+    p = p.to(v.dtype.element_ty)
+    acc0 = tl.dot(p, load(v, rows, 0, D0, vn, n, d, whole), acc0 * shrink[:, None])
+    if D1 > 0:
+        acc1 = tl.dot(p, load(v, rows, D0, D1, vn, n, d, whole), acc1 * shrink[:, None])
+    return new_top, total, acc0, acc1
+
+
+@triton.jit
+def many_keys(
+    q, k, v, out, n_q: tl.constexpr, n_k: tl.constexpr, d: tl.constexpr, scale: tl.constexpr,
+    qb: tl.constexpr, qh: tl.constexpr, qn: tl.constexpr, kb: tl.constexpr, kh: tl.constexpr, kn: tl.constexpr,
+    vb: tl.constexpr, vh: tl.constexpr, vn: tl.constexpr, ob: tl.constexpr, oh: tl.constexpr, on: tl.constexpr,
+    D0: tl.constexpr, D1: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """A block of queries of one head against all keys, a block at a time. Programs: (blocks, heads, b)."""
+    head, b = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    q, k, v, out = q + b * qb + head * qh, k + b * kb + head * kh, v + b * vb + head * vh, out + b * ob + head * oh
+    rows = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    whole: tl.constexpr = n_q % BLOCK_Q == 0
+    q0 = load(q, rows, 0, D0, qn, n_q, d, whole)
+    q1 = load(q, rows, D0, D1, qn, n_q, d, whole) if D1 > 0 else q0
+    top = tl.full((BLOCK_Q,), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK_Q,), tl.float32)
+    acc0 = tl.zeros((BLOCK_Q, D0), tl.float32)
+    acc1 = tl.zeros((BLOCK_Q, D1 if D1 > 0 else 16), tl.float32)
+    end: tl.constexpr = n_k // BLOCK_K * BLOCK_K
+    for start in range(0, end, BLOCK_K):
+        keys = start + tl.arange(0, BLOCK_K)
+        top, total, acc0, acc1 = add_block(
+            top, total, acc0, acc1, q0, q1, k, v, keys, scale, D0, D1, kn, vn, n_k, d, True
+        )
+    if end < n_k:  # the ragged end, outside the loop, so that no other block pays for its mask
+        keys = end + tl.arange(0, BLOCK_K)
+        top, total, acc0, acc1 = add_block(
+            top, total, acc0, acc1, q0, q1, k, v, keys, scale, D0, D1, kn, vn, n_k, d, False
+        )
+    store(out, rows, 0, acc0 / total[:, None], on, n_q, d)
+    if D1 > 0:
+        store(out, rows, D0, acc1 / total[:, None], on, n_q, d)
+
+
+@triton.jit
+def few_keys(
+    q, k, v, out, n_q: tl.constexpr, n_k: tl.constexpr, d: tl.constexpr, scale: tl.constexpr,
+    qb: tl.constexpr, qh: tl.constexpr, qn: tl.constexpr, kb: tl.constexpr, kh: tl.constexpr, kn: tl.constexpr,
+    vb: tl.constexpr, vh: tl.constexpr, vn: tl.constexpr, ob: tl.constexpr, oh: tl.constexpr, on: tl.constexpr,
+    D0: tl.constexpr, D1: tl.constexpr, K0: tl.constexpr, K1: tl.constexpr, BLOCK_Q: tl.constexpr,
+):  # fmt: skip
+    """A block of queries of one head against all keys at once, in two parts along the keys. Programs as above."""
+    head, b = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    q, k, v, out = q + b * qb + head * qh, k + b * kb + head * kh, v + b * vb + head * vh, out + b * ob + head * oh
+    rows = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    whole: tl.constexpr = n_q % BLOCK_Q == 0
+    q0 = load(q, rows, 0, D0, qn, n_q, d, whole)
+    q1 = load(q, rows, D0, D1, qn, n_q, d, whole) if D1 > 0 else q0
+    whole0: tl.constexpr = n_k >= K0
+    whole1: tl.constexpr = n_k == K0 + K1
+    keys0 = tl.arange(0, K0)
+    s0 = score(q0, q1, k, keys0, D0, D1, kn, n_k, d, whole0)
+    top = tl.max(s0, 1)
+    if K1 > 0:
+        keys1 = K0 + tl.arange(0, K1)
+        s1 = score(q0, q1, k, keys1, D0, D1, kn, n_k, d, whole1)
+        top = tl.maximum(top, tl.max(s1, 1))
+    p0 = tl.exp2((s0 - top[:, None]) * scale)
+    total = tl.sum(p0, 1)
+    p0 = p0.to(v.dtype.element_ty)
+    acc0 = tl.dot(p0, load(v, keys0, 0, D0, vn, n_k, d, whole0))
+    if D1 > 0:
+        acc1 = tl.dot(p0, load(v, keys0, D0, D1, vn, n_k, d, whole0))
+    if K1 > 0:
+        p1 = tl.exp2((s1 - top[:, None]) * scale)
+        total += tl.sum(p1, 1)
+        p1 = p1.to(v.dtype.element_ty)
+        acc0 = tl.dot(p1, load(v, keys1, 0, D0, vn, n_k, d, whole1), acc0)
+        if D1 > 0:
+            acc1 = tl.dot(p1, load(v, keys1, D0, D1, vn, n_k, d, whole1), acc1)
+    store(out, rows, 0, acc0 / total[:, None], on, n_q, d)
+    if D1 > 0:
+        store(out, rows, D0, acc1 / total[:, None], on, n_q, d)
+
+
+def settings(d: int, n_k: int) -> dict[str, int]:
+    """Tile sides, warps per program, loads in flight. Chosen from the compiled code (tests/test_kernels.py): nothing
+    spills, and several programs fit a multiprocessor; no time was measured yet (tests/bench/gpu.py --tune).
+    """
+    D0, D1 = split(d)
+    if n_k <= ONE_TILE:
+        K0, K1 = split(n_k)
+        block = {"K0": K0, "K1": K1, "BLOCK_Q": 128 if d <= 64 else 64, "num_warps": 4, "num_stages": 1}
+    elif d <= 64:
+        block = {"BLOCK_Q": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3}
+    else:
+        block = {"BLOCK_Q": 64, "BLOCK_K": 64, "num_warps": 4, "num_stages": 3 if d <= 80 else 2}
+    return {"D0": D0, "D1": D1, **block}
+
+
+def plan(q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> tuple[Any, dict[str, Any]]:
+    """The kernel for these tensors and its compile-time arguments."""
+    d, n_k = q.shape[3], k.shape[2]
+    constants: dict[str, Any] = {"n_q": q.shape[2], "n_k": n_k, "d": d, "scale": LOG2_E * d**-0.5}
+    for name, x in (("q", q), ("k", k), ("v", v), ("o", out)):
+        constants |= {name + axis: stride for axis, stride in zip("bhn", x.stride())}
+    return few_keys if n_k <= ONE_TILE else many_keys, constants | settings(d, n_k)
+
+
+def launch(q: Tensor, k: Tensor, v: Tensor, out: Tensor, **other: int) -> None:
+    """Write the attention into out. Every tensor's last stride is 1; other: settings to try in place of ours."""
+    kernel, constants = plan(q, k, v, out)
+    constants |= other
+    b, heads, n, _ = q.shape
+    kernel[(triton.cdiv(n, constants["BLOCK_Q"]), heads, b)](q, k, v, out, **constants)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """q (b, heads, n, d), k and v (b, heads, m, d) -> (b, heads, n, d), a view of (b, n, heads, d)."""
+    b, heads, n, d = q.shape
+    assert k.shape == v.shape == (b, heads, k.shape[2], d), (
+        f"{tuple(k.shape)}, {tuple(v.shape)} fit no {tuple(q.shape)}"
+    )
+    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+    out = torch.empty((b, n, heads, d), dtype=q.dtype, device=q.device).transpose(1, 2)
+    launch(q, k, v, out)
+    return out
