@@ -164,8 +164,8 @@ def threshold_maps(maps: Tensor, flat_below: Tensor, *, clip: float | None = 3.0
 
 
 def default_chunk(h: int, w: int) -> int:
-    """Maps per model call: about 4 of 64 x 64 cells, by size only, so that results never depend on free memory."""
-    return max(1, 4 * 64 * 64 // (h * w))
+    """Maps per model call: of 64 x 64 cells one, the shape of a guided step; by size only, never by free memory."""
+    return max(1, 64 * 64 // (h * w))
 
 
 # ---------------------------------------------------------------- 2. the encoding
@@ -180,6 +180,7 @@ def encode(
     steps: int = 50,
     strength: float = 0.8,
     refine: int = 1,
+    record: list[Tensor] | None = None,
     track: Track = untracked,
 ) -> Trajectory:
     """DDIM inversion of x0 (b, 4, h, w) up to level K = round(strength * N) (2210.11427, step 2; 2010.02502, 4.3).
@@ -187,14 +188,15 @@ def encode(
     x_{j+1} = move(x_j, eps(x_j, t_{j+1}, text), a_j, a_{j+1}): the model is asked at the timestep it moves *to* (the
     prompt-to-prompt convention), which brings decoding closer to its inverse than t_j at the same cost.
     refine = k evaluates eps up to k times a step, after the first at the new x_{j+1}, as long as that contracts.
-    Returns the levels 0..K. Model rows: K b, times `refine` at most. Raises ValueError for values out of range,
-    ArithmeticError when the model returns NaN or infinity.
+    Returns the levels 0..K; record: a list, emptied, that receives them as they come. Model rows: at most K b refine.
+    Raises ValueError for values out of range, ArithmeticError when the model returns NaN or infinity.
     """
     x = working(x0)
     t, a = levels(steps)
     refine = whole("refine", refine, 1, 100)
-    latents = [x]
+    (latents := [] if record is None else record).clear()
     for j in track(range(level_at(strength, steps)), "encode"):
+        latents.append(x)
         x_next, residual = x, torch.full_like(x[:, :1, :1, :1], math.inf)
         for _ in range(refine):
             e = eps(x_next, t[j + 1], [text])[0].to(x)
@@ -206,8 +208,7 @@ def encode(
             if not closer.any():
                 break
         x = x_next
-        latents.append(x)
-    finite(x, "the encoding")
+    latents.append(finite(x, "the encoding"))
     return Trajectory(latents, steps)
 
 
@@ -232,8 +233,7 @@ def masked_decode(
     step y_{j-1} is blended with x_{j-1}, the encoded latent of the level just reached; at the end with x_0 itself.
     guidance_scale = 1 needs no null prediction (2207.12598); an empty mask or K = 0 needs none at all.
     Returns y_0 (b, 4, h, w). Model rows: 2 K b, or K b at guidance 1. record: a list that receives y_K, ..., y_0, or
-    nothing where no step was made.
-    Raises ValueError for a mask that does not fit, ArithmeticError when the model returns NaN or infinity.
+    nothing where no step was made. Raises ValueError for a mask that does not fit, ArithmeticError for NaN or infinity.
     """
     K = max(trajectory)
     y = working(trajectory[K])

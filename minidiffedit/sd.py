@@ -2,21 +2,22 @@
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from .attention import Attend, sdpa
+from . import fast
+from .attention import Attend, backend, sdpa
 from .checkpoint import Checkpoint, load_network, open_checkpoint
 from .clip import CLIPText
 from .ddim import whole
+from .fast import choose_device, choose_dtype
 from .hub import find_model
 from .tokenizer import Tokenizer
 from .unet import UNet
 from .vae import VAE
-
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 class StableDiffusion:
@@ -32,8 +33,7 @@ class StableDiffusion:
         self.factor = vae.config.factor
         self.side = unet.config.sample_size * self.factor
         self.channels = unet.config.in_channels
-        self.evaluations = 0
-        self.name = ""
+        self.evaluations, self.low_memory, self.name = 0, False, ""
         self.checkpoint: Checkpoint | None = None  # what `load` was asked for, and found
 
     @classmethod
@@ -47,22 +47,34 @@ class StableDiffusion:
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
         variant: str | None = None,
+        attention: str = "auto",
+        compile: bool = False,
+        low_memory: bool = False,
     ) -> "StableDiffusion":
         """model: a folder in the hub's layout, a single .safetensors file, or a hub id "owner/name".
 
-        device: "auto" (CUDA if there is one, else CPU) or torch's. dtype: "auto" (float16 on CUDA, else float32),
-        "float32", "float16", "bfloat16" or torch's. variant: None, "fp16" or "non_ema" of a folder's files. revision,
-        cache_dir, local_files_only: for hub ids. Raises ValueError for anything that is not SD v1, before its weights
-        are read, and for NaN weights; OSError when the hub cannot give the files.
+        device: "auto" (CUDA if there is one, else CPU) or torch's. dtype: "auto" (see choose_dtype), "float32",
+        "float16", "bfloat16" or torch's. variant: None, "fp16" or "non_ema" of a folder's files. revision, cache_dir,
+        local_files_only: for hub ids. attention: "auto", "sdpa" or "triton" (see attention.py). compile: by
+        torch.compile, minutes at the first call of each shape. low_memory: one network at a time is in memory, read
+        again when it is needed. Raises ValueError for anything that is not SD v1, before its weights are read, for NaN
+        weights, and for what this machine cannot do; OSError when the hub cannot give the files.
         """
-        device, dtype = choose_device(device), choose_dtype(dtype, choose_device(device))
-        path = find_model(str(model), revision, cache_dir, local_files_only, variant, half=dtype != torch.float32)
-        found = open_checkpoint(path, variant=variant, dtype=dtype)
-        tokenizer = Tokenizer(found.tokenizer)
+        device = choose_device(device)
+        fast.check_options(device, compile, low_memory)
+        nearest = choose_dtype(dtype, device)
+        path = find_model(str(model), revision, cache_dir, local_files_only, variant, half=nearest != torch.float32)
+        found = open_checkpoint(path, variant=variant, dtype=nearest)
+        parameters = sum(shape.numel() for part in found.parts.values() for shape in part.shapes.values())
+        dtype = choose_dtype(dtype, device, parameters)
+        attend, tokenizer = backend(attention, device, dtype), Tokenizer(found.tokenizer)
+        makes = [partial(load_network, n, found.configs[n], found.parts[n], device, dtype) for n in found.parts]
         # The largest first: while it is cast, little else is in memory.
-        unet, vae, clip = (load_network(n, found.configs[n], found.parts[n], device, dtype) for n in found.parts)
-        sd = cls(unet, vae, clip, tokenizer)
-        sd.name, sd.checkpoint = str(model), found
+        unet, vae, clip = fast.one_at_a_time(makes) if low_memory else (make() for make in makes)
+        if compile:
+            unet, vae = fast.CompiledUNet(unet), fast.compiled_vae(vae)
+        sd = cls(unet, vae, clip, tokenizer, attend)
+        sd.name, sd.checkpoint, sd.low_memory = str(model), found, low_memory
         return sd
 
     def text(self, prompts: Sequence[str]) -> Tensor:
@@ -78,13 +90,17 @@ class StableDiffusion:
         if not image.is_floating_point() or not bool((image.abs() <= 1 + 1e-3).all()):
             raise ValueError("image must hold floats in [-1, 1]")
         mean, _ = self.vae.encode(image.to(self.device, self.dtype))
+        fast.trim()
         return mean.float() * self.vae.config.scaling_factor
 
     def decode(self, latent: Tensor) -> Tensor:
         """latent (b, 4, h, w) -> image (b, 3, 8h, 8w) float32, about [-1, 1], not clamped; ValueError for others."""
         if latent.ndim != 4 or latent.shape[1] != self.channels or 0 in latent.shape:
             raise ValueError(f"latent must be (b, {self.channels}, h, w), got {tuple(latent.shape)}")
-        return self.vae.decode((latent / self.vae.config.scaling_factor).to(self.device, self.dtype)).float()
+        fast.trim()
+        z = (latent / self.vae.config.scaling_factor).to(self.device, self.dtype)
+        by_rows = self.low_memory or latent.shape[2:].numel() > 96 * 96  # by size, not by what is free
+        return (fast.decode_by_rows(self.vae, z) if by_rows else self.vae.decode(z)).float()
 
     def eps(self, x_t: Tensor, t: int, texts: Sequence[Tensor]) -> list[Tensor]:
         """x_t (b, 4, h, w) at timestep t in 0..999; texts: k tensors (1 or b, 77, width) -> k predictions of the noise,
@@ -104,21 +120,3 @@ class StableDiffusion:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
-
-
-def choose_device(device: str | torch.device) -> torch.device:
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {str(device)!r} cannot be used: {str(error).splitlines()[0]}") from error
-
-
-def choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
-    if dtype == "auto":
-        return torch.float16 if device.type == "cuda" else torch.float32
-    chosen = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-    if chosen not in DTYPES.values():
-        raise ValueError(f"dtype must be one of auto, {', '.join(DTYPES)}, got {dtype!r}")
-    return chosen  # type: ignore[return-value]

@@ -40,8 +40,8 @@ class ResBlock(nn.Module):
         self.conv_shortcut = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(F.silu(self.norm2(h)))
+        h = self.conv1(F.silu(self.norm1(x), inplace=True))
+        h = self.conv2(F.silu(self.norm2(h), inplace=True))
         return self.conv_shortcut(x) + h
 
 
@@ -52,9 +52,7 @@ class Attention(nn.Module):
         super().__init__()
         self.site = site
         self.group_norm = nn.GroupNorm(groups, c, eps=1e-6)
-        self.to_q = nn.Linear(c, c)
-        self.to_k = nn.Linear(c, c)
-        self.to_v = nn.Linear(c, c)
+        self.to_q, self.to_k, self.to_v = (nn.Linear(c, c) for _ in range(3))
         self.to_out = nn.ModuleList([nn.Linear(c, c)])
 
     def forward(self, x: Tensor, attend: Attend) -> Tensor:
@@ -132,7 +130,7 @@ class Encoder(nn.Module):
         for stage in self.down_blocks:
             x = stage(x)
         x = self.mid_block(x, attend)
-        return self.conv_out(F.silu(self.conv_norm_out(x)))
+        return self.conv_out(F.silu(self.conv_norm_out(x), inplace=True))
 
 
 class Decoder(nn.Module):
@@ -153,7 +151,7 @@ class Decoder(nn.Module):
         x = self.mid_block(self.conv_in(x), attend)
         for stage in self.up_blocks:
             x = stage(x)
-        return self.conv_out(F.silu(self.conv_norm_out(x)))
+        return self.conv_out(F.silu(self.conv_norm_out(x), inplace=True))
 
 
 class VAE(nn.Module):

@@ -1,0 +1,404 @@
+"""The fast paths: the same numbers as the plain one, taken where they were asked for, refused where they cannot be."""
+
+import gc
+import pickle
+import types
+import weakref
+from functools import partial
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from PIL import Image
+from stubs import latent
+from torch.utils.flop_counter import FlopCounterMode
+
+from minidiffedit import StableDiffusion, edit, fast
+from minidiffedit.attention import Site, sdpa
+from minidiffedit.checkpoint import build
+from minidiffedit.cli import main
+from minidiffedit.configs import KINDS
+from minidiffedit.unet import Attention, UNet, UNetConfig
+from minidiffedit.vae import VAE, VAEConfig
+
+# Two levels, one block each: what torch.compile can do in seconds.
+SMALL = UNetConfig(
+    block_out_channels=(16, 32), layers_per_block=1, cross_attention_dim=24, attention_head_dim=2, norm_num_groups=4,
+    sample_size=8,
+)  # fmt: skip
+
+
+def error(ours, theirs):
+    return float((ours.double() - theirs.double()).norm() / theirs.double().norm())
+
+
+def small_unet():
+    torch.manual_seed(0)
+    return UNet(SMALL).eval().requires_grad_(False)
+
+
+def picture(side=64):
+    return Image.fromarray((latent(side, side, 3, seed=5).clamp(-1, 1) * 127 + 128).byte().numpy())
+
+
+# ---------------------------------------------------------------- the schedule
+
+
+def flops(call):
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_flop_counts()
+
+
+@pytest.mark.slow
+def test_counts_at_full_size():
+    """What the exact savings are worth, in FLOP of a 512 x 512 UNet row: shapes alone, no weights."""
+    with torch.device("meta"):
+        unet, x, t, text = UNet(), torch.empty(1, 4, 64, 64), torch.ones(1), torch.empty(2, 77, 768)
+    with torch.no_grad():
+        row = sum(flops(lambda: unet(x, t, text[:1]))["UNet"].values())
+        counts = flops(lambda: unet(x, t, text))
+    assert row == pytest.approx(803.3e9, rel=1e-3)
+    shared = 2 * row - sum(counts["UNet"].values())
+    assert shared / row == pytest.approx(0.051, abs=5e-4)  # what lies before the first cross-attention
+    # Not saved, since it is so little: keys and values of a text, the time embedding, both the same in every step.
+    part = {name: sum(ops.values()) for name, ops in counts.items()}
+    of_text = sum(n for name, n in part.items() if name.endswith(("attn2.to_k", "attn2.to_v")))
+    of_time = sum(n for name, n in part.items() if name.endswith(("time_emb_proj", "time_embedding")))
+    assert of_text > 0 < of_time and of_text / 2 / row < 0.004 and of_time / row < 0.0001
+
+
+# ---------------------------------------------------------------- compiling
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind, context_width", [("self", 16), ("cross", 24)])
+def test_joined_products_are_the_same(kind, context_width):
+    torch.manual_seed(0)
+    plain = Attention(16, context_width, 2, Site("down", 0, 0, kind))
+    x = latent(2, 9, 16, dtype=torch.float32)
+    context = x if kind == "self" else latent(2, 7, 24, seed=1, dtype=torch.float32)
+    assert error(fast.FusedAttention(plain)(x, context, sdpa), plain(x, context, sdpa)) <= 1e-6
+
+
+def test_every_attention_is_joined():
+    unet = fast.fuse(small_unet())
+    kinds = [type(module) for module in unet.modules() if hasattr(module, "site")]
+    assert kinds and set(kinds) == {fast.FusedAttention}
+
+
+def graphs():
+    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
+
+
+@pytest.fixture
+def fresh_compiler(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))  # a killed run leaves broken files
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.slow
+def test_one_graph_per_shape_and_none_within_or_between_edits(fresh_compiler):
+    """Three shapes: masks, encoding, guided steps. `eager` captures and guards as inductor does, quickly."""
+    sd = tiny.model()
+    plain = edit(sd, picture(), target="a", source="b", steps=3, maps=2, seed=1)
+    said = []
+    sd.unet = fast.CompiledUNet(sd.unet, backend="eager", note=said.append)
+    done = edit(sd, picture(), target="a", source="b", steps=3, maps=2, seed=1)
+    assert graphs() == len(sd.unet.seconds) == 3 and set(sd.unet.seconds) == {(2, 4, 8, 8), (1, 1, 8, 8), (1, 2, 8, 8)}
+    assert error(done.latent, plain.latent) <= 1e-4
+    assert len(said) == 6 and "1 x 2 texts of 8 x 8 cells: once" in said[4] and said[5].endswith(" s")
+    with torch.compiler.set_stance("fail_on_recompile"):
+        edit(sd, picture(), target="c", source="d", negative_prompt="e", steps=5, strength=0.6, maps=2, seed=2)
+    assert graphs() == 3 and len(said) == 6
+    edit(sd, picture(), target="a", source="b", steps=3, maps=2, seed=1, size=72)
+    assert graphs() == 6
+
+
+@pytest.mark.slow
+def test_more_sizes_than_torchs_own_limit(fresh_compiler):
+    unet, text = fast.CompiledUNet(small_unet(), backend="eager"), latent(1, 77, 24, dtype=torch.float32)
+    for side in range(2, 12):
+        unet(latent(1, 4, side, side, dtype=torch.float32), 1, text)
+    assert graphs() == 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype, bound", [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_compiled_numbers(fresh_compiler, dtype, bound):
+    """Really by inductor: its generated code ran, and the numbers are the plain ones."""
+    plain, compiled = small_unet().to(dtype), fast.CompiledUNet(small_unet().to(dtype))
+    x, text = latent(1, 4, 8, 8).to(dtype), latent(2, 77, 24, seed=1).to(dtype)
+    for t in (1, 481, 981):
+        assert error(compiled(x, t, text), plain(x, t, text)) <= bound
+    counters = torch._dynamo.utils.counters
+    assert graphs() == 1 and sum(counters["graph_break"].values()) == 0
+    assert counters["inductor"]["fxgraph_cache_miss"] + counters["inductor"]["fxgraph_cache_hit"] == 1
+    assert compiled.seconds.keys() == {(1, 2, 8, 8)}
+
+
+def test_what_cannot_be_compiled_is_refused(monkeypatch, folder):
+    unet = fast.CompiledUNet(small_unet(), backend="eager")
+    x, text = latent(1, 4, 8, 8, dtype=torch.float32), latent(1, 77, 24, dtype=torch.float32)
+    with pytest.raises(ValueError, match="built-in attention only"):
+        unet(x, 1, text, lambda site, q, k, v: q)
+    with pytest.raises(ValueError, match="no gradient"):
+        unet(x.requires_grad_(), 1, text)
+    with pytest.raises(ValueError, match="exclude each other"):
+        StableDiffusion.load(folder, device="cpu", compile=True, low_memory=True)
+    monkeypatch.setattr(fast.shutil, "which", lambda name: None)
+    with pytest.raises(ValueError, match=r"needs a C\+\+ compiler \(g\+\+\)"):
+        StableDiffusion.load(folder, device="cpu", compile=True)
+    monkeypatch.setenv("CXX", "my-compiler")
+    with pytest.raises(ValueError, match="needs 'my-compiler'"):
+        StableDiffusion.load(folder, device="cpu", compile=True)
+    with pytest.raises(ValueError, match="attention must be one of auto, sdpa, triton, got 'flash'"):
+        StableDiffusion.load(folder, device="cpu", attention="flash")
+
+
+def test_a_failing_compiler_is_said_in_one_line(fresh_compiler):
+    def broken(graph, inputs):
+        raise RuntimeError("no space\nleft")
+
+    unet = fast.CompiledUNet(small_unet(), backend=broken)
+    with pytest.raises(
+        RuntimeError, match=r"^compiling the UNet for 1 x 1 texts of 8 x 8 cells failed: .*without compile"
+    ):
+        unet(latent(1, 4, 8, 8, dtype=torch.float32), 1, latent(1, 77, 24, dtype=torch.float32))
+    assert not unet.seconds
+
+
+def test_load_compiles_when_asked(folder):
+    assert type(StableDiffusion.load(folder, device="cpu").unet) is UNet
+    sd = StableDiffusion.load(folder, device="cpu", compile=True)
+    assert type(sd.unet) is fast.CompiledUNet and sd.unet.config == tiny.UNET and sd.side == 64
+
+
+# ---------------------------------------------------------------- memory
+
+
+def vaes():
+    vae = tiny.networks()[1]
+    deeper = VAE(VAEConfig(block_out_channels=(8, 16), norm_num_groups=2)).eval().requires_grad_(False)
+    return [(vae, (8, 8)), (vae, (5, 9)), (vae, (1, 1)), (deeper, (13, 3))]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rows", [2, 6, 16, 64])
+def test_strips_give_the_same_picture(rows):
+    for vae, size in vaes():
+        z = latent(2, 4, *size, dtype=torch.float32) * 3 + 1
+        assert error(fast.decode_by_rows(vae, z, rows), vae.decode(z)) <= 1e-5
+
+
+@torch.no_grad()
+def test_strips_keep_a_norms_numbers_where_the_mean_is_large():
+    norm = torch.nn.GroupNorm(2, 8, eps=1e-6)
+    torch.nn.init.normal_(norm.weight)
+    x = 1000 + latent(1, 8, 33, 5, dtype=torch.float32)
+    scale, shift = fast.scale_and_shift(norm, x, 4)
+    assert error(scale * x.double() + shift, norm.double()(x.double())) <= 1e-3
+
+
+@torch.no_grad()
+def test_strips_are_used_for_large_pictures_and_low_memory(monkeypatch, sd):
+    used = []
+    monkeypatch.setattr(fast, "decode_by_rows", lambda vae, z: used.append(z.shape) or vae.decode(z))
+    sd.decode(latent(1, 4, 8, 8))
+    assert not used
+    sd.decode(latent(1, 4, 97, 96))
+    assert used == [(1, 4, 97, 96)]
+    monkeypatch.setattr(sd, "low_memory", True)
+    sd.decode(latent(1, 4, 8, 8))
+    assert len(used) == 2
+
+
+@torch.no_grad()
+def test_strips_bound_what_is_alive():
+    """The largest tensors alive at once, in pictures of the widest full-size stage: two and a strip, not three."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Alive(TorchDispatchMode):
+        def __init__(self):
+            super().__init__()
+            self.sizes, self.peak = {}, 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **kwargs or {})
+            for one in out if isinstance(out, tuple | list) else [out]:
+                storage = one.untyped_storage()
+                if storage.data_ptr() not in self.sizes:  # else a view, or written in place
+                    self.sizes[storage.data_ptr()] = storage.nbytes()
+                    weakref.finalize(storage, self.sizes.pop, storage.data_ptr(), None)
+            self.peak = max(self.peak, sum(self.sizes.values()))
+            return out
+
+    vae, z = tiny.networks()[1].to(memory_format=torch.channels_last), latent(1, 4, 32, 32, dtype=torch.float32)
+    peaks = []
+    for decode in (lambda: vae.decode(z), lambda: fast.decode_by_rows(vae, z, 16)):
+        gc.collect()
+        with Alive() as alive:
+            decode()
+        peaks.append(alive.peak)
+    assert peaks[1] < 0.85 * peaks[0], peaks
+
+
+def test_low_memory_holds_one_network_at_a_time(folder, monkeypatch):
+    plain = StableDiffusion.load(folder, device="cpu")
+    expected = edit(plain, picture(), target="a", source="b", steps=3, maps=2, seed=1)
+    alive, most, order = weakref.WeakSet(), [], []
+    real = fast.OneAtATime.network
+
+    def network(self):
+        before = self.shelf[1] if self.shelf else None
+        found = real(self)
+        if found is not before:
+            order.append(type(found).__name__)
+            alive.add(found)
+            del before
+            gc.collect()
+            most.append(len(alive))
+        return found
+
+    monkeypatch.setattr(fast.OneAtATime, "network", network)
+    sd = StableDiffusion.load(folder, device="cpu", low_memory=True)
+    order.clear()
+    done = edit(sd, picture(), target="a", source="b", steps=3, maps=2, seed=1)
+    assert max(most) == 1 and order == ["CLIPText", "VAE", "UNet", "VAE"]
+    assert error(done.latent, expected.latent) <= 1e-6 and torch.equal(done.latent_mask, expected.latent_mask)
+    assert sd.evaluations == plain.evaluations
+
+
+def test_a_low_memory_model_can_be_sent_to_another_process(folder):
+    sd = pickle.loads(pickle.dumps(StableDiffusion.load(folder, device="cpu", low_memory=True)))
+    assert sd.text(["a"]).shape == (1, 77, 24) and sd.unet.config == tiny.UNET
+
+
+def test_low_memory_says_at_once_what_is_wrong_with_a_file(tmp_path):
+    folder = tiny.write_folder(tmp_path / "m")
+    file = folder / "vae" / tiny.FILES["vae"]
+    data = bytearray(file.read_bytes())
+    data[-4:] = b"\x00\x00\xc0\x7f"  # a NaN
+    file.write_bytes(data)
+    with pytest.raises(ValueError, match="NaN"):
+        StableDiffusion.load(folder, device="cpu", low_memory=True)
+
+
+# ---------------------------------------------------------------- the CPU
+
+
+def test_weights_lie_as_cpus_convolve_fastest(folder):
+    sd = StableDiffusion.load(folder, device="cpu")
+    convolutions = [m for net in (sd.unet, sd.vae) for m in net.modules() if isinstance(m, torch.nn.Conv2d)]
+    assert convolutions and all(m.weight.is_contiguous(memory_format=torch.channels_last) for m in convolutions)
+    picture = sd.vae.decode(torch.zeros(1, 4, 3, 3))
+    assert picture.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("able, parameters, dtype", [
+    (True, 1_066_235_307, torch.bfloat16), (False, 1_066_235_307, torch.float32), (True, 18_000_000, torch.float32),
+])  # fmt: skip
+def test_auto_dtype_on_a_cpu(monkeypatch, able, parameters, dtype):
+    monkeypatch.setattr(fast, "multiplies_bfloat16", lambda: able)
+    assert fast.choose_dtype("auto", torch.device("cpu"), parameters) == dtype
+    assert fast.choose_dtype("auto", torch.device("cuda"), parameters) == torch.float16
+    assert fast.choose_dtype("auto", torch.device("mps"), parameters) == torch.float32
+    assert fast.choose_dtype("float32", torch.device("cpu"), parameters) == torch.float32
+
+
+def test_full_size_counts_as_large_and_the_tiny_one_does_not(monkeypatch, folder):
+    count = sum(p.numel() for network in fast_networks() for p in network.parameters())
+    assert count == 1_066_235_307 >= fast.LARGE
+    monkeypatch.setattr(fast, "multiplies_bfloat16", lambda: True)
+    assert StableDiffusion.load(folder, device="cpu").dtype == torch.float32
+    monkeypatch.setattr(fast, "LARGE", 1000)
+    assert StableDiffusion.load(folder, device="cpu").dtype == torch.bfloat16
+
+
+def fast_networks():
+    return [build(network, KINDS[network]()) for network in KINDS]
+
+
+@pytest.mark.parametrize("flags, able", [
+    ("fpu avx512_bf16 amx_bf16 amx_tile", True), ("fpu amx_bf16", True), ("fpu avx512_bf16 amx_tile", False),
+    ("fp asimd bf16", False), ("fpu avx512f avx512_vbmi", False),
+])  # fmt: skip
+def test_the_processors_flags(tmp_path, monkeypatch, flags, able):
+    (tmp_path / "cpuinfo").write_text(f"processor : 0\nflags\t\t: {flags} end\n")
+    monkeypatch.setattr(fast, "CPUINFO", tmp_path / "cpuinfo")
+    assert fast.multiplies_bfloat16() == able
+    monkeypatch.setattr(fast, "CPUINFO", tmp_path / "none")
+    assert not fast.multiplies_bfloat16()
+
+
+# ---------------------------------------------------------------- the commands
+
+
+@pytest.mark.slow
+def test_the_commands_compile_and_say_so(fresh_compiler, monkeypatch, folder, tmp_path, capsys):
+    monkeypatch.setattr(fast, "CompiledUNet", partial(fast.CompiledUNet, backend="eager"))
+    command = ["generate", "a", "--model", str(folder), "--device", "cpu", "--steps", "2", "--compile", "-o"]
+    assert main([*command, str(tmp_path / "a.png")]) == 0
+    assert "compiling the UNet for 1 x 2 texts of 8 x 8 cells: once" in capsys.readouterr().err and graphs() == 1
+    assert main([*command, str(tmp_path / "b.png"), "--quiet"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_the_commands_take_low_memory_or_compile_and_name_the_kernel(folder, tmp_path, capsys):
+    output = str(tmp_path / "a.png")
+    command = ["generate", "a", "--model", str(folder), "--device", "cpu", "--steps", "1", "-o", output]
+    assert main([*command, "--low-memory", "--attention", "sdpa"]) == 0
+    with pytest.raises(SystemExit, match="2"):
+        main([*command, "--low-memory", "--compile"])
+    capsys.readouterr()
+    assert main([*command, "--attention", "triton"]) == 1
+    assert "attention 'triton' cannot run" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- mistakes, made on purpose
+
+MISTAKES = {
+    "strips without neighbours": (
+        "low, high = max(top - 1, 0), min(end + 1, h)", "low, high = top, end", "test_strips_give_the_same_picture",
+    ),
+    "each strip normed for itself": (
+        "square + (mean - centre[:, None, None]) ** 2", "square", "test_strips_give_the_same_picture",
+    ),
+    "strips of unequal height weigh the same": (
+        "centre = (mean * share).sum(-1).mean(1)", "centre = mean.mean(-1).mean(1)",
+        "test_strips_give_the_same_picture",
+    ),
+    "keys for values": (
+        "parts = [plain.to_k.weight, plain.to_v.weight]", "parts = [plain.to_v.weight, plain.to_k.weight]",
+        "test_joined_products_are_the_same",
+    ),
+    "bfloat16 for every model": (
+        'large = device.type == "cpu" and parameters >= LARGE and', 'large = device.type == "cpu" and',
+        "test_auto_dtype_on_a_cpu",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_each_mistake_turns_a_test_red(name, monkeypatch):
+    old, new, test = MISTAKES[name]
+    source = Path(fast.__file__).read_text()
+    assert source.count(old) == 1, f"the mistake no longer applies: {old!r}"
+    mutant = types.ModuleType("minidiffedit.fast")
+    mutant.__package__ = "minidiffedit"
+    exec(compile(source.replace(old, new), "fast (mutant)", "exec"), mutant.__dict__)
+    cases = {
+        "test_strips_give_the_same_picture": [(6,)],
+        "test_joined_products_are_the_same": [("self", 16), ("cross", 24)],
+        "test_auto_dtype_on_a_cpu": [(monkeypatch, True, 18_000_000, torch.float32)],
+    }[test]
+    for case in cases:
+        globals()[test](*case)
+    monkeypatch.setitem(globals(), "fast", mutant)
+    with pytest.raises(AssertionError):
+        for case in cases:
+            globals()[test](*case)
