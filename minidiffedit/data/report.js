@@ -1,0 +1,369 @@
+
+"use strict";
+(() => {
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const [w, h] = data.cells, size = w * h;
+  const $ = (id) => document.getElementById(id);
+  const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
+  const floats = (text) => (text === null ? null : new Float32Array(bytes(text).buffer));
+  const mean = floats(data.mean), given = floats(data.given), used = floats(data.used);
+  const union = floats(data.union), subtract = floats(data.subtract), palette = bytes(data.palette);
+
+  // ------------------------------------------------------------ the mask, as the library computes it
+  // Float32Array rounds what is stored in it to float32, f a number in between: where torch rounds, so does this.
+
+  const f = Math.fround;
+
+  // diffedit.threshold_maps from the mean on: the heat map, null where the texts do not differ.
+  function heatOf(clip) {
+    const top = clip === null ? Infinity : f(f(clip) * data.average);
+    const m = mean.map((v) => Math.min(v, top));
+    const low = m.reduce((a, b) => Math.min(a, b)), high = m.reduce((a, b) => Math.max(a, b)), range = f(high - low);
+    return range <= data.least ? null : m.map((v) => f(v - low) / range);
+  }
+
+  // steer.dilate: rows, then columns; below 0 the same of the negative.
+  function dilate(mask, cells) {
+    const sign = cells < 0 ? -1 : 1, reach = Math.abs(cells);
+    const along = (from, count, stride, at) => {
+      const to = new Float32Array(size);
+      for (let i = 0; i < size; i++) {
+        const here = at(i), first = Math.max(0, here - reach), last = Math.min(count - 1, here + reach);
+        let best = -Infinity;
+        for (let k = first; k <= last; k++) best = Math.max(best, from[i + (k - here) * stride]);
+        to[i] = best;
+      }
+      return to;
+    };
+    const rows = along(mask.map((v) => sign * v), w, 1, (i) => i % w);
+    return along(rows, h, w, (i) => Math.floor(i / w)).map((v) => sign * v);
+  }
+
+  // steer.feather
+  function feather(mask, cells) {
+    const faded = mask.slice();
+    for (let k = 1; k <= cells; k++) {
+      const share = f(1 - k / (cells + 1));
+      dilate(mask, k).forEach((v, i) => { faded[i] = Math.max(faded[i], f(v * share)); });
+    }
+    return faded;
+  }
+
+  // steer.largest_piece: cells above 0 that share a side; of equal pieces the first in reading order.
+  function largest(mask) {
+    const piece = new Int32Array(size).fill(-1), sizes = [];
+    for (let start = 0; start < size; start++) {
+      if (mask[start] <= 0 || piece[start] >= 0) continue;
+      const number = sizes.length, open = [start];
+      sizes.push(0);
+      piece[start] = number;
+      while (open.length) {
+        const i = open.pop(), x = i % w;
+        sizes[number] += 1;
+        for (const [next, inside] of [[i - 1, x > 0], [i + 1, x < w - 1], [i - w, i >= w], [i + w, i < size - w]]) {
+          if (inside && mask[next] > 0 && piece[next] < 0) {
+            piece[next] = number;
+            open.push(next);
+          }
+        }
+      }
+    }
+    const best = sizes.indexOf(Math.max(...sizes));
+    return mask.map((v, i) => (piece[i] === best ? v : 0));
+  }
+
+  // The mask of some settings: computed or given, then steer.Steering in its order.
+  function maskOf(s) {
+    let mask = given;
+    if (mean) {
+      const heat = heatOf(s.clip);
+      if (heat === null) return new Float32Array(size);
+      mask = heat.map((v) => (v > f(s.threshold) ? 1 : 0));
+    }
+    if (mask === null) return used;
+    if (s.largest) mask = largest(mask);
+    if (s.invert) mask = mask.map((v) => 1 - v);
+    mask = feather(dilate(mask, s.dilate), s.feather);
+    if (union) mask = mask.map((v, i) => Math.max(v, union[i]));
+    if (subtract) mask = mask.map((v, i) => Math.min(v, f(1 - subtract[i])));
+    return mask;
+  }
+
+  // ------------------------------------------------------------ a mask as PNG
+
+  const crcs = Array.from({ length: 256 }, (_, n) => {
+    for (let k = 0; k < 8; k++) n = n & 1 ? 0xedb88320 ^ (n >>> 1) : n >>> 1;
+    return n;
+  });
+  const ascii = (text) => Uint8Array.from(text, (c) => c.charCodeAt(0));
+  const joined = async (...parts) => new Uint8Array(await new Blob(parts).arrayBuffer());
+
+  async function deflated(content) {
+    const stream = new Blob([content]).stream().pipeThrough(new CompressionStream("deflate"));
+    return new Uint8Array(await new Response(stream).arrayBuffer());
+  }
+
+  async function chunk(kind, content) {
+    const body = await joined(ascii(kind), content), ends = new DataView(new ArrayBuffer(8));
+    ends.setUint32(0, content.length);
+    ends.setUint32(4, ~body.reduce((crc, byte) => crcs[(crc ^ byte) & 255] ^ (crc >>> 8), -1));
+    return joined(ends.buffer.slice(0, 4), body, ends.buffer.slice(4));
+  }
+
+  // images.mask_picture: cells as blocks at the picture's size, and the cells themselves in a text chunk.
+  async function pngOf(mask) {
+    const width = data.widths.reduce((a, b) => a + b), height = data.heights.reduce((a, b) => a + b);
+    const pixels = new Uint8Array(height * (width + 1)), line = new Uint8Array(width + 1);
+    let y = 0;
+    data.heights.forEach((tall, row) => {
+      let x = 1;
+      data.widths.forEach((wide, column) => {
+        const grey = f(mask[row * w + column] * 255), down = Math.floor(grey);
+        const even = grey - down === 0.5 ? down + (down % 2) : Math.round(grey); // torch rounds halves to even
+        line.fill(even, x, x += wide);
+      });
+      for (let k = 0; k < tall; k++) pixels.set(line, (width + 1) * y++);
+    });
+    const head = new DataView(new ArrayBuffer(13));
+    head.setUint32(0, width);
+    head.setUint32(4, height);
+    head.setUint8(8, 8); // bits of grey
+    const cells = Array.from(await deflated(new Uint8Array(mask.slice().buffer)), (c) => String.fromCharCode(c)).join("");
+    return joined(
+      Uint8Array.of(137, 80, 78, 71, 13, 10, 26, 10),
+      await chunk("IHDR", new Uint8Array(head.buffer)),
+      await chunk("tEXt", ascii("minidiffedit-mask\0" + w + "x" + h + " " + btoa(cells))),
+      await chunk("IDAT", await deflated(pixels)),
+      await chunk("IEND", new Uint8Array(0)),
+    );
+  }
+
+  // ------------------------------------------------------------ drawing
+
+  const least = (values) => values.reduce((a, b) => Math.min(a, b)), most = (values) => values.reduce((a, b) => Math.max(a, b));
+  const percent = (share) => (Math.floor(1000 * share + 0.5) / 10).toFixed(1) + " %";
+  const covered = (mask) => mask.reduce((count, v) => count + (v > 0), 0);
+
+  function paint(canvas, values, grey) {
+    canvas.width = w;
+    canvas.height = h;
+    const context = canvas.getContext("2d"), picture = context.createImageData(w, h);
+    values.forEach((v, i) => {
+      const at = Math.round(255 * Math.max(0, Math.min(1, v)));
+      for (let k = 0; k < 3; k++) picture.data[4 * i + k] = grey ? at : palette[3 * at + k];
+      picture.data[4 * i + 3] = 255;
+    });
+    context.putImageData(picture, 0, 0);
+  }
+
+  function drawOverlay(mask) {
+    const canvas = $("overlay"), [width, height] = data.working, a = width / w, b = height / h;
+    // Small pictures are drawn larger, so that the outline is thin.
+    const scale = Math.max(1, Math.ceil(640 / Math.max(width, height)));
+    canvas.width = width * scale;
+    canvas.height = height * scale;
+    const context = canvas.getContext("2d");
+    context.imageSmoothingQuality = "high";
+    context.drawImage($("source"), 0, 0, canvas.width, canvas.height);
+    context.scale(a * scale, b * scale);
+    mask.forEach((v, i) => {
+      context.fillStyle = "rgb(255 88 20 / " + 0.55 * v + ")";
+      if (v > 0) context.fillRect(i % w, Math.floor(i / w), 1, 1);
+    });
+    const edges = new Path2D(), inside = (x, y) => x >= 0 && y >= 0 && x < w && y < h && used[y * w + x] > 0;
+    for (let y = 0; y <= h; y++) {
+      for (let x = 0; x <= w; x++) {
+        if (inside(x, y) !== inside(x - 1, y)) { edges.moveTo(x, y); edges.lineTo(x, y + 1); }
+        if (inside(x, y) !== inside(x, y - 1)) { edges.moveTo(x, y); edges.lineTo(x + 1, y); }
+      }
+    }
+    context.setTransform(1, 0, 0, 1, 0, 0);
+    const outline = new Path2D();
+    outline.addPath(edges, new DOMMatrix([a * scale, 0, 0, b * scale, 0, 0]));
+    const thin = Math.min(2 * canvas.width / 640, 0.15 * a * scale);
+    for (const [style, thick] of [["rgb(0 0 0 / 70%)", 2 * thin], ["#fff", thin]]) {
+      context.strokeStyle = style;
+      context.lineWidth = thick;
+      context.stroke(outline);
+    }
+  }
+
+  const BINS = 72;
+
+  function drawHistogram(s, heat) {
+    const unit = data.average || 1, low = least(mean) / unit, high = most(mean) / unit;
+    const end = Math.max(3.2, Math.min(high, 10)), svg = $("histogram"), counts = new Array(BINS).fill(0);
+    for (const v of mean) counts[Math.min(BINS - 1, Math.floor(BINS * v / unit / end))] += 1;
+    const top = s.clip === null ? high : Math.min(high, s.clip), cut = low + s.threshold * (top - low);
+    const tallest = Math.sqrt(Math.max(...counts)), wide = 100 / BINS, at = (x) => Math.min(100, 100 * x / end);
+    const bars = counts.map((count, i) => {
+      const tall = 100 * Math.sqrt(count) / tallest, inside = heat !== null && (i + 0.5) / BINS * end > cut;
+      return '<rect class="' + (inside ? "in" : "") + '" x="' + i * wide + '" width="' + 0.8 * wide + '" y="' + (100 - tall) + '" height="' + tall + '"/>';
+    });
+    const upright = (kind, x) => '<line class="' + kind + '" x1="' + at(x) + '" x2="' + at(x) + '" y1="0" y2="100"/>';
+    svg.innerHTML = bars.join("") + upright("threshold", cut) + (s.clip === null ? "" : upright("clip", s.clip));
+    svg.setAttribute("aria-label", "histogram of the mean map, from 0 to " + end.toFixed(1) + " times its mean; the threshold is at "
+      + cut.toFixed(2) + ", the clip " + (s.clip === null ? "off" : "at " + s.clip));
+    $("histogram-end").textContent = end.toFixed(1) + (high > end ? " and above" : "");
+    $("threshold-label").style.left = at(cut) + "%";
+    $("threshold-label").classList.toggle("flip", at(cut) < 18);
+    $("clip-label").style.left = at(s.clip ?? 0) + "%";
+    $("clip-label").hidden = s.clip === null;
+    $("clip-label").classList.toggle("flip", at(s.clip ?? 0) > 90);
+  }
+
+  // ------------------------------------------------------------ the mask's controls
+
+  const NAMES = ["threshold", "clip", "largest", "invert", "dilate", "feather"];
+  const start = Object.fromEntries(NAMES.map((name) => [name, data[name]]));
+  let chosen = { ...start }, current = used;
+
+  function options(s) {
+    const said = mean ? ["--mask-threshold", s.threshold, "--mask-clip", s.clip ?? "none"] : [];
+    const steered = [["--largest", s.largest], ["--invert", s.invert]].filter((pair) => pair[1]).map((pair) => pair[0]);
+    if (s.dilate) steered.push("--dilate", s.dilate);
+    if (s.feather) steered.push("--feather", s.feather);
+    return [...said, ...(steered.length ? steered : plainly())].join(" ");
+  }
+
+  // A saved edit's steering stays unless another is asked for.
+  const plainly = () => (data.commands.steered ? ["--dilate", 0] : []);
+
+  function show() {
+    const s = chosen, heat = mean && heatOf(s.clip);
+    current = maskOf(s);
+    const file = data.name.replace(/[^\w.-]/g, "_") + "-mask.png";
+    if (mean) {
+      const zeros = new Float32Array(size), dark = most(mean) || 1;
+      document.querySelectorAll("[data-draw]").forEach((canvas) => {
+        const kind = canvas.dataset.draw;
+        if (kind === "mean") paint(canvas, mean.map((v) => v / dark));
+        else if (kind === "used-heat") paint(canvas, heatOf(start.clip) ?? zeros);
+        else if (kind === "heat") paint(canvas, heat ?? zeros);
+        else paint(canvas, (heat ?? zeros).map((v) => (v > f(s.threshold) ? 1 : 0)), true);
+      });
+      $("heat-caption").textContent = (s.clip === null ? "" : "clipped at " + s.clip + " × mean, ") + "rescaled";
+      $("mask-caption").textContent = "above " + s.threshold;
+      drawHistogram(s, heat);
+    }
+    for (const name of ["threshold", "clip", "dilate", "feather"]) {
+      $(name).value = s[name] ?? start.clip ?? 3;
+      $(name + "-value").textContent = name === "clip" ? (s.clip === null ? "off" : s.clip + " ×") : s[name];
+    }
+    $("clip").disabled = $("unclipped").checked = s.clip === null;
+    $("largest").checked = s.largest;
+    $("invert").checked = s.invert;
+    drawOverlay(current);
+    const cells = covered(current), added = current.filter((v, i) => v > 0 && !(used[i] > 0)).length;
+    const gone = cells - added < covered(used) ? covered(used) - (cells - added) : 0;
+    let said = "Coverage " + percent(f(cells / size)) + ", " + cells + " of " + size + " cells";
+    if (mean && heat === null) said = "No difference: what spread the maps have is rounding noise; the mask is empty";
+    said += added || gone ? "; against the edit’s mask " + added + " more, " + gone + " fewer." : "; the edit’s mask.";
+    $("said").textContent = said;
+    const bound = s.clip * s.threshold, reached = mean && s.clip !== null && most(mean) >= s.clip * data.average && heat !== null;
+    $("bound").textContent = reached && bound > 1
+      ? "Some cell reaches the clip, so at most 1 / (clip × threshold) = " + percent(1 / bound) + " of the cells are above the threshold." : "";
+    const base = data.commands.start;
+    $("by-file").textContent = [base, "--mask", file, ...plainly()].join(" ");
+    $("by-options").textContent = base + " " + options(s);
+    document.querySelectorAll(".by-options").forEach((part) => { part.hidden = !data.commands.options || !options(s); });
+    $("save").dataset.file = file;
+  }
+
+  function choose(change) {
+    chosen = { ...chosen, ...change };
+    show();
+  }
+
+  for (const name of ["threshold", "clip", "dilate", "feather"]) {
+    $(name).addEventListener("input", (event) => choose({ [name]: Number(event.target.value) }));
+  }
+  for (const name of ["largest", "invert"]) $(name).addEventListener("change", (event) => choose({ [name]: event.target.checked }));
+  $("unclipped").addEventListener("change", (event) => choose({ clip: event.target.checked ? null : Number($("clip").value) }));
+  $("reset").addEventListener("click", () => choose(start));
+  if (!("CompressionStream" in window)) {
+    $("save").disabled = true;
+    $("save").textContent = "A newer browser can save the mask";
+  }
+  $("save").addEventListener("click", async (event) => {
+    const link = document.createElement("a"), file = event.target.dataset.file;
+    link.href = URL.createObjectURL(new Blob([await pngOf(current)], { type: "image/png" }));
+    link.download = file;
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+    $("said").textContent = "Saved as " + file + ".";
+  });
+
+  // ------------------------------------------------------------ the levels
+
+  const { levels, columns, ...sheets } = data.frames;
+
+  async function walk() {
+    const drawn = await Promise.all([...document.querySelectorAll("[data-frame]")].map(async (canvas) => {
+      const picture = new Image();
+      picture.src = sheets[canvas.dataset.frame];
+      await picture.decode();
+      canvas.width = w;
+      canvas.height = h;
+      return [canvas, picture, canvas.getAttribute("aria-label")];
+    }));
+    const slider = $("level"), last = data.levels.length - 1;
+    const draw = () => {
+      const i = Number(slider.value), j = levels[i], [t, alpha, inside, outside] = data.levels[j];
+      for (const [canvas, picture, label] of drawn) {
+        const context = canvas.getContext("2d");
+        context.clearRect(0, 0, w, h);
+        context.drawImage(picture, i % columns * w, Math.floor(i / columns) * h, w, h, 0, 0, w, h);
+        canvas.setAttribute("aria-label", label + " at level " + j);
+      }
+      $("level-value").textContent = j + ", t = " + t + ", ᾱ = " + alpha.toFixed(4);
+      slider.setAttribute("aria-valuetext", "level " + j);
+      $("level-said").textContent = "Inside the mask the two are " + inside.toFixed(3) + " apart (root mean square); outside, " + outside + " at most.";
+      for (const end of ["x1", "x2"]) $("cursor").setAttribute(end, j / last);
+    };
+    slider.max = levels.length - 1;
+    slider.value = Math.floor(levels.length / 2); // where there is something to see in every picture
+    slider.addEventListener("input", draw);
+    let timer = null;
+    const stop = () => {
+      clearInterval(timer);
+      timer = null;
+      $("play").textContent = "Play";
+      $("play").setAttribute("aria-pressed", "false");
+    };
+    $("play").addEventListener("click", () => {
+      if (timer !== null) return stop();
+      if (slider.value === "0") slider.value = slider.max;
+      $("play").textContent = "Stop";
+      $("play").setAttribute("aria-pressed", "true");
+      timer = setInterval(() => {
+        slider.value = Number(slider.value) - 1;
+        draw();
+        if (slider.value === "0") stop();
+      }, 150);
+    });
+    draw();
+  }
+
+  // ------------------------------------------------------------ the start
+
+  async function main() {
+    document.querySelectorAll("[data-copy]").forEach((picture) => { picture.src = $(picture.dataset.copy).src; });
+    const seam = () => $("compare").parentElement.style.setProperty("--at", $("seam").value + "%");
+    $("seam").addEventListener("input", seam);
+    seam();
+    await $("source").decode();
+    if (start.clip > 10) $("clip").max = start.clip;
+    for (const name of ["dilate", "feather"]) {
+      $(name).max = Math.max($(name).max, start[name]);
+      $(name).min = Math.min($(name).min, start[name]);
+    }
+    show();
+    if (sheets.y) await walk();
+    document.body.dataset.ready = "yes";
+  }
+
+  // For a test, or a reader's own console.
+  window.minidiffedit = { data, start, maskOf, pngOf, choose, current: () => current };
+  main();
+})();

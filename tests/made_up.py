@@ -1,0 +1,86 @@
+"""Edits that no model made: any size, any maps, at once."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from minidiffedit import StableDiffusion, Steering, Trajectory, threshold_maps
+from minidiffedit.editor import Edit, check_settings
+from minidiffedit.images import mask_picture, paste_mask
+
+ARGUMENTS = {
+    "target": "a zebra", "source": "a horse", "negative_prompt": "", "strength": 0.8, "guidance_scale": 7.5,
+    "mask_strength": 0.5, "encode_text": "null", "refine": 1, "paste": True, "size": None, "chunk": None,
+}  # fmt: skip
+
+
+def photo(width: int, height: int, seed: int = 0) -> Image.Image:
+    """Soft shapes under grain: about as hard to compress as a photograph."""
+    rng = np.random.default_rng(seed)
+    soft = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize((width, height), Image.BICUBIC)
+    grain = rng.normal(0, 6, (height, width, 3))
+    return Image.fromarray((np.asarray(soft) + grain).clip(0, 255).astype(np.uint8))
+
+
+def maps(n: int, h: int, w: int, seed: int = 0) -> torch.Tensor:
+    """(1, n, h, w): a bright patch in heavy-tailed noise, as differences of predictions look."""
+    generator = torch.Generator().manual_seed(seed)
+    made = torch.randn(1, n, h, w, generator=generator).mul(0.8).exp() * 0.02
+    made[..., h // 4 : h // 2, w // 4 : 3 * w // 4] += 0.08
+    return made
+
+
+def made_up(
+    sd: StableDiffusion,
+    picture: tuple[int, int] = (93, 75),
+    grid: tuple[int, int] = (10, 8),
+    *,
+    steps: int = 10,
+    n: int = 3,
+    seed: int = 0,
+    raw: torch.Tensor | None = None,
+    given: torch.Tensor | None = None,
+    steering: Steering | None = None,
+    clip: float | None = 3.0,
+    threshold: float = 0.5,
+    levels: int | None = None,
+    **settings: object,
+) -> Edit:
+    """An Edit whose parts fit one another as a real one's do: a random latent, trajectory and decoding."""
+    w, h = grid
+    generator = torch.Generator().manual_seed(seed)
+    K = round(0.8 * steps) if levels is None else levels
+    found, M, verdict = None, given, "given"
+    if given is None:
+        raw = maps(n, h, w, seed) if raw is None else raw
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of very large and very small masks
+            found = threshold_maps(raw, torch.full((1,), 1e-6), clip=clip, threshold=threshold)
+        M, verdict = found.mask.float(), found.verdict[0]
+    if steering and verdict != "no difference":
+        M = steering(M)
+    x = [torch.randn(1, 4, h, w, generator=generator) for _ in range(K + 1 if M.any() else 1)]
+    y = [torch.where(M > 0, M * torch.randn(1, 4, h, w, generator=generator) + (1 - M) * one, one) for one in x[:-1]]
+    decoded = (x[-1], *reversed(y)) if y else ()
+    source, image = photo(*picture, seed), photo(*picture, seed + 1)
+    arguments = ARGUMENTS | {"steps": steps, "maps": n, "mask_clip": clip, "mask_threshold": threshold, "seed": seed}
+    checked = check_settings(arguments | settings)
+    checked |= {"working_size": (8 * w, 8 * h), "mask": "given" if found is None else "computed", "encoded_text": ""}
+    return Edit(
+        source=source, image=image if y else source, mask=mask_picture(M, picture),
+        paste_mask=paste_mask(M > 0, picture) if y else None, x0=x[0], latent=decoded[-1] if y else x[0],
+        latent_mask=M, found=found, trajectory=Trajectory(x, steps), decoded=decoded, verdict=verdict, seed=seed,
+        evaluations={"mask": 2 * n if found else 0, "encode": K, "decode": 2 * K},
+        seconds={"text": 0.25, "vae encode": 0.5, "mask": 1.5, "encode": 2.0, "decode": 4.0, "vae decode": 0.75},
+        settings=checked, sd=sd, given=given, steering=steering,
+    )  # fmt: skip
+
+
+def page_of(edit: Edit, path: Path, **options: object) -> Path:
+    from minidiffedit import save_report
+
+    save_report(edit, path, **options)
+    return path
