@@ -1,0 +1,262 @@
+"""Contact sheets: each edit is the one that `edit` makes, only what changes is paid for, and the page is whole."""
+
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageFont
+
+from minidiffedit import Steering, cli, contact_sheet, edit
+from minidiffedit.page import GAP, Page, Panel, plain, wrapped
+from minidiffedit.sheet import planned, sheet_rows
+
+QUICK = {"steps": 10, "maps": 2, "target": "a zebra", "source": "a horse"}
+FAST = ["--target", "a zebra", "--source", "a horse", "--steps", "10", "--maps", "2"]
+
+
+@pytest.fixture(scope="module")
+def picture():
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (70, 91, 3), dtype=np.uint8))
+
+
+def left():
+    mask = Image.new("L", (91, 70))
+    mask.paste(255, (0, 0, 40, 70))
+    return mask
+
+
+# ---------------------------------------------------------------- what is made, and what it costs
+
+
+@pytest.mark.parametrize("rows, columns, cost", [
+    (("strength", (0.2, 0.8, 0.5)), ("mask_threshold", (0.3, 0.6)), (4, 8, 2 * 2 * (2 + 8 + 5))),
+    (("guidance_scale", (1.0, 7.5)), ("mask_clip", (2.0, None)), (4, 8, 2 * (8 + 16))),
+    (("seed", (3, 0)), ("strength", (0.5, 0.4)), (8, 5, 2 * 2 * (5 + 4))),
+    (("strength", (0.0, 0.3)), ("seed", (1, 2)), (8, 3, 2 * 2 * 3)),
+    (("mask_threshold", (0.5,)), ("guidance_scale", (3.0,)), (4, 8, 16)),
+], ids=lambda value: str(value)[:30])  # fmt: skip
+@pytest.mark.filterwarnings("ignore:nothing to edit")
+def test_every_edit_is_the_one_that_edit_makes_and_only_what_changes_is_paid_for(sd, picture, rows, columns, cost):
+    options = QUICK if "seed" in (rows[0], columns[0]) else QUICK | {"seed": 0}
+    before = sd.evaluations
+    made = contact_sheet(sd, picture, rows=rows, columns=columns, **options)
+    assert tuple(made.evaluations.values()) == cost and sd.evaluations - before == sum(cost)
+    cells, shared = planned(options, rows, columns)
+    assert tuple(sheet_rows(cells).values()) == cost and rows[0] not in shared and columns[0] not in shared
+    assert [len(line) for line in made.edits] == [len(columns[1])] * len(rows[1])
+    for (i, r), (j, c) in itertools.product(enumerate(rows[1]), enumerate(columns[1])):
+        alone = edit(sd, picture, **options | {rows[0]: r, columns[0]: c})
+        assert made.edits[i][j].settings == alone.settings
+        assert torch.equal(made.edits[i][j].latent_mask, alone.latent_mask)
+        assert torch.equal(made.edits[i][j].latent, alone.latent)
+        assert made.edits[i][j].image.tobytes() == alone.image.tobytes()
+
+
+def test_a_given_mask_and_steering_hold_for_every_edit(sd, picture):
+    axes = {"rows": ("strength", (0.3, 0.6)), "columns": ("guidance_scale", (1.0, 5.0))}
+    made = contact_sheet(sd, picture, **axes, mask=left(), steering=Steering(dilate=1), seed=0, **QUICK)
+    assert made.evaluations == {"mask": 0, "encode": 6, "decode": 3 + 6 + 6 + 12}
+    masks = [one.latent_mask for line in made.edits for one in line]
+    alone = edit(sd, picture, mask=left(), steering=Steering(dilate=1), seed=0, **QUICK | {"strength": 0.3})
+    assert all(torch.equal(mask, alone.latent_mask) for mask in masks)
+
+
+@pytest.mark.filterwarnings("ignore:nothing to edit")
+def test_empty_masks_and_equal_texts_cost_no_more_and_say_so(sd, picture):
+    """An empty mask at the strongest edit does not make the encoding be paid for twice."""
+    axes = {"rows": ("strength", (0.5, 0.8)), "columns": ("mask_threshold", (1.0, 0.4))}
+    made = contact_sheet(sd, picture, **axes, seed=0, **QUICK)
+    assert made.evaluations == {"mask": 4, "encode": 8, "decode": 2 * (5 + 8)}
+    assert [one.coverage > 0 for one in made.edits[0]] == [False, True]
+    same = contact_sheet(sd, picture, **axes, seed=0, **QUICK | {"source": "a zebra"})
+    assert sum(same.evaluations.values()) == 0
+    assert all(one.image.tobytes() == picture.tobytes() for line in same.edits for one in line)
+
+
+@pytest.mark.parametrize("changes, word", [
+    ({"rows": ("steps", (1, 2))}, "one of strength"), ({"rows": ("mask_threshold", (0.1,))}, "both mask_threshold"),
+    ({"rows": ("strength", ())}, "must have values"), ({"rows": ("strength", (0.5, 0.5))}, "twice"),
+    ({"rows": ("strength", (0.5, 2.0))}, "strength must be"), ({"columns": ("mask_clip", (0.5,))}, "mask_clip must be"),
+    ({"rows": ("seed", (-1,))}, "seed must be"), ({"rows": ("seed", range(40))}, "at most 100"),
+    ({"strength": 0.5}, "stands on an axis"), ({"mask": Image.new("L", (91, 70), 255)}, "given mask"),
+    ({"columns": ("mask_clip", (2, 3)), "mask_clip": None}, "stands on an axis"), ({"stepz": 1}, "no argument"),
+    ({"columns": ("guidance_scale", ("x",))}, "guidance_scale must be"),
+], ids=str)  # fmt: skip
+def test_what_no_sheet_can_be_made_of(sd, picture, changes, word):
+    before = sd.evaluations
+    with pytest.raises(ValueError, match=word):
+        contact_sheet(sd, picture, **QUICK | changes)
+    assert sd.evaluations == before
+
+
+# ---------------------------------------------------------------- the page
+
+
+def edges(page):
+    """Whether the outermost pixels are all white: nothing is cut."""
+    pixels = np.asarray(page.convert("L"))
+    return all((line == 255).all() for line in (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]))
+
+
+@pytest.mark.parametrize("size", [(128, 128), (600, 400), (64, 512), (16, 16)], ids=str)
+@pytest.mark.parametrize("height", [64, 192, 512])
+def test_a_page_holds_every_picture_whole_and_cuts_no_label(size, height):
+    """Each picture is of one colour, and found again with all its pixels; the same with labels and without."""
+    colours = [(255, 0, 0), (0, 160, 0), (0, 0, 255), (160, 0, 160), (0, 160, 160), (200, 160, 0)]
+    pictures = [
+        Panel(Image.new("RGB", size, colour), "a caption that is longer than its picture is") for colour in colours
+    ]
+    labels = [("an axis with a long name", "0.123456"), ("", "mask")]
+    page = Page("A title " * 30, "notes " * 90, pictures[:2], [pictures[2:4], pictures[4:]], labels, labels, height)
+    drawn = page.draw()
+    found = np.asarray(drawn)
+    scale = height / max(size)
+    expected = max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+    places = []
+    for colour in colours:
+        ys, xs = np.nonzero((found == colour).all(axis=-1))
+        assert (xs.max() - xs.min() + 1, ys.max() - ys.min() + 1) == expected and len(xs) == expected[0] * expected[1]
+        places.append((xs.min(), ys.min()))
+    head, grid = places[:2], places[2:]
+    assert head[0][1] == head[1][1] < grid[0][1] == grid[1][1] < grid[2][1] == grid[3][1]
+    assert grid[0][0] == grid[2][0] < grid[1][0] == grid[3][0]
+    assert edges(drawn)
+    bare = Page("", "", [], [pictures[2:4]], [], [], height).draw()
+    assert bare.width <= max(drawn.width, 2 * GAP + 24 * max(13, height // 15)) and bare.height < drawn.height
+
+
+@pytest.mark.parametrize("where", ["captions", "names", "values"])
+def test_words_wider_than_their_pictures_are_neither_cut_nor_run_into_one_another(where):
+    words = ["w" * 20, "w" * 30]
+    panels = [Panel(Image.new("RGB", (100, 100), "white"), word if where == "captions" else "") for word in words]
+    top = {"captions": [], "names": [(word, "") for word in words], "values": [("", word) for word in words]}[where]
+    drawn = np.asarray(Page("", "", [], [panels], [], top, 100).draw().convert("L"))
+    inked = np.nonzero((drawn < 200).any(axis=0))[0]
+    apart = np.diff(inked).argmax()
+    assert np.diff(inked)[apart] >= GAP - 2 and np.sort(np.diff(inked))[-2] < 5  # one gap, between the captions
+    widths = apart + 1, len(inked) - apart - 1
+    assert widths[1] / widths[0] == pytest.approx(1.5, rel=0.05)
+
+
+def test_a_row_label_stands_beside_its_row_and_a_column_label_above_its_column():
+    black = [[Panel(Image.new("RGB", (100, 100), "#0000ff")) for _ in range(2)] for _ in range(2)]
+    blank = Page("", "", [], black, [("", "")] * 2, [("", "")] * 2, 100).draw()
+    for axis, labels in (("left", ([("n", "v"), ("", "")], [("", ""), ("n", "v")])),
+                         ("top", ([("n", "v"), ("", "")], [("", ""), ("n", "v")]))):  # fmt: skip
+        where = []
+        for one in labels:
+            both = {"left": [("", "")] * 2, "top": [("", "")] * 2} | {axis: one}
+            drawn = np.asarray(Page("", "", [], black, both["left"], both["top"], 100).draw().convert("RGB")).astype(
+                int
+            )
+            blue = (drawn == (0, 0, 255)).all(axis=-1)
+            ink = (drawn.sum(axis=-1) < 700) & ~blue
+            columns, rows = np.nonzero(blue.any(axis=0))[0], np.nonzero(blue.any(axis=1))[0]
+            ys, xs = np.nonzero(ink)
+            assert len(xs) and (xs.max() < columns.min() if axis == "left" else ys.max() < rows.min())
+            where.append((xs.mean(), ys.mean()))
+        moved = np.subtract(where[1], where[0])
+        assert np.allclose(moved, (0, 100 + GAP) if axis == "left" else (100 + GAP, 0), atol=1)
+    assert blank.mode == "RGB"
+
+
+def test_text_is_broken_at_spaces_and_shown_as_far_as_the_typeface_goes():
+    font = ImageFont.load_default(14)
+    text = "a photo of a horse on a grass field " * 5 + "w" * 200
+    lines = wrapped(text, font, 150)
+    assert all(font.getlength(line) <= 150 for line in lines) and "".join(lines).replace(" ", "") == text.replace(
+        " ", ""
+    )
+    assert plain("un café à Zürich, 馬") == "un cafe a Zurich, ?" and wrapped("", font, 50) == []
+    assert wrapped("wide", font, 1) == list("wide")
+
+
+def test_what_the_page_shows(sd, picture):
+    """The masks stand along the axis that changes them: a row more, or a column more."""
+    wide = {"rows": ("strength", (0.3, 0.6)), "columns": ("mask_threshold", (0.2, 0.5))}
+    tall = {"columns": wide["rows"], "rows": wide["columns"]}
+    one, other = (contact_sheet(sd, picture, seed=0, **QUICK, **axes).image for axes in (wide, tall))
+    assert one.mode == "RGB" and one.height > other.height and edges(one) and edges(other)
+    large = contact_sheet(sd, picture, seed=0, **QUICK, **wide, height=256).image
+    assert large.width > one.width
+
+
+# ---------------------------------------------------------------- the command
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch, picture):
+    monkeypatch.chdir(tmp_path)
+    picture.save("in.png")
+    left().save("m.png")
+    return tmp_path
+
+
+def ran(capsys, *argv):
+    assert cli.main([*map(str, argv), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def failed(capsys, *argv):
+    assert cli.main([str(a) for a in argv]) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and err.startswith("error: "), err
+    return err
+
+
+def test_the_command_says_the_cost_before_and_writes_the_page_and_the_edits(here, folder, capsys):
+    command = ["sheet", "in.png", *FAST, "--rows", "strength=.3,.6", "--columns", "mask-clip=2,none", "--seed", "0"]
+    command += ["--quiet"]
+    before = {p.name for p in here.iterdir()}
+    planned = ran(capsys, *command, "--dry-run", "--model", "no-such-model")
+    assert planned["evaluations"] == {"mask": 4, "encode": 6, "decode": 2 * 2 * (3 + 6)}
+    assert {p.name for p in here.iterdir()} == before
+    done = ran(capsys, *command, "--save-edits", "edits", "--model", folder)
+    assert done["evaluations"] == planned["evaluations"] and done["output"] == "in-sheet.png"
+    assert done["settings"]["sheet"] == {"rows": ["strength", [0.3, 0.6]], "columns": ["mask_clip", [2.0, None]]}
+    assert np.shape(done["coverage"]) == (2, 2) and done["edits"] == "edits" and done["settings"]["model_hash"]
+    names = [f"strength-{r}-mask-clip-{c}.png" for r in ("0.3", "0.6") for c in ("2", "none")]
+    assert sorted(p.name for p in Path("edits").iterdir()) == names
+    single = ["edit", "in.png", *FAST, "--seed", "0", "--strength", ".6", "--mask-clip", "none", "-o", "one.png"]
+    ran(capsys, *single, "--model", folder)
+    assert Path("one.png").read_bytes() == Path("edits", names[3]).read_bytes()
+    with Image.open("in-sheet.png") as page:
+        assert json.loads(page.text["minidiffedit"])["sheet"] == done["settings"]["sheet"]
+    assert cli.main([*command, "--dry-run"]) == 0
+    assert capsys.readouterr().out == "UNet rows 4 + 6 + 36 (mask, encode, decode) = 46\n"
+
+
+def test_a_drawn_seed_and_a_given_mask(here, folder, capsys):
+    axes = ["--rows", "strength=.3", "--columns", "guidance-scale=1,4"]
+    done = ran(capsys, "sheet", "in.png", *FAST, *axes, "--mask", "m.png", "--no-metadata", "--model", folder)
+    assert done["settings"]["seed"] >= 0 and len(done["settings"]["mask"]) == 10
+    assert done["evaluations"] == {"mask": 0, "encode": 3, "decode": 9}
+    with Image.open("in-sheet.png") as page:
+        assert not page.text
+
+
+@pytest.mark.parametrize("options, word", [
+    (["--rows", "strength=.5,.5"], "twice"), (["--rows", "mask-threshold=.5"], "both"), (["-o", "a.gif"], "end in"),
+    (["--rows", "strength=2"], "strength"), (["--strength", ".5"], "stands on an axis"),
+    (["-o", "in.png"], "overwrite"),
+    (["--mask", "m.png"], "given mask"), (["--height", "10"], "height"), (["--steps", "0"], "steps"),
+    (["--columns", "seed=1,2", "--seed", "0"], "stands on an axis"), (["--save-edits", "in.png"], "is a file"),
+    (["--save-edits", "."], "not empty"), (["--save-edits", "no/where"], "no folder"), (["--maps", "0"], "maps"),
+])  # fmt: skip
+def test_what_cannot_be_is_refused_before_the_model_is_loaded(here, capsys, options, word):
+    before = {p.name for p in here.iterdir()}
+    assert word in failed(capsys, "sheet", "in.png", *FAST, *options, "--model", "no-such-model")
+    assert {p.name for p in here.iterdir()} == before
+
+
+@pytest.mark.parametrize("options", [
+    ["--rows", "steps=1,2"], ["--rows", "strength"], ["--rows", "strength=a,b"], ["--rows", "seed=1.5"],
+    ["--rows", "strength="], ["--columns", "mask-clip=2,,3"],
+], ids=" ".join)  # fmt: skip
+def test_axes_that_do_not_parse_are_misuse(here, capsys, options):
+    with pytest.raises(SystemExit) as exit:
+        cli.main(["sheet", "in.png", *FAST, *options])
+    assert exit.value.code == 2 and "wanted" in capsys.readouterr().err
