@@ -1,6 +1,7 @@
 """How close two pictures, or two masks, are; exact definitions in numpy.
 
-Pictures are uint8 arrays or PIL images of one size, (H, W, 3) or (H, W); `where` a bool (H, W) that picks pixels.
+Pictures are uint8 arrays or PIL images of one size, (H, W, 3) or (H, W); `where` a bool (H, W) that picks pixels, such
+as `background(mask)`. Whatever does not fit raises ValueError. What needs trained networks is in perceptual.py.
 """
 
 from typing import Any
@@ -10,8 +11,8 @@ import numpy as np
 
 def mse(a: Any, b: Any, where: np.ndarray | None = None) -> float:
     """Mean squared difference in units of 1/255, squared: 0 to 255^2, over all channels; NaN for no pixels."""
-    squares = (np.asarray(a, np.float64) - np.asarray(b, np.float64)) ** 2
-    squares = squares if where is None else squares[where]
+    x, y = pair(a, b, where)
+    squares = (x - y) ** 2 if where is None else ((x - y) ** 2)[where]
     return float(squares.mean()) if squares.size else float("nan")
 
 
@@ -24,14 +25,18 @@ def psnr(a: Any, b: Any, where: np.ndarray | None = None) -> float:
 def ssim(a: Any, b: Any, where: np.ndarray | None = None) -> float:
     """Structural similarity, at most 1 (Wang et al. 2004, eq. 13: Gaussian window 11 x 11, sigma 1.5, K1 .01, K2 .03).
 
-    The mean over channels and the pixels in `where`, by default those whose whole window lies in the picture.
+    The mean over channels and the pixels in `where`, by default those whose whole window lies in the picture. NaN for
+    no pixels; ValueError for pictures smaller than the window.
     """
-    x, y = (np.atleast_3d(np.asarray(p, np.float64)) for p in (a, b))
+    x, y = pair(a, b, where)
+    if min(x.shape[:2]) < 11:
+        raise ValueError(f"SSIM's window is 11 x 11, the pictures are {x.shape[1]} x {x.shape[0]}")
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
     mx, my = blur(x), blur(y)
     vx, vy, vxy = blur(x * x) - mx * mx, blur(y * y) - my * my, blur(x * y) - mx * my
     similarity = (2 * mx * my + c1) * (2 * vxy + c2) / ((mx * mx + my * my + c1) * (vx + vy + c2))
-    return float((similarity[5:-5, 5:-5] if where is None else similarity[where]).mean())
+    similarity = similarity[5:-5, 5:-5] if where is None else similarity[where]
+    return float(similarity.mean()) if similarity.size else float("nan")
 
 
 def blur(x: np.ndarray) -> np.ndarray:
@@ -44,7 +49,51 @@ def blur(x: np.ndarray) -> np.ndarray:
     return x
 
 
+def pair(a: Any, b: Any, where: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Both pictures as float64 (H, W, c)."""
+    x, y = (np.atleast_3d(np.asarray(picture, np.float64)) for picture in (a, b))
+    if x.shape != y.shape or 0 in x.shape:
+        raise ValueError(f"two pictures of one size are needed, got {x.shape} and {y.shape} (H, W, channels)")
+    if where is not None and (np.asarray(where).dtype != bool or np.shape(where) != x.shape[:2]):
+        raise ValueError(f"where must be bool {x.shape[:2]}, got {np.asarray(where).dtype} {np.shape(where)}")
+    return x, y
+
+
+def background(mask: Any, margin: int = 0) -> np.ndarray:
+    """Which pixels an edit should leave alone, bool (H, W), from its mask: bool (H, W), uint8 or PIL L, edited wherever
+    it is above 0.
+
+    margin leaves out the pixels up to so many rows and columns away from the mask, diagonals included: a pixel belongs
+    if the square of side 2 margin + 1 around it holds nothing edited. One latent cell is 8 pixels; an edit with `paste`
+    changes pixels up to two cells away from its mask (`images.paste_mask`).
+    """
+    edited: np.ndarray = np.asarray(mask)
+    if edited.ndim != 2 or 0 in edited.shape or edited.dtype not in (bool, np.uint8):
+        raise ValueError(f"mask must be bool or uint8 (H, W), got {edited.dtype} {edited.shape}")
+    if not isinstance(margin, int) or not 0 <= margin <= max(edited.shape):
+        raise ValueError(f"margin must be a whole number from 0 to {max(edited.shape)}, got {margin!r}")
+    edited = edited > 0
+    for axis in (0, 1):
+        padded = np.pad(edited, [(margin, margin) if i == axis else (0, 0) for i in range(2)])
+        edited = np.lib.stride_tricks.sliding_window_view(padded, 2 * margin + 1, axis=axis).max(axis=-1)
+    return ~edited
+
+
+def background_error(edited: Any, source: Any, mask: Any, margin: int = 0) -> float:
+    """`mse` between an edit and its source over `background(mask, margin)`: 0 where an edit kept what it should keep;
+    NaN where the mask leaves no pixel.
+
+    PIE-Bench (Ju et al., 2310.01506) reports the same pixels' error with pictures in [0, 1] and divides by all pixels,
+    those in the mask as well: its figure is this one times the share of the background, over 255^2.
+    """
+    return mse(edited, source, background(mask, margin))
+
+
 def iou(mask: np.ndarray, truth: np.ndarray) -> float:
-    """Intersection over union of two bool masks, 0 to 1; 1 where both are empty."""
+    """Intersection over union of two bool masks of one shape, 0 to 1; 1 where both are empty."""
+    if mask.dtype != bool or truth.dtype != bool or mask.shape != truth.shape:
+        raise ValueError(
+            f"two bool masks of one shape are needed, got {mask.dtype} {mask.shape}, {truth.dtype} {truth.shape}"
+        )
     union = (mask | truth).sum()
     return float((mask & truth).sum() / union) if union else 1.0

@@ -1,0 +1,381 @@
+"""Methods and settings over a data set: one JSON line per edit, a summary and plots.
+
+A second run goes on where the first stopped: each line carries a key made of what its edit depends on, the pictures'
+content included, and is not computed again. An edit that fails is written down and tried again next time.
+"""
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from hashlib import sha256
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import images, perceptual
+from .arms import Arm, arm
+from .datasets import Item
+from .diffedit import Track, untracked
+from .editor import Edit, check_settings
+from .metrics import background, iou, mse, psnr, ssim
+
+if TYPE_CHECKING:
+    from .sd import StableDiffusion
+
+# The command's name of a method -> the arm (see arms.py), and the settings that it looks at.
+METHODS: dict[str, Arm] = {
+    "diffedit": "both", "sdedit": "sdedit", "encode": "encode", "mask": "mask", "user-mask": "user mask",
+    "reconstruction": "reconstruction",
+}  # fmt: skip
+OF_THE_MASK = ("mask_strength", "maps", "mask_clip", "mask_threshold")
+OF_THE_ENCODING = ("encode_text", "refine")
+UNUSED = {
+    "sdedit": (*OF_THE_MASK, *OF_THE_ENCODING), "encode": OF_THE_MASK, "mask": OF_THE_ENCODING,
+    "user-mask": OF_THE_MASK, "reconstruction": (*OF_THE_MASK, "guidance_scale"),
+}  # fmt: skip
+PLAIN = ("psnr", "mse", "ssim", "iou")
+LOADERS: dict[str, Callable[[str], Any]] = {
+    "lpips": lambda device: perceptual.load_lpips("squeeze", device),
+    "clip": lambda device: perceptual.load_clip(device=device),
+    "structure": lambda device: perceptual.load_dino(device=device),
+    "fid": lambda device: perceptual.load_inception(device=device),
+}
+METRICS = (*PLAIN, *LOADERS)
+
+
+# ---------------------------------------------------------------- one edit
+
+
+def measures(
+    metrics: Iterable[str],
+    edited: Any,
+    source: Any,
+    *,
+    mask: np.ndarray | None = None,
+    true_edit: Any = None,
+    texts: tuple[str, str] = ("", ""),
+    pie: bool = False,
+    networks: dict[str, Any] | None = None,
+) -> dict[str, float | None]:
+    """Figures of one edit, by name; None for what is infinite or undefined.
+
+    edited, source, true_edit: pictures of one size, as in metrics.py; mask (H, W) bool, where the edit may act.
+    psnr, mse, ssim: NAME_source on the whole picture, background_NAME outside the mask, NAME_true against the true
+    edit. lpips: the same three. structure: between source and edit. clip: clip_source and clip_target, each picture
+    with its own text, clip_edited the edit inside the mask, all else black, and clip_direction.
+    pie: pie_NAME, the background as PIE-Bench's own evaluation has it (2310.01506, section 5): pictures in [0, 1],
+    black inside the mask, over all pixels.
+    networks: by the names of LOADERS, what they return. Definitions and sources: metrics.py, perceptual.py.
+    """
+    found: dict[str, float] = {}
+    edited, source = np.asarray(edited), np.asarray(source)
+    outside = None if mask is None or mask.all() else background(mask)
+    known = {name: network for name, network in (networks or {}).items() if name in metrics}
+    pairs: dict[str, Callable[..., float]] = {"psnr": psnr, "mse": mse, "ssim": ssim}
+    pairs = {name: function for name, function in pairs.items() if name in metrics}
+    if lpips := known.get("lpips"):
+        pairs["lpips"] = lambda a, b, where=None: perceptual.lpips(a, b, lpips, where)
+    for name, function in pairs.items():
+        found[f"{name}_source"] = function(edited, source)
+        if outside is not None:
+            found[f"background_{name}"] = function(edited, source, outside)
+        if true_edit is not None:
+            found[f"{name}_true"] = function(edited, true_edit)
+        if pie and outside is not None and name != "lpips":
+            black = [np.where(outside[..., None], picture, 0) for picture in (edited, source)]
+            found[f"pie_{name}"] = function(*black) / (255**2 if name == "mse" else 1)
+    if "structure" in known:
+        found["structure"] = perceptual.structure_distance(edited, source, known["structure"])
+    if clip := known.get("clip"):
+        found["clip_source"] = perceptual.clip_score(source, texts[0], clip)
+        found["clip_target"] = perceptual.clip_score(edited, texts[1], clip)
+        found["clip_direction"] = perceptual.clip_direction(source, edited, *texts, clip)
+        if mask is not None and mask.any():
+            found["clip_edited"] = perceptual.clip_score(np.where(mask[..., None], edited, 0), texts[1], clip)
+    return {name: value if math.isfinite(value) else None for name, value in found.items()}
+
+
+def cells(mask: np.ndarray, working: tuple[int, int], factor: int) -> np.ndarray:
+    """A true mask (H, W) bool -> (h, w) bool, the latent cells that hold some of it, as a user's mask is read."""
+    size = (mask.shape[1], mask.shape[0])
+    return (images.latent_mask(mask.astype(np.float32), size, working, factor)[0, 0] > 0.5).numpy()
+
+
+def grid(methods: Sequence[str], options: dict[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """Every method under every combination of the options that it looks at, each once: {"method": ..., option: ...}."""
+    found = []
+    for method, values in product(methods, product(*options.values())):
+        unused = {name: options[name][0] for name in UNUSED.get(method, ()) if name in options}
+        one = {"method": method} | dict(zip(options, values)) | unused
+        if one not in found:
+            found.append(one)
+    return found
+
+
+def edit_and_measure(
+    sd: "StableDiffusion",
+    item: Item,
+    run: dict[str, Any],
+    seed: int,
+    earlier: list[Edit],
+    metrics: Sequence[str],
+    networks: dict[str, Any],
+    picture: Path | None,
+) -> dict[str, Any]:
+    """What a line says of an edit that went well. earlier: this item's edits so far, to which this one is added."""
+    source = images.to_rgb(images.read_picture(item.picture))
+    mask = item.truth(source.size)
+    true_edit = images.to_rgb(images.read_picture(item.true_edit)) if item.true_edit else None
+    options = {name: value for name, value in run.items() if name != "method"}
+    if run["method"] == "user-mask":
+        if mask is None:
+            raise ValueError("user-mask needs an item with a mask")
+        options["mask"] = mask
+    done = arm(
+        sd, source, METHODS[run["method"]], target=item.target, source=item.source, seed=seed, reuse=earlier, **options
+    )
+    earlier.append(done)
+    found = measures(
+        metrics, done.image, source, mask=mask, true_edit=true_edit, texts=(item.source, item.target),
+        pie=item.layout == "pie", networks=networks,
+    )  # fmt: skip
+    if "iou" in metrics and mask is not None and done.found:
+        truth = cells(mask, done.settings["working_size"], sd.factor)
+        found["iou"] = iou((done.latent_mask[0, 0] > 0).cpu().numpy(), truth)
+    if picture:
+        images.write_picture(done.image, picture)
+    return {
+        "verdict": done.verdict, "coverage": done.coverage, "model_rows": sum(done.evaluations.values()),
+        "metrics": found,
+    }  # fmt: skip
+
+
+def check_runs(runs: Sequence[dict[str, Any]], seed: int) -> None:
+    """Raises ValueError for a setting that no edit would take, before any is made."""
+    for run in runs:
+        check_settings({"target": "", "seed": seed} | {name: value for name, value in run.items() if name != "method"})
+
+
+# ---------------------------------------------------------------- all of them
+
+
+def evaluate(
+    sd: "StableDiffusion",
+    items: Sequence[Item],
+    runs: Sequence[dict[str, Any]],
+    output: Path,
+    *,
+    metrics: Sequence[str] = PLAIN,
+    seed: int = 0,
+    identity: dict[str, Any] | None = None,
+    networks: dict[str, Any] | None = None,
+    save_pictures: bool = False,
+    track: Track | None = None,
+) -> list[dict[str, Any]]:
+    """Edit every item by every run of `grid`, and measure; lines go to `output`/edits.jsonl. Returns those asked for.
+
+    A line holds key, item, kind, run, seed and either error, one line of text, or verdict, coverage,
+    model_rows, seconds and metrics (see `measures`; iou: of the mask with the true one, on the latent grid). The seed
+    of an item follows from `seed` and its content, and is the same in all runs, which share encodings and masks.
+    identity: what of the model decides the result. networks: what `load_networks` returns. save_pictures: into
+    `output`/pictures/KEY.png.
+    Raises ValueError for a file of lines that is none, OSError where it cannot be written. An edit's own errors are
+    written down.
+    """
+    path, pictures = output / "edits.jsonl", output / "pictures"
+    pictures.mkdir(parents=True, exist_ok=True) if save_pictures else output.mkdir(parents=True, exist_ok=True)
+    finished = {row["key"]: row for row in read_rows(path) if "error" not in row}
+    plans = []
+    for item in items:
+        content = digest(item)
+        own = int(sha256(f"{seed} {content}".encode()).hexdigest()[:8], 16)
+        for run in runs:
+            about = json.dumps([content, run, own, sorted(metrics), identity, save_pictures])
+            plans.append((item, run, own, sha256(about.encode()).hexdigest()[:16]))
+    rows, earlier, last = dict(finished), list[Edit](), None
+    for item, run, own, key in (track or untracked)([plan for plan in plans if plan[-1] not in finished], "edits"):
+        if item is not last:
+            earlier, last = [], item
+        row, start = {"key": key, "item": item.name, "kind": item.kind, "run": run, "seed": own}, time.perf_counter()
+        try:
+            place = pictures / f"{key}.png" if save_pictures else None
+            row |= edit_and_measure(sd, item, run, own, earlier, metrics, networks or {}, place)
+            row["seconds"] = time.perf_counter() - start
+        except Exception as error:  # one edit's failure, whatever it is, must not end the others
+            row["error"] = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+        rows[key] = row
+        append_row(path, row)
+    return [rows[key] for *_, key in plans]
+
+
+def load_networks(metrics: Sequence[str], device: str) -> dict[str, Any]:
+    """The networks of the metrics that need one. Raises ValueError for a missing package, OSError for weights."""
+    return {name: load(device) for name, load in LOADERS.items() if name in metrics}
+
+
+def digest(item: Item) -> str:
+    """Of all that an item is made of, by content; a file that cannot be read counts as its error."""
+    parts = [item.source, item.target, item.layout]
+    for part in (item.picture, item.mask, item.true_edit):
+        try:
+            parts.append(sha256(part.read_bytes()).hexdigest() if isinstance(part, Path) else str(part))
+        except OSError as error:
+            parts.append(type(error).__name__)
+    return sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The lines of a file, none if there is no file. A last line that a kill tore is cut off, on disk too; ValueError
+    for any other line that is no JSON object.
+    """
+    whole = path.read_bytes() if path.exists() else b""
+    rows, good = [], 0
+    for number, line in enumerate(whole.splitlines(keepends=True), 1):
+        try:
+            row = json.loads(line)
+            if not isinstance(row, dict) or not line.endswith(b"\n"):
+                raise ValueError("no JSON object on a line of its own")
+        except ValueError as error:
+            if good + len(line) < len(whole):
+                raise ValueError(f"{path}, line {number}: {error}; remove the line or name another folder") from error
+            os.truncate(path, good)
+            break
+        rows.append(row)
+        good += len(line)
+    return rows
+
+
+def append_row(path: Path, row: dict[str, Any]) -> None:
+    """One line in one write: a kill leaves it whole, absent or torn at the end, which `read_rows` mends."""
+    with path.open("ab", buffering=0) as file:
+        file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Beside the target and renamed. Raises ValueError for NaN and infinity."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(part, path)
+
+
+# ---------------------------------------------------------------- the summary
+
+
+def summarise(rows: Sequence[dict[str, Any]], runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Per run: name, run; done and failed, how many edits; model_rows and seconds, means of an edit;
+    kinds: {"all" or a kind of edit: {metric, or coverage: {"mean": ..., "n": how many edits have a finite one}}}.
+    """
+    summary = []
+    for run in runs:
+        own = [row for row in rows if row["run"] == run]
+        done = [row for row in own if "error" not in row]
+        kinds = {"all": done} | {k: [row for row in done if row["kind"] == k] for k in sorted({r["kind"] for r in own})}
+        kinds.pop("", None)
+        summary.append({
+            "name": name_of(run, runs), "run": run, "done": len(done), "failed": len(own) - len(done),
+            "model_rows": mean([row["model_rows"] for row in done]),
+            "seconds": mean([row["seconds"] for row in done]),
+            "kinds": {kind: means([row["metrics"] | {"coverage": row["coverage"]} for row in group])
+                      for kind, group in kinds.items()},
+        })  # fmt: skip
+    return summary
+
+
+def means(figures: Sequence[dict[str, float | None]]) -> dict[str, dict[str, Any]]:
+    names = dict.fromkeys(name for one in figures for name in one)
+    columns = {name: [one[name] for one in figures if one.get(name) is not None] for name in names}
+    return {name: {"mean": mean(values), "n": len(values)} for name, values in columns.items()}
+
+
+def mean(values: Sequence[Any]) -> float | None:
+    return float(np.mean(values)) if values else None
+
+
+def name_of(run: dict[str, Any], runs: Sequence[dict[str, Any]]) -> str:
+    """The method, and what sets its runs apart."""
+    same = [one for one in runs if one["method"] == run["method"]]
+    apart = [name for name in run if name != "method" and len({one[name] for one in same}) > 1]
+    return " ".join([run["method"], *(f"{name} {run[name]}" for name in apart)])
+
+
+def realism(rows: Sequence[dict[str, Any]], items: Sequence[Item], output: Path, network: Any) -> dict[str, Any]:
+    """FID and KID of saved edits against the set's own pictures: {"fid": ..., "kid": ..., "n": edits}."""
+    made = (images.read_picture(output / "pictures" / f"{row['key']}.png") for row in rows if "error" not in row)
+    real = (images.read_picture(item.picture) for item in items)
+    x, y = perceptual.features(made, network), perceptual.features(real, network)
+    return {"fid": perceptual.fid(x, y), "kid": perceptual.kid(x, y), "n": len(x)}
+
+
+def plot(summary: Sequence[dict[str, Any]], path: Path) -> None:
+    """A panel per metric, a group of bars per kind of edit, a bar per run; where strengths differ, a panel that shows
+    what each method's strengths trade. Raises ValueError where matplotlib is missing.
+    """
+    plt = pyplot()
+    names = list(dict.fromkeys(name for run in summary for kind in run["kinds"].values() for name in kind))
+    kinds = list(dict.fromkeys(kind for run in summary for kind in run["kinds"]))
+    traced = trade(summary)
+    count = len(names) + bool(traced)
+    columns = min(4, count)
+    size = (4.2 * columns, 3.2 * -(-count // columns))
+    figure, axes = plt.subplots(-(-count // columns), columns, figsize=size, layout="constrained", squeeze=False)
+    width = 0.8 / len(summary)
+    for axis, name in zip(axes.flat, names):
+        for i, run in enumerate(summary):
+            values = [(run["kinds"].get(kind, {}).get(name) or {}).get("mean") for kind in kinds]
+            at = [x + i * width for x, value in enumerate(values) if value is not None]
+            axis.bar(at, [value for value in values if value is not None], width, align="edge", label=run["name"])
+        axis.set_xticks(range(len(kinds)), kinds, rotation=30, ha="right", fontsize=7)
+        axis.set_title(name)
+    if traced:
+        axis = axes.flat[len(names)]
+        for method, points in traced.items():
+            axis.plot([x for x, _, _ in points], [y for _, y, _ in points], "o-", label=method)
+            for x, y, strength in points:
+                axis.annotate(f"{strength:g}", (x, y), fontsize=7)
+        axis.set(xlabel="psnr_source (dB)", ylabel=trade_metric(summary), title="traded by strength")
+        axis.legend(fontsize=7)
+    for axis in axes.flat[count:]:
+        axis.axis("off")
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8)
+    part = path.with_name(path.name + ".part")
+    figure.savefig(part, dpi=110, format="png")
+    os.replace(part, path)
+    plt.close(figure)
+
+
+def trade_metric(summary: Sequence[dict[str, Any]]) -> str | None:
+    """What an edit gains: the first of these that was measured."""
+    measured = {name for run in summary for name in run["kinds"]["all"]}
+    return next((name for name in ("clip_target", "psnr_true", "iou") if name in measured), None)
+
+
+def trade(summary: Sequence[dict[str, Any]]) -> dict[str, list[tuple[float, float, float]]]:
+    """Per method (PSNR to the source, what the edit gains, strength), where a method's runs differ in strength only."""
+    gain, curves = trade_metric(summary), dict[str, list[tuple[float, float, float]]]()
+    for run in summary:
+        figures = run["kinds"]["all"]
+        x, y = ((figures.get(name) or {}).get("mean") for name in ("psnr_source", gain or ""))
+        if x is not None and y is not None:
+            curves.setdefault(run["run"]["method"], []).append((x, y, run["run"]["strength"]))
+    return {
+        method: points
+        for method, points in curves.items()
+        if len({strength for *_, strength in points}) == len(points) > 1
+    }
+
+
+def pyplot() -> Any:
+    """matplotlib, drawing into files."""
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise ValueError("plots need matplotlib: pip install 'minidiffedit[figures]', or --no-plots") from error
+    matplotlib.use("Agg")
+    import matplotlib.pyplot
+
+    return matplotlib.pyplot

@@ -1,0 +1,345 @@
+"""The claims' machinery: groups edit as the library does, intervals and verdicts follow their rule, bounds their maths.
+
+Scenes are stand-ins on the miniature's shipped pictures, so that no font is needed.
+"""
+
+import json
+import queue
+import threading
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from stubs import gaussian, latent
+
+from minidiffedit import StableDiffusion, Trajectory, find_mask, levels
+from minidiffedit.arms import arm
+from minidiffedit.images import to_tensor
+from weights import bench as B
+from weights import evidence as V
+from weights.judge import Judge
+from weights.scenes import Scene, Thing
+
+MINI = Path(__file__).parents[1] / "weights" / "mini"
+ZEBRA = Thing("a zebra", 0.5, 0.5, 0.5)
+
+
+def pair_of(number, entry):
+    """A Pair on shipped pictures."""
+    folder = MINI / "scenes" / entry["folder"]
+    mask = np.asarray(Image.open(folder / "mask.png").convert("L")) > 127
+    return SimpleNamespace(
+        number=number, kind=entry["kind"], source=np.asarray(Image.open(folder / "source.png").convert("RGB")),
+        true_edit=np.asarray(Image.open(folder / "target.png").convert("RGB")), mask=mask,
+        cells=mask.reshape(16, 8, 16, 8).any(axis=(1, 3)), before=SimpleNamespace(caption=lambda: entry["source"]),
+        after=SimpleNamespace(caption=lambda: entry["target"], things=(ZEBRA,), place="the snow"),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    entries = json.loads((MINI / "scenes" / "scenes.json").read_text())
+    return [pair_of(7 + i, entry) for i, entry in enumerate(entries[:2])]
+
+
+@pytest.fixture(scope="module")
+def group(pairs):
+    return B.Group(StableDiffusion.load(MINI, device="cpu", dtype="float32"), pairs)
+
+
+class Blind:
+    """A judge that sees a zebra in the snow in whatever is dark."""
+
+    def says(self, picture):
+        return ({"a zebra"}, "the snow") if picture.mean() < 100 else (set(), "the snow")
+
+
+# ---------------------------------------------------------------- edits
+
+
+LOW = {"strength": 0.1}  # five steps: enough to tell settings apart
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("setting", "options"), [
+    (B.Setting(**LOW), {}), (B.Setting(strength=0.2), {"strength": 0.2}),
+    (B.Setting("mask", **LOW), {"name": "mask"}), (B.Setting("encode", **LOW), {"name": "encode"}),
+    (B.Setting("sdedit", **LOW), {"name": "sdedit"}), (B.Setting("reconstruction", refine=2, **LOW),
+     {"name": "reconstruction", "refine": 2}),
+    (B.Setting(maps=3, mask_threshold=0.25, **LOW), {"maps": 3, "mask_threshold": 0.25}),
+    (B.Setting(mask_strength=0.25, mask_clip=2.0, **LOW), {"mask_strength": 0.25, "mask_clip": 2.0}),
+    (B.Setting(reference="", encode_text="source", **LOW), {"encode_text": "source", "reference": ""}),
+    (B.Setting(guidance_scale=1.0, **LOW), {"guidance_scale": 1.0}),
+], ids=str)  # fmt: skip
+def test_a_group_edits_as_the_library_does_one_by_one(group, setting, options):
+    options = {"strength": 0.1, "name": "both", "reference": None} | options
+    name, reference = options.pop("name"), options.pop("reference")
+    rows, latents = list(group.rows(setting, Blind())), group.latents(setting)
+    for one, row, y in zip(group.pairs, rows, latents):
+        mask = {}
+        if reference == "":  # the arm knows one source; the mask of the other is handed in
+            x0, texts = group.sd.encode(to_tensor(Image.fromarray(one.source), (128, 128))), (one.after.caption(), "")
+            found = find_mask(group.sd.eps, x0, *(group.sd.text([text]) for text in texts), seed=one.number)
+            name, mask = "user mask", {"mask": found.mask.float()}
+        done = arm(group.sd, Image.fromarray(one.source), name, target=one.after.caption(), source=one.before.caption(),
+                   seed=one.number, paste=False, **options, **mask)  # fmt: skip
+        assert float((done.latent - y).abs().max()) < 1e-3
+        assert row["psnr_source"] == pytest.approx(decibels(done.image, one.source), abs=0.05)
+        assert row["psnr_true"] == pytest.approx(decibels(done.image, one.true_edit), abs=0.05)
+        assert row["drift"] == pytest.approx(float((done.latent - done.x0).square().mean().sqrt()), abs=1e-4)
+        assert row["success"] == (np.asarray(done.image).mean() < 100) and row["number"] == one.number
+        if name in ("both", "mask", "user mask"):
+            assert row["coverage"] == pytest.approx(done.coverage) and 0 < row["iou"] <= 1
+
+
+def decibels(a, b):
+    return 10 * np.log10(255**2 / ((np.asarray(a, float) - np.asarray(b, float)) ** 2).mean())
+
+
+@pytest.mark.slow
+def test_one_level_off_leaves_noise_outside_the_mask(group):
+    right, off = (list(group.rows(B.Setting(blend=blend, **LOW), Blind())) for blend in ("reached", "left"))
+    for one, other in zip(right, off):
+        assert one["outside_drift"] == 0.0 < other["outside_drift"] and one["iou"] == other["iou"]
+    x0, x1 = (group.start(B.Setting(**LOW))[j] for j in (0, 1))
+    outside = ~group.mask(B.Setting()).mask[0, 0]
+    assert off[0]["outside_drift"] == pytest.approx(B.rms((x1 - x0)[0][:, outside]), rel=1e-4)
+
+
+@pytest.mark.slow
+def test_settings_share_encodings_and_maps(group):
+    fresh = B.Group(group.sd, group.pairs)
+    before = fresh.sd.evaluations
+
+    def cost(setting):
+        nonlocal before
+        list(fresh.rows(replace(setting, picture=False), Blind()))
+        spent, before = fresh.sd.evaluations - before, fresh.sd.evaluations
+        return spent / len(fresh.pairs)
+
+    assert cost(B.Setting(strength=0.2)) == 20 + 10 + 20
+    assert cost(B.Setting(strength=0.1)) == 10  # a prefix of that encoding, the same mask
+    assert cost(B.Setting(strength=0.1, mask_threshold=0.3, maps=3)) == 10
+    assert cost(B.Setting("sdedit", strength=0.1)) == 10
+    assert cost(B.Setting("mask alone", mask_threshold=0.2)) == 20  # other noises
+    assert cost(B.Setting("mask alone", maps=1)) == 0
+    assert cost(B.Setting("round trip")) == 0
+
+
+@pytest.mark.slow
+def test_constants_are_what_proposition_1_asks_for(group):
+    found = group.constants(B.Setting("constants", strength=0.1))
+    assert all(len(values) == 2 and len(values[0]) == 5 for values in found.values())
+    x = group.start(B.Setting(strength=0.1))[5]
+    text, null = group.text["target"], group.text[""].expand_as(group.text["target"])
+    at_null, at_text = group.sd.eps(x, levels(50).t[5], [null, text])
+    assert found["C"][1][0] == pytest.approx(B.rms(at_text[1]), rel=1e-4)
+    assert found["K2"][1][0] == pytest.approx(B.rms(at_text[1] - at_null[1]), rel=1e-3)
+    assert found["K1"][1][0] == 0  # at the top the edit has not left the encoding yet
+    assert all(0 < k < 50 for k in found["K1"][1][1:])
+
+
+def test_the_level_left_is_the_level_above():
+    steps = Trajectory([latent(1, 4, 2, 2, seed=i) for i in range(4)], 10)
+    shifted = B.level_left(steps)
+    assert [next(j for j in range(4) if torch.equal(shifted[i], steps[j])) for i in range(4)] == [1, 2, 3, 3]
+
+
+def test_settings_are_named_by_what_they_change():
+    assert str(B.Setting()) == "both" and str(B.Setting("mask", strength=0.4)) == "mask, strength 0.4"
+    every = [setting for claim in V.CLAIMS for setting in claim.settings.values()]
+    assert len({str(setting) for setting in every}) == len(set(every))
+
+
+# ---------------------------------------------------------------- two processes
+
+
+class Threads:
+    """A multiprocessing context whose processes are threads."""
+
+    Queue = queue.Queue
+
+    class Process(threading.Thread):
+        exitcode = property(lambda self: None if self.is_alive() else 0)
+
+
+@pytest.fixture
+def crew(monkeypatch, group, tmp_path):
+    """`run` with threads, a group that counts, and a judge's file; returns the call."""
+    done = []
+
+    class Counting(B.Group):
+        def __init__(self, sd, pairs):
+            self.pairs = pairs
+
+        def rows(self, s, judge, metrics):
+            done.append(str(s))
+            for one in self.pairs:
+                yield {"number": one.number, "kind": one.kind, "setting": str(s), "iou": 0.5}
+
+    monkeypatch.setattr(B.multiprocessing, "get_context", lambda kind: Threads)
+    monkeypatch.setattr(B.multiprocessing, "parent_process", threading.main_thread)
+    nothing = SimpleNamespace(unet=torch.nn.ReLU(), vae=torch.nn.ReLU())
+    monkeypatch.setattr(B.StableDiffusion, "load", lambda *_, **__: nothing)
+    monkeypatch.setattr(B, "Group", Counting)
+    monkeypatch.setattr(B, "pair", lambda number, kind: SimpleNamespace(number=number, kind=kind))
+    monkeypatch.setattr(B.judges, "FOLDER", tmp_path)
+    save_file({k: v.half().contiguous() for k, v in Judge().state_dict().items()}, tmp_path / "judge.safetensors")
+    return lambda wanted: (done.clear(), B.run(wanted, tmp_path / "rows.jsonl", str(MINI), tmp_path), list(done))[1:]
+
+
+def test_rows_are_kept_and_only_missing_ones_made(crew, tmp_path):
+    numbers = [(i, "swap") for i in range(11)]
+    two = [B.Setting(), B.Setting(strength=1.0)]
+    rows, done = crew(B.jobs(numbers, two[:1]))
+    assert len(rows) == 11 and done == ["both", "both"]  # groups of 8 and 3
+    rows, done = crew(B.jobs(numbers, two))
+    assert len(rows) == 22 and set(done) == {"both, strength 1.0"}
+    assert [row["number"] for row in rows[:2]] == [0, 0] and rows[0]["setting"] == "both, strength 1.0"  # deepest first
+    lines = (tmp_path / "rows.jsonl").read_bytes()
+    (tmp_path / "rows.jsonl").write_bytes(lines[:-20])
+    assert crew(B.jobs(numbers, two))[1] and len(crew(B.jobs(numbers, two))[0]) == 22
+    assert crew(B.jobs(numbers, two))[1] == []
+    save_file({"other": torch.zeros(1)}, tmp_path / "judge.safetensors")
+    with pytest.raises(RuntimeError, match="Missing key"):  # of another judge nothing is taken, and this one is none
+        crew(B.jobs(numbers, two))
+
+
+def test_what_claims_share_is_planned_once():
+    claims = [claim for claim in V.CLAIMS if claim.name in ("strength", "threshold", "refine")]
+    plan = V.plan(claims, {"strength": 16, "threshold": 24, "refine": 16})
+    planned = [(number, str(s)) for numbers, settings in plan for number, _ in numbers for s in settings]
+    assert len(planned) == len(set(planned)) == 16 * (5 + 2 + 3) + 8 * 3  # the default belongs to two of them
+    assert all(len(numbers) <= B.TOGETHER for numbers, _ in plan)
+    assert {number for number, _ in planned} == set(range(V.FIRST, V.FIRST + 24))
+
+
+# ---------------------------------------------------------------- intervals and verdicts
+
+
+def means(**columns):
+    count = len(next(iter(columns.values())))
+    return V.Means({label: [{"x": float(values[i])} for i in range(count)] for label, values in columns.items()})
+
+
+def test_intervals_are_those_of_a_paired_mean():
+    rng = np.random.default_rng(0)
+    scene, effect = rng.normal(0, 5, 80), rng.normal(1, 0.5, 80)
+    found = V.more("x", "b", "a", "", "").judged(means(a=scene, b=scene + effect))
+    spread = 1.96 * effect.std() / 80**0.5  # the scenes' own differences, ten times larger, drop out
+    assert found["effect"] == pytest.approx(effect.mean())
+    assert (found["low"], found["high"]) == pytest.approx((effect.mean() - spread, effect.mean() + spread), abs=0.02)
+
+
+@pytest.mark.parametrize(("effect", "margin", "verdict"), [
+    (1.0, 0.0, "reproduced"), (-1.0, 0.0, "contradicted"), (0.0, 0.0, "not reproduced"),
+    (0.15, 0.0, "not reproduced"), (-0.15, 0.0, "not reproduced"),
+    (0.0, -1.0, "reproduced"), (-2.0, -1.0, "contradicted"), (-1.0, -1.0, "not reproduced"),
+])  # fmt: skip
+def test_the_rule_of_a_contrast(effect, margin, verdict):
+    noise = np.random.default_rng(1).normal(0, 1, 60)
+    noise -= noise.mean()
+    found = V.more("x", "b", "a", "", "", margin).judged(means(a=np.zeros(60), b=effect + noise))
+    assert found["verdict"] == verdict
+
+
+def test_the_rule_of_a_claim():
+    claim = V.Claim("c", "", {"a": B.Setting("encode"), "b": B.Setting("sdedit"), "c": B.Setting("mask")}, (
+        V.more("x", "b", "a", "", ""), V.more("x", "c", "b", "", "")), ())  # fmt: skip
+
+    def verdict(a, b, c):
+        noise = np.random.default_rng(2).normal(0, 0.1, 40)
+        rows = {(V.FIRST + i, str(s)): {"x": value + noise[i]} for s, value in zip(claim.settings.values(), (a, b, c))
+                for i in range(40)}  # fmt: skip
+        for s in claim.settings.values():  # a noise of their own, so that no interval is a point
+            for i in range(40):
+                rows[V.FIRST + i, str(s)]["x"] += 0.1 * np.sin(i * (1 + len(str(s))))
+        return V.judge(claim, rows, 40)
+
+    assert verdict(0, 1, 2)["verdict"] == "reproduced"
+    assert verdict(0, 1, 1)["verdict"] == "not reproduced"
+    assert verdict(0, 1, 0)["verdict"] == "contradicted" and verdict(1, 1, 0)["verdict"] == "contradicted"
+    found = verdict(0, 1, 2)
+    assert found["edits"] == 120 and found["scenes"] == 40
+    assert found["figures"]["b"]["x"]["mean"] == pytest.approx(1, abs=0.05)
+
+
+def test_the_trade_off_is_the_area_under_its_curve():
+    """success = distance / 100 for SDEdit; the others reach the same at half, a quarter, a fifth of the distance."""
+    far = {"sdedit": 100.0, "encode": 50.0, "mask": 25.0, "both": 20.0}
+    table = {
+        V.label(name, s): [{"mse_source": (far[name] * s) ** 2, "success": s}] * 3
+        for name in V.ARMS
+        for s in V.STRENGTHS
+    }
+    areas = V.reached(V.Means(table))  # over distances 0..20, where SDEdit has come to .2
+    assert [round(float(areas[name][0]), 6) for name in V.ARMS] == [0.1, 0.2, 0.4, 0.5]
+    table[V.label("both", 1.0)] = [{"mse_source": 16.0**2, "success": 0.1}] * 3  # falls back: what was reached counts
+    areas = V.reached(V.Means(table))
+    assert float(areas["both"][0]) == pytest.approx((0.5 * 0.8 * 16) / 16)
+
+
+def test_slopes_are_least_squares():
+    table = {V.label("both", s): [{"success": 2 * s + 1}] * 4 for s in V.STRENGTHS}
+    assert V.slope("success")(V.Means(table)) == pytest.approx(2)
+
+
+def test_every_claim_has_enough_edits_in_the_full_form():
+    for claim in V.CLAIMS:
+        settings = [s for s in claim.settings.values() if s.arm not in ("mask alone", "constants")]
+        assert claim.scenes * len(settings) >= 200, claim.name
+
+
+# ---------------------------------------------------------------- Proposition 1
+
+
+def test_the_bounds_in_closed_form():
+    s = np.sqrt(1 / np.array(levels(50).a[1:]) - 1)
+    strength, sdedit, encoding = V.bounds(0.5, 0.0, 0.3)
+    assert np.allclose(strength[1:], np.arange(1, 51) / 50) and sdedit[0] == encoding[0] == 0
+    assert np.allclose(sdedit[1:], 1.5 * s) and np.allclose(encoding[1:], 0.3 * s)
+    u = np.arcsinh(s)  # with K1 = 1: the integral of e^u cosh u du
+    assert np.allclose(V.bounds(0.5, 1.0, 0.3)[2][1:], 0.3 * ((np.exp(2 * u) - 1) / 4 + u / 2), rtol=1e-5)
+
+
+def test_the_bounds_hold_on_an_exact_predictor():
+    """Pictures of N(text, .7^2): eps is linear in x, its constants are known, and the edit has a closed form."""
+    from minidiffedit import encode, masked_decode, noises
+    from minidiffedit.methods.sdedit import noised
+
+    x0 = 0.7 * latent(1, 4, 8, 8)
+    for r in (0.2, 0.6, 1.0):
+        trajectory = encode(gaussian, x0, 0.0, strength=r)
+        K = max(trajectory)
+        a = np.array(levels(50).a)[1 : K + 1]
+        slope = np.sqrt(1 - a) / (a * 0.49 + 1 - a)  # d eps / d x
+        one = masked_decode(gaussian, trajectory, torch.ones(1, 1, 8, 8), 0.4, 0.0, guidance_scale=1)
+        other = masked_decode(
+            gaussian, noised(x0, noises((4, 8, 8), 1, 0), steps=50, strength=r), torch.ones(1, 1, 8, 8), 0.4, 0.0,
+            guidance_scale=1,
+        )  # fmt: skip
+        k2 = float((slope * np.sqrt(a) * 0.4).max())
+        _, sdedit, encoding = V.bounds(1.0 + k2, float(slope.max()), k2)
+        assert B.rms(one - x0) < encoding[K] + 0.02 and B.rms(other - x0) < sdedit[K]
+        assert B.rms(one - x0) < B.rms(other - x0)
+
+
+def test_the_crossing_is_where_the_bounds_meet():
+    constants = [{"C": [1.0], "K1": [0.0], "K2": [k2]} for k2 in (0.5, 0.5)]
+    assert float(V.crossing(V.Means({"constants": constants}))[0]) == 1.0  # always tighter
+    assert float(V.crossing(V.Means({"constants": [c | {"K2": [3.0]} for c in constants]}))[0]) == 0.0  # never
+    found = float(V.crossing(V.Means({"constants": [c | {"K1": [1.5]} for c in constants]}))[0])
+    _, sdedit, encoding = V.bounds(1.0, 1.5, 0.5)
+    at = round(found * 50)
+    assert 0 < found < 1 and encoding[at] < sdedit[at] and encoding[at + 1] >= sdedit[at + 1]
+
+
+def test_scenes_of_a_pair_differ_in_one_thing():
+    before = Scene("the snow", 1, (Thing("a horse", 0.5, 0.5, 0.5),))
+    one = B.Pair(0, "swap", before, before.swap("a zebra"))
+    assert one.before.place == one.after.place and one.after.things[0].name == "a zebra"
