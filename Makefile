@@ -8,7 +8,7 @@ RUN := $(VENV)/bin/python
 # Threads that wait asleep: spinning ones bring small models to a halt on a machine that is busy otherwise.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test check clean parity-full load-peak full-size-edit diffusers-edit bench-mini lines
+.PHONY: demo test check test-browser clean parity-full load-peak full-size-edit diffusers-edit bench-gpu bench-mini evidence evidence-quick lines bench bench-peers bench-steps figures batch-1000 test-scale fuzz faults audit
 
 demo: $(VENV)/run.stamp
 	$(RUN) -m weights.demo --model $(MODEL)
@@ -34,6 +34,26 @@ full-size-edit: $(VENV)/test.stamp  ## a 512 x 512 edit with full-size random we
 diffusers-edit: $(VENV)/test.stamp  ## the whole edit against diffusers' pipeline, blend corrected
 	$(RUN) tests/bench/diffusers_edit.py --model $(MODEL)
 
+bench: $(VENV)/run.stamp  ## seconds, rates, memory and errors on this machine, random weights of full size, 256 x 256
+	$(VENV)/bin/minidiffedit bench --size 256 --repeats 2
+
+bench-peers: $(VENV)/test.stamp  ## against diffusers in one process, in turn; PEERS="--size 256 --pairs 2" for less
+	$(RUN) tests/bench/against_diffusers.py $(PEERS)
+
+bench-steps: $(VENV)/test.stamp  ## what each step towards speed bought; STEPS="--only compile" for others
+	$(RUN) tests/bench/each_step.py $(STEPS)
+
+fuzz: $(VENV)/test.stamp  ## bad input of every kind, over 4,000 cases, counts by category; FUZZ="--seed 1 --only masks" for others
+	$(RUN) tests/fuzz $(FUZZ)
+
+faults: $(VENV)/test.stamp  ## runs cut short by signals, memory and disk; FAULTS="--seed 1" for other moments
+	$(RUN) tests/faults $(FAULTS)
+
+audit: $(VENV)/run.stamp  ## the run-time packages against the database of known problems; fails where it cannot be asked
+	$(RUN) -m pip install --quiet --editable '.[audit]'
+	$(RUN) tests/bench/audit.py > $(VENV)/audited.txt
+	$(RUN) -m pip_audit --strict --no-deps --disable-pip --progress-spinner off -r $(VENV)/audited.txt
+
 $(VENV)/made.stamp:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "Python 3.10 or newer is needed: make PYTHON=python3.12"; exit 1; }
 	@$(PYTHON) -m venv --system-site-packages $(VENV) 2>/dev/null \
@@ -51,14 +71,44 @@ $(VENV)/test.stamp: $(VENV)/run.stamp
 	$(RUN) -m pip install --quiet --editable '.[test,check]'
 	@touch $@
 
+test-browser: $(VENV)/test.stamp  ## the report in headless Chromium; screenshots in .screenshots
+	$(RUN) -m pip install --quiet --editable '.[browser]'
+	$(RUN) -m pytest tests/browser
+
+bench-gpu: $(VENV)/test.stamp  ## what only a CUDA device can answer: rates, ratios to diffusers, the kernels; with TORCH=torch
+	$(RUN) tests/bench/gpu.py --json bench-gpu.json
+
 bench-mini: $(VENV)/run.stamp  ## the miniature's edits against known truth, JSON and plots in .bench-mini; needs the Noto emoji font
-	$(RUN) -m pip install --quiet --editable '.[eval]'
+	$(RUN) -m pip install --quiet --editable '.[figures]'
 	test -e weights/mini/judge/judge.safetensors || $(RUN) -m weights.judge
 	$(RUN) -m weights.bench --model $(MODEL)
+
+evidence: $(VENV)/run.stamp  ## the paper's claims on the miniature, with intervals and verdicts, in .evidence; resumes; EVIDENCE="..." for options
+	$(RUN) -m pip install --quiet --editable '.[figures]'
+	test -e weights/mini/judge/judge.safetensors || $(RUN) -m weights.judge
+	$(RUN) -m weights.evidence --model $(MODEL) $(EVIDENCE)
+
+evidence-quick: EVIDENCE = --quick
+evidence-quick: evidence  ## the same on 16 scenes a claim
+
+ASSETS ?= .github/assets
+SCENES := weights/mini/scenes
+figures: $(VENV)/run.stamp  ## the README's contact sheet and figures, on the miniature
+	$(RUN) -m pip install --quiet --editable '.[figures]'
+	$(RUN) -m minidiffedit sheet $(SCENES)/horse-zebra/source.png --source "a photo of a horse on a grass field" --target "a photo of a zebra on a grass field" --seed 0 --height 144 --model weights/mini -o $(ASSETS)/sheet.png
+	$(RUN) -m minidiffedit figure threshold $(SCENES)/dog-cat/source.png --source "a photo of a dog on a sandy beach" --target "a photo of a cat on a sandy beach" --seed 0 --height 144 --model weights/mini -o $(ASSETS)/threshold.png
+	$(RUN) -m minidiffedit figure mask $(SCENES)/zebra-horse/source.png --source "a photo of a zebra on a sandy beach" --target "a photo of a horse on a sandy beach" --seed 0 --height 144 --model weights/mini -o $(ASSETS)/mask.png
+
+batch-1000: $(VENV)/run.stamp  ## 1,000 rows: memory per row, time against single edits, a killed run's end; ROWS="--rows 200" for less
+	OMP_NUM_THREADS=1 $(RUN) tests/scale/thousand.py $(ROWS)
+
+test-scale: $(VENV)/test.stamp  ## Ray with a worker killed half-way, torchrun with two processes
+	$(RUN) -m pip install --quiet --editable '.[ray]'
+	$(RUN) -m pytest tests/scale/ray_job.py tests/scale/test_torchrun.py
 
 lines:  ## the reading order with line counts
 	@cd minidiffedit && wc -l diffedit.py ddim.py sd.py unet.py attention.py vae.py clip.py tokenizer.py checkpoint.py
 
 clean:
-	rm -rf $(VENV) demo .bench-mini build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) demo .bench-mini .evidence .screenshots build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -13,12 +13,16 @@ if TYPE_CHECKING:
     from .ddim import Trajectory, alpha_bar, level_at, levels, move, noises
     from .diffedit import Eps, Mask, Track, encode, find_mask, masked_decode, sample, threshold_maps
     from .editor import Edit, Generation, PictureMask, edit, generate, picture_mask
+    from .figures import Figure, figure
     from .hub import HubError, download
     from .regions import Regions, edit_regions, regional_decode
+    from .report import report_page, save_report
     from .sd import StableDiffusion
+    from .sheet import Sheet, contact_sheet
     from .state import load_state, resume, save_state
     from .steer import Steering
     from .tokenizer import Tokenizer
+    from .watch import Watch
 
 __version__ = "0.1.0"
 
@@ -27,20 +31,25 @@ _HOME = {
     "ddim": ("Trajectory", "alpha_bar", "level_at", "levels", "move", "noises"),
     "diffedit": ("Eps", "Mask", "Track", "encode", "find_mask", "masked_decode", "sample", "threshold_maps"),
     "editor": ("Edit", "Generation", "PictureMask", "edit", "generate", "picture_mask"),
+    "figures": ("Figure", "figure"),
     "hub": ("HubError", "download"),
     "regions": ("Regions", "edit_regions", "regional_decode"),
+    "report": ("report_page", "save_report"),
     "sd": ("StableDiffusion",),
+    "sheet": ("Sheet", "contact_sheet"),
     "state": ("load_state", "resume", "save_state"),
     "steer": ("Steering",),
     "tokenizer": ("Tokenizer",),
+    "watch": ("Watch",),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
-    "Edit", "Eps", "Generation", "HubError", "Mask", "PictureMask", "Redrawn", "Regions", "StableDiffusion",
-    "Steering", "Tokenizer", "Track", "Trajectory", "alpha_bar", "arm", "composite", "download", "edit",
-    "edit_regions", "encode", "find_mask", "generate", "level_at", "levels", "load_state", "masked_decode", "move",
-    "noises", "picture_mask", "regional_decode", "resume", "sample", "save_state", "sdedit", "threshold_maps",
+    "Edit", "Eps", "Figure", "Generation", "HubError", "Mask", "PictureMask", "Redrawn", "Regions", "Sheet",
+    "StableDiffusion", "Steering", "Tokenizer", "Track", "Trajectory", "Watch", "alpha_bar", "arm", "composite",
+    "contact_sheet", "download", "edit", "edit_regions", "encode", "figure", "find_mask", "generate", "level_at",
+    "levels", "load_state", "masked_decode", "move", "noises", "picture_mask", "regional_decode", "report_page",
+    "resume", "sample", "save_report", "save_state", "sdedit", "threshold_maps",
 ]  # fmt: skip
 
 

@@ -55,6 +55,12 @@ def check_redraw(settings: dict[str, Any]) -> dict[str, Any]:
     return settings | {"eta": eta, "repeats": repeats, "form": form}
 
 
+def redrawn_rows(settings: dict[str, Any]) -> dict[str, int]:
+    """The model rows that `sdedit` will pay, from its checked arguments alone, where there is something to redraw."""
+    texts = 1 if settings["guidance_scale"] == 1 or settings["target"] == settings["negative_prompt"] else 2
+    return {"decode": texts * settings["repeats"] * level_at(settings["strength"], settings["steps"])}
+
+
 @torch.no_grad()
 def sdedit(
     sd: "StableDiffusion",

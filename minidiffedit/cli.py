@@ -1,7 +1,7 @@
 """The command line: reads the arguments, runs the command, says its result or its error.
 
-Results go to stdout, progress and warnings to stderr. Exit codes: 0 done, 1 failure, 2 usage, 130 Ctrl-C. Only
-argparse is imported before a command runs, so that --help answers at once. The commands stand in `commands/`.
+Results go to stdout, progress and warnings to stderr. Exit codes: 0 done, 1 failure, 2 usage, 130 Ctrl-C, 143 SIGTERM.
+Only argparse is imported before a command runs, so that --help answers at once. The commands stand in `commands/`.
 """
 
 import argparse
@@ -16,9 +16,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from . import __version__
-from .commands import editing, models, redraw
+from .commands import batch, bench, editing, evaluate, figures, models, redraw, report
 
-GROUPS = (editing, redraw, models)
+LONGEST_LINE = 800  # characters of an error or a warning
+# What torch, its libraries and the system say when memory ends; the third is oneDNN's, as terse as it stands.
+NO_MEMORY = ("out of memory", "allocate memory", "could not create a primitive", "bad_alloc", "failed to map segment")
+GROUPS = (editing, figures, redraw, models, report, batch, bench, evaluate)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -27,11 +30,17 @@ def main(argv: list[str] | None = None) -> int:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     if getattr(sys.stdout, "errors", None) == "strict" and hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names may be no text
+    noted: list[int] = []
     try:
-        try:
-            return run(argv)
-        finally:
-            sys.stdout.flush()
+        with remembered_interrupts(noted):
+            try:
+                return run(argv, noted)
+            finally:
+                sys.stdout.flush()
+    except KeyboardInterrupt:
+        ended = signal.SIGTERM in noted
+        print("terminated" if ended else "interrupted", file=sys.stderr)
+        return 128 + (signal.SIGTERM if ended else signal.SIGINT)
     except OSError as error:  # stdout's reader is gone or its disk full: let the interpreter not flush into it again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if not isinstance(error, BrokenPipeError):
@@ -39,21 +48,20 @@ def main(argv: list[str] | None = None) -> int:
         return 1
 
 
-def run(argv: list[str] | None) -> int:
+def run(argv: list[str] | None, interrupted: list[int]) -> int:
     args = build_parser().parse_args(argv)
+    args.interrupted = interrupted  # for commands that had to import much
     try:
-        with spoken_warnings(args.quiet), remembered_interrupt() as args.interrupted:
+        with spoken_warnings(args.quiet):
             result = args.run(args)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
     except Exception as error:
         if args.debug:
             traceback.print_exc()
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
+    code = result.pop("exit", 0)  # of a command that can fail in part
     print(json.dumps(result) if args.json else args.say(result))
-    return 0
+    return code
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -68,12 +76,17 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def one_line(error: Exception) -> str:
-    if isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error):
+    if isinstance(error, MemoryError) or any(words in str(error) for words in NO_MEMORY):
         return "out of memory; try a smaller --size, --chunk 1 or --dtype bfloat16"
-    text = " ".join(str(error).split()) or type(error).__name__
-    text = "".join(c if c.isprintable() else "?" for c in text)  # a hostile file's names must not steer the terminal
+    text = shown(str(error)) or type(error).__name__
     expected = isinstance(error, ValueError | OSError | ArithmeticError)
     return text if expected else f"{type(error).__name__}: {text} (--debug shows where)"
+
+
+def shown(text: str) -> str:
+    """On one line, not endless, and nothing in it steers the terminal: names and values may be a hostile file's."""
+    line = "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
+    return line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE // 2]} [...] {line[-LONGEST_LINE // 3 :]}"
 
 
 @contextlib.contextmanager
@@ -82,7 +95,7 @@ def spoken_warnings(quiet: bool) -> Iterator[None]:
     said: set[str] = set()
 
     def speak(message: Any, *_: Any, **__: Any) -> None:
-        line = " ".join(str(message).split())
+        line = shown(str(message))
         if not quiet and line not in said:
             said.add(line)
             print(f"warning: {line}", file=sys.stderr)
@@ -94,20 +107,24 @@ def spoken_warnings(quiet: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def remembered_interrupt() -> Iterator[list[int]]:
-    """Ctrl-C raises as ever and is noted in a list: Python swallows one that falls into an import's callbacks."""
-    noted: list[int] = []
+def remembered_interrupts(noted: list[int]) -> Iterator[None]:
+    """Ctrl-C raises as ever, and so does SIGTERM: nothing half-written stays. Both are noted too, as Python swallows an
+    exception that falls into an import's callbacks.
+    """
 
     def interrupt(number: int, frame: Any) -> None:
         noted.append(number)
         raise KeyboardInterrupt
 
+    before = {}
     try:
-        before = signal.signal(signal.SIGINT, interrupt)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, interrupt)
     except ValueError:  # not the main thread, which alone receives signals
-        yield noted
+        yield
         return
     try:
-        yield noted
+        yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

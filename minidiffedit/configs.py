@@ -10,6 +10,7 @@ from .refusals import FIRST_CONV
 from .unet import UNetConfig
 from .vae import VAEConfig
 
+LARGEST = 1 << 20  # bytes of a config.json; the official ones have two thousand
 KINDS: dict[str, type] = {"unet": UNetConfig, "vae": VAEConfig, "text_encoder": CLIPConfig}
 
 # What SD v1 has where a config.json may ask for something else; absent or null means SD v1's.
@@ -41,6 +42,8 @@ FIXED: dict[str, dict[str, tuple[Any, ...]]] = {
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    if path.exists() and (not path.is_file() or path.stat().st_size > LARGEST):  # a device, a pipe, a trap
+        raise ValueError(f"{path} cannot be read as JSON: it must be a file of at most {LARGEST:,} bytes")
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

@@ -56,7 +56,7 @@ def check_settings(settings: dict[str, Any]) -> dict[str, Any]:
             level_at(value, steps, lowest=int(name == "mask_strength"))
         elif name == "guidance_scale":
             found[name] = real(name, value, -1000, 1000)
-        elif name in ("maps", "refine", "chunk", "size", "width", "height") and value is not None:
+        elif name in RANGES and (value is not None or name in ("maps", "refine")):
             low, high = RANGES[name]
             found[name] = whole(name, value, low, high)
     if "mask_threshold" in settings:
@@ -126,6 +126,12 @@ NOTHING = {
 }
 
 
+def nothing_to_edit(verdict: str, settings: dict[str, Any]) -> str:
+    if verdict == "no difference" and settings["target"] == settings["source"]:
+        return f"the prompts do not differ: both are {settings['target'][:60]!r}"
+    return NOTHING[verdict]
+
+
 class Run:
     """One call's model, progress, and what its stages cost: `with run.stage("mask"): ...`."""
 
@@ -177,6 +183,11 @@ def open_picture(sd: "StableDiffusion", image: Picture, size: int | None) -> tup
     return picture, images.working_size(picture.size, sd.side if size is None else size, sd.factor)
 
 
+# Settings on which the maps of the mask, apart from the target, and the encoding depend.
+OF_THE_MAPS = ("source", "seed", "steps", "mask_strength", "maps")
+OF_THE_ENCODING = ("steps", "refine", "encoded_text")
+
+
 def drop(arguments: dict[str, Any], *handles: str) -> dict[str, Any]:
     return {name: value for name, value in arguments.items() if name not in handles}
 
@@ -205,6 +216,7 @@ def edit(
     chunk: int | None = None,
     steering: "Steering | None" = None,
     reuse: Edit | None = None,
+    record: dict[str, list[Tensor]] | None = None,
     track: Track | None = None,
 ) -> Edit:
     """Edit a picture so that `target` describes it, changing as little as possible.
@@ -216,12 +228,13 @@ def edit(
     "source". paste: put the input's own pixels back outside the mask, grown by one latent cell and faded over one.
     steering: what to do with the mask, computed or given (see steer.py); where the prompts do not differ, nothing.
     seed: None draws one (with reuse: takes its). reuse: an earlier Edit of the same picture by the same model; what
-    still holds of it (latent, trajectory, all or half of the mask's predictions) is not computed again.
+    still holds of it (latent, trajectory, all or half of the mask's predictions) is not computed again. record: a dict
+    that receives the levels as they are made: x_0, ..., x_K as "encode", y_K, ..., y_0 as "decode".
 
     Model rows at the defaults: 20 (mask) + 40 (encode) + 80 (decode). With strength 0, or nothing to edit, the source
     comes back and a warning says so. Raises ValueError for arguments and files it cannot use, ArithmeticError for NaN.
     """
-    arguments = drop(locals(), "sd", "image", "mask", "steering", "reuse", "track")
+    arguments = drop(locals(), "sd", "image", "mask", "steering", "reuse", "record", "track")
     if reuse is not None and seed is None:
         arguments["seed"] = reuse.seed
     settings = check_settings(arguments)
@@ -242,7 +255,7 @@ def edit(
     x0 = run.encode(picture, at) if reuse is None else reuse.x0
     found, verdict = None, "strength 0" if K == 0 else "given"
     if M is None and K > 0:
-        known = reuse.found if reuse and same("source", "seed", "steps", "mask_strength", "maps") else None
+        known = reuse.found if reuse and same(*OF_THE_MAPS) else None
         if known is not None and same("target"):
             found = run.threshold(known, settings)
         else:
@@ -253,16 +266,19 @@ def edit(
     M = torch.zeros_like(x0[:, :1]) if M is None else M
 
     trajectory, latent, result, feathered = Trajectory([x0], settings["steps"]), x0, picture.copy(), None
-    decoded: list[Tensor] = []
+    encoded, decoded = list[Tensor](), list[Tensor]()
+    if record is not None:
+        record |= {"encode": encoded, "decode": decoded}
     if K == 0 or not M.any():
-        warnings.warn(f"nothing to edit: {NOTHING[verdict]}; the source comes back", stacklevel=3)
+        warnings.warn(f"nothing to edit: {nothing_to_edit(verdict, settings)}; the source comes back", stacklevel=3)
     else:
         with run.stage("encode"):
-            if reuse and same("steps", "refine", "encoded_text") and K in reuse.trajectory:
+            if reuse and same(*OF_THE_ENCODING) and K in reuse.trajectory:
                 trajectory = reuse.trajectory.prefix(K)
+                encoded += trajectory.values()
             else:
                 options = {name: settings[name] for name in ("steps", "strength", "refine")}
-                trajectory = encode(sd.eps, x0, text[null], track=run.track, **options)
+                trajectory = encode(sd.eps, x0, text[null], record=encoded, track=run.track, **options)
         with run.stage("decode"):
             latent = masked_decode(
                 sd.eps, trajectory, M, text[target], text[negative_prompt], guidance_scale=settings["guidance_scale"],
@@ -349,7 +365,7 @@ def picture_mask(
     if steering and found.verdict != ("no difference",):
         M = steering(M)
     elif found.verdict == ("no difference",):
-        warnings.warn(f"the mask is empty: {NOTHING['no difference']}", stacklevel=3)
+        warnings.warn(f"the mask is empty: {nothing_to_edit('no difference', settings)}", stacklevel=3)
     return PictureMask(
         mask=images.mask_picture(M, picture.size), heat=images.grey_picture(found.heat, picture.size), latent_mask=M,
         found=found, seed=settings["seed"], evaluations=run.evaluations, seconds=run.seconds,

@@ -12,6 +12,7 @@ SMALL = (
     "model_index.json", "scheduler/scheduler_config.json", "tokenizer/vocab.json", "tokenizer/merges.txt",
     "unet/config.json", "vae/config.json", "text_encoder/config.json",
 )  # fmt: skip
+ONE_TOKENIZER = "tokenizer/tokenizer.json"  # what newer repositories hold instead of the tokenizer's two files
 
 LICENCE = """\
 These weights are licensed under CreativeML Open RAIL-M. You may use and redistribute them, also commercially, if the
@@ -112,6 +113,8 @@ def find_cached(model: str, variant: str | None, *, revision: str | None, cache_
     for name in (*SMALL, *weight_files(variant)):
         try:
             found = try_to_load_from_cache(model, name, cache_dir=cache_dir, revision=revision)
+            if name.startswith("tokenizer/") and not isinstance(found, str):
+                found = try_to_load_from_cache(model, ONE_TOKENIZER, cache_dir=cache_dir, revision=revision)
         except HFValidationError as error:
             raise HubError(f"{model!r} is no hub id (owner/name): {error}") from error
         if not isinstance(found, str):
@@ -122,9 +125,10 @@ def find_cached(model: str, variant: str | None, *, revision: str | None, cache_
 
 def fetch(model: str, variant: str | None, *, revision: str | None, cache_dir: Any) -> Path:
     """All files of one variant from the hub -> their folder; one clear error names the first that cannot be had."""
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
     from huggingface_hub.errors import (
         EntryNotFoundError,
+        HfHubHTTPError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
@@ -133,12 +137,27 @@ def fetch(model: str, variant: str | None, *, revision: str | None, cache_dir: A
     from .configs import read_configs
 
     where, name = at(model, revision), SMALL[0]
+    try:  # asked once: downloads try again and again for half a minute, and say so each time
+        get_hf_file_metadata(hf_hub_url(model, name, revision=revision), timeout=10)
+    except HfHubHTTPError:
+        pass  # the hub is there; what it says is told below
+    except Exception as error:
+        raise HubError(f"{where} is not in the cache, and the hub cannot be reached ({first_line(error)})") from error
+
+    def get(name: str) -> Path:
+        return Path(hf_hub_download(model, name, revision=revision, cache_dir=cache_dir))
+
     try:
         for name in SMALL:
-            path = Path(hf_hub_download(model, name, revision=revision, cache_dir=cache_dir))
+            try:
+                path = get(name)
+            except EntryNotFoundError as error:
+                if isinstance(error, LocalEntryNotFoundError) or not name.startswith("tokenizer/"):
+                    raise
+                get(ONE_TOKENIZER)
         read_configs(path.parent.parent)  # gigabytes of another model need not come first
         for name in weight_files(variant):
-            path = Path(hf_hub_download(model, name, revision=revision, cache_dir=cache_dir))
+            path = get(name)
     except LocalEntryNotFoundError as error:
         raise HubError(f"{where}: {name} is not in the cache, and the hub cannot be reached (offline?)") from error
     except RepositoryNotFoundError as error:  # or its subclass GatedRepoError
@@ -150,9 +169,12 @@ def fetch(model: str, variant: str | None, *, revision: str | None, cache_dir: A
     except ValueError:  # of read_configs
         raise
     except Exception as error:  # a full disk, a server's error, or what the HTTP library of the day raises
-        what = (str(error).splitlines() or [""])[0] or type(error).__name__
-        raise HubError(f"{where}: {name} could not be fetched: {what}") from error
+        raise HubError(f"{where}: {name} could not be fetched: {first_line(error)}") from error
     return path.parent.parent
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0] or type(error).__name__
 
 
 def at(model: str, revision: str | None) -> str:

@@ -130,12 +130,14 @@ def working_size(size: tuple[int, int], side: int, factor: int = 8) -> tuple[int
     """(width, height) of the picture -> what the model works on: shorter side `side`, at most 1024 x 1024 pixels in
     all, both sides the nearest multiples of `factor`.
 
-    Raises ValueError beyond an aspect of 8:1, or where `side` is not from 64 to 1024.
+    Raises ValueError beyond an aspect of 8:1, for less than `factor` pixels, or where `side` is not from 64 to 1024.
     """
     if isinstance(side, bool) or not isinstance(side, int) or not 64 <= side <= 1024:
         raise ValueError(f"size must be a whole number from 64 to 1024, got {side!r}")
     if max(size) > MOST_ASPECT * min(size):
         raise ValueError(f"the picture is {size[0]} x {size[1]}: beyond 8:1; crop it first")
+    if min(size) < factor:
+        raise ValueError(f"the picture is {size[0]} x {size[1]}: less than a cell of {factor} pixels; enlarge it")
     w, h = size  # each side at the scale of `side`, or at the one that makes w h = MOST_PIXELS
     exact = [min(a * side / min(w, h), math.sqrt(MOST_PIXELS * a / b)) for a, b in ((w, h), (h, w))]
     sides = [factor * math.floor(a / factor + 0.5) for a in exact]
@@ -167,8 +169,11 @@ def read_mask(source: Any) -> np.ndarray:
     (1, 1, H, W), and uint8 (H, W, 3). Raises ValueError for anything else.
     """
     if isinstance(source, Tensor):
-        source = source.detach().cpu()
-        source = (source.float() if source.is_floating_point() else source).numpy()
+        try:
+            source = source.detach().cpu()
+            source = (source.float() if source.is_floating_point() else source).numpy()
+        except (TypeError, RuntimeError) as error:  # sparse, quantised, or without data
+            raise ValueError(f"a mask must be a plain tensor with data, got {source.layout} {source.dtype}") from error
     values = source
     if isinstance(source, np.ndarray):
         while values.ndim > 2 and values.shape[0] == 1:

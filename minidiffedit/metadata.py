@@ -5,9 +5,14 @@ No clock value, path or library version stands in it: the same command writes th
 
 import hashlib
 import json
-from functools import cache
+import os
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .sd import StableDiffusion
 
 # Setting -> the name under which A1111's viewers know it, or its own.
 NAMES = {
@@ -18,7 +23,22 @@ NAMES = {
 }  # fmt: skip
 
 
-@cache
+def once(read: Callable[[Path], str]) -> Callable[[Path], str]:
+    """Read a file once, and again when another stands under its name or it was written to."""
+    known: dict[tuple[int, ...], str] = {}
+
+    @wraps(read)
+    def remembered(path: Path) -> str:
+        found = path.stat()
+        key = found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+        if key not in known:
+            known[key] = read(path)
+        return known[key]
+
+    return remembered
+
+
+@once
 def sha256(path: Path) -> str:
     """Of a file's content, in hex."""
     digest = hashlib.sha256()
@@ -32,6 +52,16 @@ def model_hash(path: Path) -> str:
     """First ten digits of a file's sha256; in the hub's cache the blob's name is taken for it, unread."""
     blob = path.resolve().name
     return (blob if path.is_symlink() and len(blob) == 64 else sha256(path))[:10]
+
+
+def identity(sd: "StableDiffusion") -> dict[str, Any]:
+    """What of the model decides the result: its name, the hash of the UNet's file, the dtype."""
+    assert sd.checkpoint is not None
+    name = Path(sd.name).resolve().name if Path(sd.name).exists() else sd.name  # no path
+    return {
+        "model": os.fsencode(name).decode(errors="replace"),
+        "model_hash": model_hash(sd.checkpoint.parts["unet"].path), "dtype": str(sd.dtype).removeprefix("torch."),
+    }  # fmt: skip
 
 
 def metadata(settings: dict[str, Any], prompt: str) -> dict[str, str]:

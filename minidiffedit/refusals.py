@@ -27,6 +27,7 @@ FIRST_CONV = {
     5: "the UNet of SD v2 depth (5 input channels); use an SD v1 base model",
     7: "the UNet of the x4 upscaler (7 input channels); use an SD v1 base model",
 }
+PARTS = {"first_stage_model.": "VAE", "cond_stage_model.": "text encoder"}
 
 
 class TensorInfo(NamedTuple):
@@ -66,6 +67,8 @@ def read_header(path: Path) -> Header:
             return header
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is damaged: {error} ({size} bytes on disk); {AGAIN}") from error
+    except RuntimeError as error:  # torch's, of a file larger than the address space allows
+        raise ValueError(f"{path} cannot be opened: {error}; an SD v1 file has at most 8 GB") from error
 
 
 AGAIN = "download it again"
@@ -173,8 +176,12 @@ def other_model(header: Header, whole: bool) -> str | None:
             return "only the UNet; the whole model is needed"
         if starts("text_model.", "embeddings.", "cond_stage_model."):
             return "only the text encoder; the whole model is needed"
-    if whole and unet and not starts("first_stage_model.", "cond_stage_model."):
-        return "only the UNet; the whole model is needed"
+    if whole and unet:
+        lacking = [what for prefix, what in PARTS.items() if not starts(prefix)]
+        if len(lacking) == 2:
+            return "only the UNet; the whole model is needed"
+        if lacking:
+            return f"a checkpoint without its {lacking[0]}; use one that holds all three networks"
     return None
 
 

@@ -4,6 +4,7 @@ The file is safetensors: tensors, and JSON in its metadata; opening one runs no 
 dtype, told by the sha256 of the three networks' files.
 """
 
+import hashlib
 import inspect
 import json
 import math
@@ -22,7 +23,7 @@ from torch import Tensor
 from . import images
 from .ddim import Trajectory, level_at
 from .diffedit import Mask, Track, threshold_maps
-from .editor import NOTHING, Edit, Picture, check_settings, edit
+from .editor import NOTHING, OF_THE_ENCODING, OF_THE_MAPS, Edit, Picture, check_settings, edit, predicted_rows
 from .metadata import model_hash
 from .refusals import Header, read_header
 from .steer import Steering, checked
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 # The arguments of `edit` that are plain values.
-HANDLES = {"sd", "image", "mask", "steering", "reuse", "track"}
+HANDLES = {"sd", "image", "mask", "steering", "reuse", "record", "track"}
 ARGUMENTS = [name for name in inspect.signature(edit).parameters if name not in HANDLES]
 MASK_ARGUMENTS = {"mask_strength", "maps", "mask_clip", "mask_threshold"}
 SHAPING = ("largest", "invert", "dilate", "feather")
@@ -63,10 +64,12 @@ def save_state(edit: Edit, path: str | Path) -> None:
     record = {
         "format": FORMAT,
         "settings": edit.settings, "verdict": edit.verdict, "evaluations": edit.evaluations, "seconds": edit.seconds,
-        "model": fingerprint(edit.sd), "steering": steering and {name: getattr(steering, name) for name in SHAPING},
+        "model": fingerprint(edit.sd), "model_name": model_name(edit.sd),
+        "steering": steering and {name: getattr(steering, name) for name in SHAPING},
     }  # fmt: skip
     alone = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    images.write_whole(Path(path), save(alone, {"minidiffedit": json.dumps(record, sort_keys=True)}))
+    said = json.dumps(record, sort_keys=True)
+    images.write_whole(Path(path), save(alone, {"minidiffedit": said, "sha256": checksum(said, alone)}))
 
 
 def load_state(path: str | Path, sd: "StableDiffusion") -> Edit:
@@ -81,6 +84,9 @@ def load_state(path: str | Path, sd: "StableDiffusion") -> Edit:
     check_tensors(path, header, settings, sd)
     with safe_open(path, framework="pt") as file:
         t = {name: file.get_tensor(name).to(copy=True) for name in header}  # a copy: the file may change
+        said = file.metadata()
+    if said.get("sha256") != checksum(said["minidiffedit"], t):
+        raise ValueError(f"{path} is damaged: its content does not have the sha256 it states; save the edit again")
     for name, tensor in t.items():
         if not bool(torch.isfinite(tensor).all()):
             raise ValueError(f"{path}: {name} holds NaN or infinity; save the edit again")
@@ -107,6 +113,7 @@ def resume(
     *,
     mask: Picture | Tensor | None = None,
     steering: Steering | None = None,
+    record: dict[str, list[Tensor]] | None = None,
     track: Track | None = None,
     **changes: Any,
 ) -> Edit:
@@ -121,14 +128,45 @@ def resume(
     arguments: dict[str, Any] = {name: state.settings[name] for name in ARGUMENTS} | changes
     done = edit(
         state.sd, state.source, mask=state.given if kept else mask, steering=steering or state.steering, reuse=state,
-        track=track, **arguments,
+        record=record, track=track, **arguments,
     )  # fmt: skip
     if kept:
         done.settings["mask"] = state.settings["mask"]  # which may name the file
     return done
 
 
+def resumed_rows(
+    header: Header, record: dict[str, Any], changes: dict[str, Any], *, given: bool = False, nothing: bool = False
+) -> dict[str, int]:
+    """The model rows that `resume` will pay by stage, from what `read_record` returned, where it finds something to
+    edit; given, nothing: as in `editor.predicted_rows`, of the mask that comes with the changes.
+    """
+    before = record["settings"]
+    settings = {name: before[name] for name in ARGUMENTS} | changes
+    settings["encoded_text"] = settings["source"] if settings["encode_text"] == "source" else ""
+
+    def same(*names: str) -> bool:
+        return all(settings[name] == before[name] for name in names)
+
+    given = given or ("given" in header and not changes.keys() & MASK_ARGUMENTS)
+    rows = predicted_rows(settings, given=given, nothing=nothing)
+    if rows["mask"] and "maps" in header and same(*OF_THE_MAPS):
+        rows["mask"] = 0 if same("target") else settings["maps"] * (1 if "reference" in header else 2)
+    if same(*OF_THE_ENCODING) and level_at(settings["strength"], settings["steps"]) < header["trajectory"].shape[0]:
+        rows["encode"] = 0
+    return rows
+
+
 # ---------------------------------------------------------------- the doors
+
+
+def checksum(said: str, tensors: dict[str, Tensor]) -> str:
+    """sha256 of the record and the tensors: one bit that a disk turns would give another picture, silently."""
+    found = hashlib.sha256(said.encode())
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"{name} {tensor.dtype} {[*tensor.shape]}".encode())
+        found.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def check_name(path: Path) -> None:
@@ -151,6 +189,8 @@ def read_record(path: Path) -> tuple[Header, dict[str, Any]]:
         check_record(record)
         if "source" not in header or len(header["source"].shape) != 3 or min(header["source"].shape) < 1:
             raise ValueError("there is no picture")
+        if "trajectory" not in header or len(header["trajectory"].shape) != 4:
+            raise ValueError("there is no trajectory")
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         raise ValueError(f"{path}: its settings are not sound ({error!r}); save the edit again") from error
     return header, record
@@ -178,6 +218,7 @@ def check_record(record: dict[str, Any]) -> None:
         and record["verdict"] in NOTHING
         and all(isinstance(number, int | float) and math.isfinite(number) for number in numbers)
         and shaping.keys() <= {*SHAPING}
+        and isinstance(record.get("model_name", ""), str)
     ):
         raise ValueError("they contradict one another")
 
@@ -188,6 +229,11 @@ def fingerprint(sd: "StableDiffusion") -> dict[str, str]:
         raise ValueError("a model that was built in memory has no files to tell it by; load it from a folder or file")
     hashes = {network: model_hash(part.path) for network, part in sd.checkpoint.parts.items()}
     return hashes | {"dtype": str(sd.dtype).removeprefix("torch.")}
+
+
+def model_name(sd: "StableDiffusion") -> str:
+    """What `load` was asked for; a path in full, so that it holds from any folder."""
+    return str(Path(sd.name).resolve()) if Path(sd.name).exists() else sd.name
 
 
 def check_model(path: Path, saved: dict[str, str], sd: "StableDiffusion") -> None:

@@ -128,7 +128,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_progress_bars_carry_their_stage_and_only_on_a_terminal(here, folder, monkeypatch):
+def test_one_bar_says_stage_step_samples_and_time_left_and_only_on_a_terminal(here, folder, monkeypatch):
     for stderr, argv, expected in (
         (Terminal(), [], True),
         (Terminal(), ["--quiet"], False),
@@ -136,8 +136,9 @@ def test_progress_bars_carry_their_stage_and_only_on_a_terminal(here, folder, mo
     ):
         monkeypatch.setattr(sys, "stderr", stderr)
         assert cli.main(["edit", "in.png", *FAST, "--model", str(folder), *argv]) == 0
-        for stage in ("mask", "encode", "decode"):
-            assert (f"{stage}: 100%" in stderr.getvalue()) == expected
+        said = stderr.getvalue()
+        for step in ("mask 1/1", "encode 3/3", "decode 3/3", "100%", "| 13/13 samples, ", " left"):
+            assert (step in said) == expected
         if not expected:
             assert stderr.getvalue() == ""
 
@@ -276,11 +277,11 @@ def test_a_failed_write_leaves_no_file(here, folder, capsys, monkeypatch):
 def test_ctrl_c_while_running(here, folder):
     """Sent while the first bar stands on stderr; `track` makes each step long enough to be hit."""
     code = (
-        "import signal, sys, time; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "import contextlib, signal, sys, time; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from minidiffedit import cli\nfrom minidiffedit.commands import editing\n"
         "def track(items, stage):\n"
         "    for item in items: print(stage, file=sys.stderr, flush=True); time.sleep(1); yield item\n"
-        "editing.tracker = lambda quiet: track\n"
+        "editing.progress = lambda *_: contextlib.nullcontext(track)\n"
         "sys.exit(cli.main(sys.argv[1:]))"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

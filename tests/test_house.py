@@ -12,10 +12,17 @@ import minidiffedit
 ROOT = Path(minidiffedit.__file__).parent
 RANK = {
     "ddim": 0, "tokenizer": 0, "images": 0, "refusals": 0, "metadata": 0, "metrics": 0, "attention": 1, "diffedit": 1,
-    "steer": 1, "state": 7, "regions": 7,
-    "unet": 2, "clip": 2, "vae": 2, "configs": 3, "hub": 4, "checkpoint": 4, "sd": 5, "editor": 6, "verify": 7,
+    "steer": 1, "perceptual": 1, "preview": 0, "state": 7, "regions": 7, "report": 8,
+    "kernels.attention": -1, "kernels.__init__": 0, "kernels": 0,
+    "unet": 2, "clip": 2, "vae": 2, "configs": 3, "fast": 3, "hub": 4, "checkpoint": 4, "sd": 5, "editor": 6,
+    "verify": 7,
     "methods.sdedit": 7, "arms": 8, "methods.__init__": 8, "commands.__init__": 9, "commands.common": 9,
-    "commands.editing": 10, "commands.redraw": 10, "commands.models": 10, "cli": 11, "__main__": 12, "__init__": 12,
+    "bench": 8, "commands.bench": 10,
+    "datasets": 1, "evaluate": 9, "commands.evaluate": 10,
+    "commands.editing": 10, "commands.redraw": 10, "commands.models": 10, "commands.report": 11,
+    "batch": 8, "ray_batch": 9, "commands.batch": 10,
+    "page": 0, "watch": 2, "sheet": 8, "figures": 9, "commands.figures": 11,
+    "cli": 12, "__main__": 13, "__init__": 13,
 }  # fmt: skip
 EXTRAS = {"matplotlib", "ray", "torchmetrics", "torchvision"}
 SPINE = "diffedit ddim sd unet attention vae clip tokenizer checkpoint".split()  # noqa: SIM905 (a sentence)

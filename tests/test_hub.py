@@ -36,10 +36,14 @@ class Hub:
 
     def __init__(self, folder):
         self.folder, self.fetched, self.cached = folder, [], set()
-        self.lacking, self.error = set(), None
+        self.lacking, self.error, self.unreachable = set(), None, None
 
     def look_up(self, repo_id, filename, cache_dir=None, revision=None):
         return str(self.folder / filename) if filename in self.cached else None
+
+    def metadata(self, url, timeout=None):
+        if self.unreachable:
+            raise self.unreachable
 
     def download(self, repo_id, filename, *, revision=None, cache_dir=None):
         self.fetched.append(filename)
@@ -61,6 +65,7 @@ def hub(folder, monkeypatch):
     fake = Hub(folder)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", fake.download)
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", fake.look_up)
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", fake.metadata)
     return fake
 
 
@@ -166,6 +171,33 @@ def test_a_missing_weights_file_is_named(hub):
     hub.lacking.add(WEIGHTS[None][1])
     with pytest.raises(HubError, match=r"owner/name at revision v1 has no file vae/diffusion_pytorch_model.safetensor"):
         download("owner/name", revision="v1")
+
+
+def test_a_repository_with_tokenizer_json_alone(hub, folder):
+    two = {"tokenizer/vocab.json", "tokenizer/merges.txt"}
+    hub.lacking = set(two)
+    assert download("owner/name") == folder and "tokenizer/tokenizer.json" in hub.cached
+    hub.fetched.clear()
+    assert find_model("owner/name") == folder and not hub.fetched  # and it is found in the cache again
+    hub.lacking, hub.cached = two | {"tokenizer/tokenizer.json"}, set()
+    with pytest.raises(HubError, match=r"has no file tokenizer/vocab\.json"):
+        download("owner/name")
+
+
+@pytest.mark.parametrize(
+    "error", [OSError("no route\nto host"), RuntimeError(), errors.OfflineModeIsEnabled("offline")]
+)
+def test_without_a_network_it_is_said_at_once(error, hub):
+    """The library tries five times per file, half a minute in all; here nothing is downloaded."""
+    hub.unreachable = error
+    with pytest.raises(HubError, match=r"owner/name is not in the cache, and the hub cannot be reached \(\w+"):
+        download("owner/name")
+    assert not hub.fetched
+
+
+def test_a_hub_that_answers_with_an_error_is_asked_for_the_files(hub, folder):
+    hub.unreachable = made(errors.HfHubHTTPError, "429")
+    assert download("owner/name") == folder
 
 
 def test_only_the_cache_when_told_so(hub):

@@ -13,7 +13,7 @@ from PIL import Image, ImageCms, JpegImagePlugin
 
 from minidiffedit import edit, images
 
-SIDES = st.integers(1, 5000)
+SIDES = st.integers(8, 5000)
 
 
 def noise(width, height, seed=0):
@@ -262,11 +262,17 @@ def test_working_size(w, h, side, k):
 
 @pytest.mark.parametrize("size, side, expected", [
     ((512, 512), 512, (512, 512)), ((451, 300), 512, (768, 512)), ((640, 427), 512, (768, 512)),
-    ((600, 400), 64, (96, 64)), ((1, 1), 64, (64, 64)), ((1, 8), 64, (64, 512)), ((4000, 3000), 1024, (1176, 888)),
+    ((600, 400), 64, (96, 64)), ((8, 8), 64, (64, 64)), ((8, 64), 64, (64, 512)), ((4000, 3000), 1024, (1176, 888)),
     ((4000, 500), 512, (2896, 360)), ((68, 64), 64, (72, 64)), ((67, 64), 64, (64, 64)),
 ])  # fmt: skip
 def test_working_size_by_example(size, side, expected):
     assert images.working_size(size, side) == expected
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 9), (8, 7)])
+def test_less_than_a_cell_is_refused(size):
+    with pytest.raises(ValueError, match=f"{size[0]} x {size[1]}: less than a cell of 8 pixels"):
+        images.working_size(size, 512)
 
 
 @pytest.mark.parametrize("side", [0, 63, 1025, -512, 512.0, True, None, "512"])

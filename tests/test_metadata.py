@@ -3,6 +3,7 @@
 import json
 import re
 from inspect import signature
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -99,6 +100,20 @@ def test_model_hash(tmp_path):
     assert model_hash(blob) == "ba7816bf8f"  # sha256 of abc
     assert model_hash(tmp_path / "link") == "6ce0161689"  # the hub's cache: named by its hash
     assert sha256(tmp_path / "link").startswith("ba7816bf8f01cfea")  # which `verify` does not trust
+
+
+def test_a_hash_is_the_files_of_now(tmp_path, monkeypatch):
+    """Not that of another file which stood under the name before, nor of the same name in another folder."""
+    (tmp_path / "a").write_bytes(b"abc")
+    monkeypatch.chdir(tmp_path)
+    assert sha256(Path("a")).startswith("ba7816bf8f01cfea")
+    (tmp_path / "b").write_bytes(b"other")
+    (tmp_path / "b").replace("a")
+    assert sha256(Path("a")).startswith("d9298a10d1b07358")
+    (tmp_path / "deeper").mkdir()
+    (tmp_path / "deeper" / "a").write_bytes(b"abc")
+    monkeypatch.chdir("deeper")
+    assert sha256(Path("a")).startswith("ba7816bf8f01cfea")
 
 
 EDIT = ["--target", "a zebra, \"striped\"", "--source", "a horse", "--steps", "4", "--maps", "2", "--size", "64",

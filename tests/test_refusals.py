@@ -116,7 +116,8 @@ SINGLES = {
     "fp8 e4m3": (cast("F8_E4M3"), "8-bit floats; use the fp16 file"),
     "fp8 e5m2": (cast("F8_E5M2"), "8-bit floats; use the fp16 file"),
     "integers": (cast("I8"), r"1130 misshaped: .* is I8, not a float type"),
-    "no VAE": (lambda e: without(e, "first_stage_model."), r"248 missing: first_stage_model.decoder.conv_in.bias, "),
+    "no VAE": (lambda e: without(e, "first_stage_model."), "without its VAE"),
+    "no text": (lambda e: without(e, "cond_stage_model."), "without its text encoder"),
     "nothing": (lambda e: {}, "1130 missing"),
     "another tensor": (lambda e: e | {f"x{i}": ([1], "F32") for i in range(4)}, r"\(4 unknown: x0, x1, x2\)"),
     "all three": (

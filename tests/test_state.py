@@ -191,6 +191,52 @@ def test_resume_can_be_gone_on_from(here, folder, capsys):
     assert "seed 0" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("changes", [
+    ["--mask-threshold", "0.3"], ["--mask", "m.png"], ["--target", "a cow", "--strength", "0.5"], ["--source", "a cow"],
+    ["--strength", "0.9"], ["--guidance-scale", "1"], ["--strength", "0"], ["--target", "a horse"],
+    ["--mask", "black.png"], ["--mask", "black.png", "--invert"],
+], ids=" ".join)  # fmt: skip
+def test_a_dry_run_says_what_going_on_pays_without_a_model(here, saved, folder, capsys, changes):
+    Image.new("L", (93, 75)).save("black.png")
+    shutil.copy(saved[1], "run.safetensors")
+    command = ["resume", "run.safetensors", *changes, "-o", "o.png", "--quiet"]
+    planned = ran(capsys, *command, "--dry-run", "--model", "no-such-model")
+    assert not Path("o.png").exists()
+    assert ran(capsys, *command, "--model", folder)["evaluations"] == planned["evaluations"]
+
+
+def test_resume_finds_the_model_that_the_state_names(here, folder, capsys, monkeypatch):
+    """From any folder, without a look at the hub; where it is gone, or another stands there, one line says so."""
+    shutil.copytree(folder, here / "models" / "own")
+    (here / "elsewhere").mkdir()
+    first = ["edit", "in.png", *FAST, "--save-state", "run.safetensors", "-o", "first.png", "--quiet"]
+    ran(capsys, *first, "--model", "models/own")
+    monkeypatch.chdir("elsewhere")
+    found = ran(capsys, "resume", "../run.safetensors", "--mask-threshold", "0.3", "-o", "o.png")
+    given = ran(capsys, "resume", "../run.safetensors", "--mask-threshold", "0.3", "-o", "p.png", "--model", folder)
+    assert Path("o.png").exists() and found["evaluations"] == given["evaluations"] == {
+        "mask": 0,
+        "encode": 0,
+        "decode": 16,
+    }
+    (here / "models" / "own").rename(here / "models" / "other")
+    line = failed(capsys, "resume", "../run.safetensors", "-o", "q.png")
+    assert str(here / "models" / "own") in line and "give --model" in line and not Path("q.png").exists()
+
+
+def test_a_state_that_names_no_model_asks_for_one(here, saved, capsys):
+    def unnamed(tensors, record):
+        del record["model_name"]
+
+    rewritten(saved[1], here / "old.safetensors", unnamed)
+    line = failed(capsys, "resume", "old.safetensors")
+    assert "does not name its model" in line and "--model" in line
+    rewritten(saved[1], here / "bad.safetensors", lambda t, r: r.update(model_name=3))
+    assert "not sound" in failed(capsys, "resume", "bad.safetensors")
+    rewritten(saved[1], here / "hub.safetensors", lambda t, r: r.update(model_name="owner/name"))
+    assert "made with the model owner/name" in failed(capsys, "resume", "hub.safetensors", "--cache-dir", here / "none")
+
+
 @pytest.mark.parametrize("options, word", [
     (["--save-state", "a.png"], ".safetensors"), (["--save-state", "nowhere/a.safetensors"], "no folder"),
     (["--save-state", "in.png"], ".safetensors"),

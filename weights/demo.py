@@ -1,4 +1,4 @@
-"""`make demo`: real edits of the scenes that ship with the miniature, and one sheet to look at.
+"""`make demo`: real edits of the scenes that ship with the miniature, one sheet to look at, and one page to look into.
 
     python -m weights.demo --model weights/mini -o demo
 
@@ -7,13 +7,14 @@ Columns: source, heat map, mask, edit, true edit. The scenes' true edits are kno
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from minidiffedit import StableDiffusion, edit
+from minidiffedit import StableDiffusion, edit, save_report
 from minidiffedit.images import grey_picture
 
 HERE = Path(__file__).parent
@@ -37,18 +38,23 @@ def main() -> int:
     rows = []
     for scene in scenes:
         print(f"{scene['source']} -> {scene['target']}", flush=True)
-        rows.append(show(sd, scene, args.scenes / scene["folder"], args.output, args.seed))
+        page = args.output / "report.html" if not rows else None  # of the first
+        rows.append(show(sd, scene, args.scenes / scene["folder"], args.output, args.seed, page))
     sheet(rows, [f"{scene['source']} -> {scene['target']}" for scene in scenes]).save(args.output / "sheet.png")
-    print(f"The pictures are in {args.output.resolve()}; look at sheet.png first.")
+    print(f"The pictures are in {args.output.resolve()}; look at sheet.png first, then open report.html in a browser.")
     return 0
 
 
-def show(sd: StableDiffusion, scene: dict[str, Any], folder: Path, output: Path, seed: int) -> list[Image.Image]:
-    """Edit one scene, write edit, mask and heat map, and return the sheet's row."""
+def show(
+    sd: StableDiffusion, scene: dict[str, Any], folder: Path, output: Path, seed: int, page: Path | None
+) -> list[Image.Image]:
+    """Edit one scene, write edit, mask, heat map and, if it has a name, the page; return the sheet's row."""
     done = edit(sd, folder / "source.png", source=scene["source"], target=scene["target"], seed=seed)
     heat = grey_picture(done.heat, done.source.size)
     for name, picture in (("edit", done.image), ("mask", done.mask), ("heat", heat)):
         picture.save(output / f"{scene['folder']}-{name}.png")
+    if page:
+        save_report(done, page, picture=os.path.relpath(folder / "source.png"), decode_previews=True)
     return [done.source, heat, done.mask, done.image, Image.open(folder / "target.png").convert("RGB")]
 
 

@@ -1,15 +1,17 @@
 """What the commands share: options first, then what runs before and after a model."""
 
 import argparse
+import contextlib
 import inspect
 import os
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from .. import __version__
+from ..metadata import identity
 
 # ---------------------------------------------------------------- options
 
@@ -36,9 +38,11 @@ def add_input(parser: argparse.ArgumentParser, output: str) -> None:
     add_seed(parser)
 
 
-def add_picture(parser: argparse.ArgumentParser, output: str, several: bool = False) -> None:
+def add_picture(
+    parser: argparse.ArgumentParser, output: str, several: bool = False, target_needed: bool = True
+) -> None:
     add_input(parser, output)
-    either = parser.add_mutually_exclusive_group(required=True)
+    either = parser.add_mutually_exclusive_group(required=target_needed)
     either.add_argument("--target", metavar="TEXT", help="what the result shall show")
     if several:
         either.add_argument(
@@ -86,6 +90,10 @@ def add_steering(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--subtract", type=Path, metavar="FILE", help="never edit what this mask holds")
 
 
+def add_dry_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dry-run", action="store_true", help="only print what it would cost; no model is loaded")
+
+
 def prompt_pair(text: str) -> tuple[str, str]:
     source, arrow, target = text.partition("=>")
     if not arrow:
@@ -114,8 +122,20 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (%(default)s)")
     group.add_argument(
         "--dtype", default="auto", choices=("auto", "float32", "float16", "bfloat16"),
-        help="what the model computes in (%(default)s: float16 on CUDA, else float32)",
+        help="what the model computes in (%(default)s: float16 on CUDA, bfloat16 for a full-size model on a CPU with "
+        "AMX, else float32)",
     )  # fmt: skip
+    group.add_argument(
+        "--attention", default="auto", choices=("auto", "sdpa", "triton"),
+        help="which kernel (%(default)s: the faster one; sdpa is torch's, triton our own, for CUDA)",
+    )  # fmt: skip
+    either = group.add_mutually_exclusive_group()
+    either.add_argument(
+        "--compile", action="store_true", help="compile the UNet: minutes at first, then faster, most of all on a GPU"
+    )
+    either.add_argument(
+        "--low-memory", action="store_true", help="one network in memory at a time; each is read again when needed"
+    )
     group.add_argument("--variant", choices=("fp16", "non_ema"), help="which of a folder's weights")
     group.add_argument("--revision", help="of a hub id: branch, tag or full commit")
     group.add_argument("--cache-dir", type=Path, metavar="DIR", help="the hub's cache")
@@ -142,8 +162,39 @@ def picture_and_output(args: argparse.Namespace, word: str, *others: Path | None
     picture = read_picture(path)
     working_size(picture.size, 512 if args.size is None else args.size)
     inputs = [path, *(getattr(args, name, None) for name in ("mask", "union", "subtract"))]
-    check_outputs(inputs, [output, *others], picture.size, getattr(args, "save_state", None))
+    state, report = (getattr(args, name, None) for name in ("save_state", "report"))
+    check_outputs(inputs, [output, *others], picture.size, state, report)
+    check_masks(args, picture.size)
     return picture, output
+
+
+def check_masks(args: argparse.Namespace, size: tuple[int, int], at: tuple[int, int] | None = None) -> None:
+    """Refuse a mask that does not fit a picture of this size, before the model's weights are read.
+
+    at: the working size, where it is known. Where the model is not here yet, nothing is refused.
+    """
+    masks = [open_mask(path) for name in ("mask", "union", "subtract") if (path := getattr(args, name, None))]
+    grid = model_grid(args) if any(mask.size != size for mask in masks) else None
+    if grid:
+        from ..images import latent_mask, working_size
+
+        side, factor = grid
+        for mask in masks:
+            latent_mask(mask, size, at or working_size(size, args.size or side, factor), factor)
+
+
+def model_grid(args: argparse.Namespace) -> tuple[int, int] | None:
+    """Training size and pixels per latent cell, from the model's configs; None where only loading can tell."""
+    from ..configs import KINDS, read_configs
+    from ..hub import DEFAULT, HubError, find_model
+
+    where = args.revision, args.cache_dir
+    try:
+        path = find_model(args.model or DEFAULT, *where, local_files_only=True, variant=args.variant)
+        configs = read_configs(path) if path.is_dir() else {network: kind() for network, kind in KINDS.items()}
+    except HubError:
+        return None
+    return configs["unet"].sample_size * configs["vae"].factor, configs["vae"].factor
 
 
 def open_mask(path: Path | None) -> Any:
@@ -171,10 +222,11 @@ def check_outputs(
     outputs: list[Path | None],
     size: tuple[int, int] = (1, 1),
     state: Path | None = None,
+    report: Path | None = None,
 ) -> None:
     """Refuse, before any work, what could not be written at its end or would overwrite an input or another result.
 
-    outputs: pictures of a size; state: a saved edit.
+    outputs: pictures of a size; state: a saved edit; report: a page.
     """
     from ..images import picture_format
 
@@ -182,9 +234,13 @@ def check_outputs(
         from ..state import check_name
 
         check_name(state)
+    if report:
+        from ..report import check_report
+
+        check_report(report)
     taken = [path for path in inputs if path]
-    for path in filter(None, [*outputs, state]):
-        if path is not state:
+    for path in filter(None, [*outputs, state, report]):
+        if path is not state and path is not report:
             picture_format(path, size)
         if os.path.isdir(path):
             raise ValueError(f"{path} is a folder; name a file")
@@ -217,8 +273,12 @@ def load_model(args: argparse.Namespace) -> Any:
 
     options = {"device": args.device, "dtype": args.dtype, "variant": args.variant, "revision": args.revision}
     options |= {"cache_dir": args.cache_dir, "local_files_only": args.local_files_only or args.model is None}
+    options |= {"attention": args.attention, "compile": args.compile, "low_memory": args.low_memory}
     try:
-        return StableDiffusion.load(args.model or DEFAULT, **options)
+        sd = StableDiffusion.load(args.model or DEFAULT, **options)
+        if args.compile and not args.quiet:
+            sd.unet.note = say_note  # type: ignore[assignment]
+        return sd
     except HubError as error:
         if args.model:
             raise
@@ -226,6 +286,10 @@ def load_model(args: argparse.Namespace) -> Any:
             f"no --model given, and {DEFAULT} is not in the cache: fetch it (4.3 GB) with `minidiffedit download`, "
             "or use the miniature of the repository with --model weights/mini"
         ) from error
+
+
+def say_note(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def tracker(quiet: bool) -> Any:
@@ -238,21 +302,41 @@ def tracker(quiet: bool) -> Any:
     return track
 
 
+BAR = "{desc:<17} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} samples, {elapsed} gone, {remaining} left"
+
+
+@contextlib.contextmanager
+def progress(quiet: bool, sd: Any, rows: dict[str, int]) -> Iterator[Any]:
+    """One progress bar over all stages, silent where stderr is no terminal: the stage and its step, samples (model
+    rows) done of those predicted by stage in `rows`, time left.
+    """
+    from huggingface_hub.utils import tqdm
+
+    begun, hidden = sd.evaluations, True if quiet else None
+    with tqdm(total=sum(rows.values()), bar_format=BAR, disable=hidden, file=sys.stderr) as bar:
+
+        def track(items: Iterable[Any], stage: str) -> Iterable[Any]:
+            steps = list(items)
+            for done, item in enumerate(steps, 1):
+                bar.set_description_str(f"{stage} {done}/{len(steps)}")
+                yield item
+                bar.update(sd.evaluations - begun - bar.n)
+
+        yield track
+        bar.total = bar.n  # less than predicted where nothing was found, or refining stopped early
+        bar.refresh()
+
+
+def say_cost(rows: dict[str, int]) -> str:
+    """What a dry run says."""
+    each = " + ".join(str(n) for n in rows.values())
+    return f"UNet rows {each} ({', '.join(rows)}) = {sum(rows.values())}"
+
+
 def text_of(args: argparse.Namespace, settings: dict[str, Any], prompt: str) -> dict[str, str]:
     from ..metadata import metadata
 
     return {} if args.no_metadata else metadata(settings, prompt)
-
-
-def identity(sd: Any) -> dict[str, Any]:
-    """What of the model decides the result: its name, the hash of the UNet's file, the dtype."""
-    from ..metadata import model_hash
-
-    name = Path(sd.name).resolve().name if Path(sd.name).exists() else sd.name  # no path
-    return {
-        "model": os.fsencode(name).decode(errors="replace"),
-        "model_hash": model_hash(sd.checkpoint.parts["unet"].path), "dtype": str(sd.dtype).removeprefix("torch."),
-    }  # fmt: skip
 
 
 def describe(sd: Any) -> dict[str, Any]:

@@ -1,16 +1,20 @@
 """edit, resume and mask. All that can be checked is checked before a model is loaded."""
 
 import argparse
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from .common import (
     add_command,
+    add_dry_run,
     add_mask_options,
     add_model,
     add_picture,
     add_sampling,
     add_steering,
+    check_masks,
     check_outputs,
     checked_settings,
     clip_value,
@@ -19,9 +23,10 @@ from .common import (
     load,
     open_mask,
     picture_and_output,
+    progress,
+    say_cost,
     steering_of,
     text_of,
-    tracker,
     versions,
 )
 
@@ -51,7 +56,7 @@ def add(commands: Any) -> None:
     )
     edit.add_argument("--no-metadata", action="store_true", help="write no settings into the picture")
     add_save_state(edit)
-    edit.add_argument("--dry-run", action="store_true", help="only print what it would cost; no model is loaded")
+    add_running(edit)
     group = add_mask_options(edit)
     group.add_argument("--save-mask", type=Path, metavar="FILE", help="also write the mask, at the picture's size")
     either = group.add_mutually_exclusive_group()
@@ -70,6 +75,7 @@ def add(commands: Any) -> None:
     either.add_argument("--save-heat", type=Path, metavar="FILE", help="also write the map the mask is cut from")
     either.add_argument("--mask", type=Path, metavar="FILE", help="your mask instead: white = edited, grey = partly")
     add_save_state(resume)
+    add_running(resume)
     add_steering(resume)
     add_model(resume)
 
@@ -80,6 +86,7 @@ def add(commands: Any) -> None:
     )
     group = add_mask_options(mask)
     group.add_argument("--save-heat", type=Path, metavar="FILE", help="also write the map the mask is cut from")
+    add_dry_run(mask)
     add_steering(mask)
     add_model(mask)
 
@@ -99,6 +106,25 @@ def add_save_state(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--save-state", type=Path, metavar="FILE", help="also write all that was computed (.safetensors), for `resume`"
     )
+    parser.add_argument(
+        "--report", type=Path, metavar="FILE", help="also write a page (.html) that shows how the edit came about"
+    )
+    parser.add_argument(
+        "--decode-previews", action="store_true", help="in the page, some predictions through the autoencoder too"
+    )
+
+
+def add_running(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--preview", type=Path, metavar="DIR", help="while it runs, write what it is heading for into this new folder"
+    )
+    parser.add_argument(
+        "--preview-every", type=int, metavar="K", default=5, help="levels from one preview to the next (%(default)s)"
+    )
+    parser.add_argument(
+        "--preview-decode", action="store_true", help="previews by the autoencoder: sharper, and slower"
+    )
+    add_dry_run(parser)
 
 
 def run_edit(args: argparse.Namespace) -> dict[str, Any]:
@@ -110,12 +136,15 @@ def run_edit(args: argparse.Namespace) -> dict[str, Any]:
     settings = checked_settings(args, edit)
     picture, output = picture_and_output(args, "edited", args.save_mask, args.save_heat)
     mask, steering = open_mask(args.mask), steering_of(args)
+    check_preview(args)
+    nothing = mask is not None and steering is None and not read_mask(mask).any()
+    rows = predicted_rows(settings, given=mask is not None, nothing=nothing)
     if args.dry_run:
-        nothing = mask is not None and steering is None and not read_mask(mask).any()
-        return {"evaluations": predicted_rows(settings, given=mask is not None, nothing=nothing), "settings": settings}
+        return {"evaluations": rows, "settings": settings}
     sd = load(args)
     model = describe(sd)
-    done = edit(sd, picture, mask=mask, steering=steering, track=tracker(args.quiet), **settings)
+    with watched(args, sd, rows, picture, settings["steps"]) as seen:
+        done = edit(sd, picture, mask=mask, steering=steering, **seen, **settings)
     return write_edit(args, done, output) | {"model": model, "versions": versions()}
 
 
@@ -124,18 +153,21 @@ def run_edits(args: argparse.Namespace) -> dict[str, Any]:
     from ..regions import check_edits, edit_regions, predicted_rows
 
     unset = {"source": "", "encode_text": "null", "largest": False, "invert": False}
-    unset |= dict.fromkeys(("mask", "save_heat", "save_state", "dilate", "feather", "union", "subtract"))
+    unset |= dict.fromkeys(("mask", "save_heat", "save_state", "dilate", "feather", "union", "subtract", "preview"))
+    unset["report"] = None
     for name, value in unset.items():
         if getattr(args, name) != value:
             raise ValueError(f"--{name.replace('_', '-')} goes with --target, not with --edit")
     settings = checked_settings(args, edit_regions)
     pairs = check_edits(settings.pop("edits"))
     picture, output = picture_and_output(args, "edited", args.save_mask)
+    rows = predicted_rows(settings, pairs)
     if args.dry_run:
-        return {"evaluations": predicted_rows(settings, pairs), "settings": settings | {"edits": pairs}}
+        return {"evaluations": rows, "settings": settings | {"edits": pairs}}
     sd = load(args)
     model = describe(sd)
-    done = edit_regions(sd, picture, pairs, track=tracker(args.quiet), **settings)
+    with progress(args.quiet, sd, rows) as track:
+        done = edit_regions(sd, picture, pairs, track=track, **settings)
     record = done.settings | identity(sd)
     # An empty source tells metadata that a picture was edited, not made.
     write_picture(done.image, output, text_of(args, record | {"source": ""}, "; ".join(b for _, b in pairs)))
@@ -152,21 +184,67 @@ def run_edits(args: argparse.Namespace) -> dict[str, Any]:
 
 def run_resume(args: argparse.Namespace) -> dict[str, Any]:
     from ..editor import check_settings
-    from ..state import ARGUMENTS, load_state, read_record, resume
+    from ..images import read_mask
+    from ..state import ARGUMENTS, load_state, read_record, resume, resumed_rows
 
     header, record = read_record(args.state)
+    named = None if args.model else record.get("model_name")
+    if args.model is None:
+        args.model, args.local_files_only = named, True
     changes = {name: value for name, value in vars(args).items() if name in ARGUMENTS}
-    check_settings({name: record["settings"][name] for name in ARGUMENTS} | changes)
+    settings = check_settings({name: record["settings"][name] for name in ARGUMENTS} | changes)
     height, width, _ = header["source"].shape
     output = args.output or Path(f"{args.state.stem}-resumed.png")
     inputs, outputs = [args.state, args.mask, args.union, args.subtract], [output, args.save_mask, args.save_heat]
-    check_outputs(inputs, outputs, (width, height), args.save_state)
+    check_outputs(inputs, outputs, (width, height), args.save_state, args.report)
+    check_masks(args, (width, height), record["settings"]["working_size"])
     mask, steering = open_mask(args.mask), steering_of(args)
-    sd = load(args)
+    check_preview(args)
+    nothing = mask is not None and steering is record["steering"] is None and not read_mask(mask).any()
+    rows = resumed_rows(header, record, changes, given=mask is not None, nothing=nothing)
+    if args.dry_run:
+        return {"evaluations": rows, "settings": settings}
+    sd = load_named(args, named)
     model = describe(sd)
     state = load_state(args.state, sd)
-    done = resume(state, mask=mask, steering=steering, track=tracker(args.quiet), **changes)
+    with watched(args, sd, rows, state.source, settings["steps"]) as seen:
+        done = resume(state, mask=mask, steering=steering, **seen, **changes)
     return write_edit(args, done, output) | {"model": model, "versions": versions()}
+
+
+def load_named(args: argparse.Namespace, name: str | None) -> Any:
+    """The model of the options or, where they name none, the one of this name that a state was made with."""
+    if args.model is None:
+        raise ValueError(f"{args.state} does not name its model; give --model")
+    try:
+        return load(args)
+    except (ValueError, OSError) as error:
+        if name is None:
+            raise
+        raise ValueError(f"{args.state} was made with the model {name}: {error}; give --model") from error
+
+
+def check_preview(args: argparse.Namespace) -> None:
+    from ..ddim import whole
+    from ..watch import check_folder
+
+    whole("preview_every", args.preview_every, 1, 999)
+    if args.preview:
+        check_folder(args.preview)
+
+
+@contextlib.contextmanager
+def watched(args: argparse.Namespace, sd: Any, rows: dict[str, int], picture: Any, steps: int) -> Iterator[Any]:
+    """Arguments for `edit` that show how far it is and, where --preview asks for it, what it is heading for."""
+    from ..watch import Watch
+
+    with progress(args.quiet, sd, rows) as track:
+        if args.preview is None:
+            yield {"track": track}
+        else:
+            options: dict[str, Any] = {"every": args.preview_every, "decode": args.preview_decode}
+            watch = Watch(sd, picture, args.preview, steps=steps, **options)
+            yield {"track": watch.track(track), "record": watch.record}
 
 
 def write_edit(args: argparse.Namespace, done: Any, output: Path) -> dict[str, Any]:
@@ -189,6 +267,13 @@ def write_edit(args: argparse.Namespace, done: Any, output: Path) -> dict[str, A
     if args.save_state:
         save_state(done, args.save_state)
         result["state"] = str(args.save_state)
+    if args.report:
+        from ..report import save_report
+
+        picture = getattr(args, "picture", None) or getattr(args, "image", None)  # of a resumed edit, none
+        options: dict[str, Any] = {"state": args.save_state, "decode_previews": args.decode_previews}
+        save_report(done, args.report, picture=picture, **options)
+        result["report"] = str(args.report)
     return result | {
         "seed": done.seed, "coverage": done.coverage, "verdict": done.verdict, "evaluations": done.evaluations,
         "seconds": done.seconds, "settings": record,
@@ -202,9 +287,13 @@ def run_mask(args: argparse.Namespace) -> dict[str, Any]:
     settings = checked_settings(args, picture_mask)
     picture, output = picture_and_output(args, "mask", args.save_heat)
     steering = steering_of(args)
+    rows = {"mask": 0 if settings["target"] == settings["source"] else 2 * settings["maps"]}
+    if args.dry_run:
+        return {"evaluations": rows, "settings": settings}
     sd = load(args)
     model = describe(sd)
-    done = picture_mask(sd, picture, steering=steering, track=tracker(args.quiet), **settings)
+    with progress(args.quiet, sd, rows) as track:
+        done = picture_mask(sd, picture, steering=steering, track=track, **settings)
     write_picture(done.mask, output)
     result = {"output": str(output)}
     if args.save_heat:
@@ -218,10 +307,10 @@ def run_mask(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def say_edit(result: dict[str, Any]) -> str:
+    if "output" not in result:
+        return say_cost(result["evaluations"])
     rows = " + ".join(str(n) for n in result["evaluations"].values())
-    if "output" not in result:  # a dry run
-        return f"UNet rows {rows} (mask, encode, decode) = {sum(result['evaluations'].values())}"
-    lines = [result[key] for key in ("output", "mask", "heat", "state") if key in result]
+    lines = [result[key] for key in ("output", "mask", "heat", "state", "report") if key in result]
     lines.append(
         f"mask: {result['verdict']}, {result['coverage']:.0%} of the picture; seed {result['seed']}; "
         f"UNet rows {rows}; {sum(result['seconds'].values()):.1f} s"

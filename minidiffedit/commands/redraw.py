@@ -18,8 +18,8 @@ from .common import (
     open_mask,
     picture_and_output,
     pixels,
+    progress,
     text_of,
-    tracker,
     versions,
 )
 
@@ -63,7 +63,7 @@ def add(commands: Any) -> None:
 
 
 def run_sdedit(args: argparse.Namespace) -> dict[str, Any]:
-    from ..arms import check_redraw, sdedit
+    from ..arms import check_redraw, redrawn_rows, sdedit
     from ..images import write_picture
 
     settings = check_redraw(checked_settings(args, sdedit))
@@ -71,7 +71,8 @@ def run_sdedit(args: argparse.Namespace) -> dict[str, Any]:
     mask = open_mask(args.mask) if args.mask else None
     sd = load(args)
     model = describe(sd)
-    done = sdedit(sd, picture, mask=mask, track=tracker(args.quiet), **settings)
+    with progress(args.quiet, sd, redrawn_rows(settings)) as track:
+        done = sdedit(sd, picture, mask=mask, track=track, **settings)
     record = done.settings | identity(sd)
     if args.mask:
         from ..metadata import model_hash
@@ -93,7 +94,8 @@ def run_generate(args: argparse.Namespace) -> dict[str, Any]:
     check_outputs([], [args.output])
     sd = load(args)
     model = describe(sd)
-    done = generate(sd, track=tracker(args.quiet), **settings)
+    with progress(args.quiet, sd, {"generate": settings["steps"] * (1 + (settings["guidance_scale"] != 1))}) as track:
+        done = generate(sd, track=track, **settings)
     record = done.settings | {"working_size": done.image.size} | identity(sd)
     write_picture(done.image, args.output, text_of(args, record, args.prompt))
     return {
