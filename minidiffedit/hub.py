@@ -49,6 +49,12 @@ def weight_files(variant: str | None) -> tuple[str, str, str]:
     )
 
 
+def is_id(model: str) -> bool:
+    """Is it a hub id "owner/name", and no path that is there?"""
+    written = re.fullmatch(r"\w[\w.-]*/[\w.-]+", model) and not model.endswith(NO_IDS)
+    return bool(written) and not os.path.exists(model)
+
+
 def find_model(
     model: str,
     revision: str | None = None,
@@ -61,7 +67,7 @@ def find_model(
 
     half: the run is in a 16-bit type, so that the fp16 files are the nearest. Raises as `download` does.
     """
-    if os.path.exists(model) or not re.fullmatch(r"\w[\w.-]*/[\w.-]+", model) or model.endswith(NO_IDS):
+    if not is_id(model):
         return Path(model)
     wanted = [variant] if variant else (["fp16", None] if half else [None, "fp16"])
     options: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir}

@@ -169,7 +169,7 @@ def commands(edit: Edit, picture: str | Path | None, state: str | Path | None) -
                 words += option(name, s[name])
         words += [] if s["paste"] else ["--no-paste"]
     if sd.checkpoint is not None:
-        words += [] if state else option("model", typed(sd.name))  # a saved edit names its model
+        words += option("model", typed(sd.name))
         dtype = str(sd.dtype).removeprefix("torch.")
         words += option("dtype", dtype) if dtype != ("float16" if sd.device.type == "cuda" else "float32") else []
     overlaid = steering is not None and (steering.union is not None or steering.subtract is not None)

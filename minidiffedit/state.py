@@ -68,8 +68,8 @@ def save_state(edit: Edit, path: str | Path) -> None:
         "steering": steering and {name: getattr(steering, name) for name in SHAPING},
     }  # fmt: skip
     alone = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    said = json.dumps(record, sort_keys=True)
-    images.write_whole(Path(path), save(alone, {"minidiffedit": said, "sha256": checksum(said, alone)}))
+    record["sha256"] = checksum(record, alone)
+    images.write_whole(Path(path), save(alone, {"minidiffedit": json.dumps(record, sort_keys=True)}))
 
 
 def load_state(path: str | Path, sd: "StableDiffusion") -> Edit:
@@ -84,8 +84,7 @@ def load_state(path: str | Path, sd: "StableDiffusion") -> Edit:
     check_tensors(path, header, settings, sd)
     with safe_open(path, framework="pt") as file:
         t = {name: file.get_tensor(name).to(copy=True) for name in header}  # a copy: the file may change
-        said = file.metadata()
-    if said.get("sha256") != checksum(said["minidiffedit"], t):
+    if record.pop("sha256", None) != checksum(record, t):
         raise ValueError(f"{path} is damaged: its content does not have the sha256 it states; save the edit again")
     for name, tensor in t.items():
         if not bool(torch.isfinite(tensor).all()):
@@ -160,9 +159,9 @@ def resumed_rows(
 # ---------------------------------------------------------------- the doors
 
 
-def checksum(said: str, tensors: dict[str, Tensor]) -> str:
+def checksum(record: dict[str, Any], tensors: dict[str, Tensor]) -> str:
     """sha256 of the record and the tensors: one bit that a disk turns would give another picture, silently."""
-    found = hashlib.sha256(said.encode())
+    found = hashlib.sha256(json.dumps(record, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         found.update(f"{name} {tensor.dtype} {[*tensor.shape]}".encode())
         found.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)

@@ -399,9 +399,11 @@ def test_report_of_a_saved_edit(folder, model_and_state, tmp_path, capsys):
     assert said["output"] == str(output) and said["bytes"] == output.stat().st_size
     assert output.read_text() == report_page(made, state=path, decode_previews=True)
     page = Page(output.read_text())
-    assert page.data["commands"]["start"] == "minidiffedit resume run.safetensors"  # of a full path the name alone
+    assert page.data["commands"]["start"] == "minidiffedit resume run.safetensors --model tiny"  # no full path
     assert str(path.parent) not in output.read_text() and str(folder.parent) not in output.read_text()
-    assert cli.main(["report", str(path), "-o", str(output)]) == 0  # the state knows its model
+    assert cli.main(["report", str(path), "-o", str(output)]) == 1  # a path that a state names is not opened
+    assert f"give it with --model {folder}" in capsys.readouterr().err
+    assert cli.main(["report", str(path), "-o", str(output), "--model", str(folder)]) == 0
     assert "opens in any browser" in capsys.readouterr().out
 
 
@@ -421,7 +423,8 @@ def test_edit_and_resume_write_a_page(folder, picture, tmp_path, capsys, monkeyp
     ]
     assert cli.main(words) == 0
     assert "page.html" in capsys.readouterr().out.splitlines()
-    assert Page((tmp_path / "page.html").read_text()).data["commands"]["start"] == "minidiffedit resume run.safetensors"
+    start = Page((tmp_path / "page.html").read_text()).data["commands"]["start"]
+    assert start == "minidiffedit resume run.safetensors --model tiny"
     words[words.index("--save-state") : words.index("--report")] = []
     assert cli.main(words) == 0
     data = Page((tmp_path / "page.html").read_text()).data
@@ -437,6 +440,8 @@ def test_edit_and_resume_write_a_page(folder, picture, tmp_path, capsys, monkeyp
         "--decode-previews",
         "-o",
         "a.png",
+        "--model",
+        str(folder),
     ]
     assert cli.main(again) == 0
     data = Page((tmp_path / "again.html").read_text()).data

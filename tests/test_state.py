@@ -15,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from minidiffedit import StableDiffusion, Steering, cli, edit, load_state, resume, save_state
+from minidiffedit.state import checksum
 
 QUICK = {"steps": 10, "maps": 2, "target": "a zebra", "source": "a horse", "seed": 0}
 FAST = ["--target", "a zebra", "--source", "a horse", "--steps", "10", "--maps", "2", "--seed", "0"]
@@ -205,36 +206,22 @@ def test_a_dry_run_says_what_going_on_pays_without_a_model(here, saved, folder, 
     assert ran(capsys, *command, "--model", folder)["evaluations"] == planned["evaluations"]
 
 
-def test_resume_finds_the_model_that_the_state_names(here, folder, capsys, monkeypatch):
-    """From any folder, without a look at the hub; where it is gone, or another stands there, one line says so."""
-    shutil.copytree(folder, here / "models" / "own")
-    (here / "elsewhere").mkdir()
-    first = ["edit", "in.png", *FAST, "--save-state", "run.safetensors", "-o", "first.png", "--quiet"]
-    ran(capsys, *first, "--model", "models/own")
-    monkeypatch.chdir("elsewhere")
-    found = ran(capsys, "resume", "../run.safetensors", "--mask-threshold", "0.3", "-o", "o.png")
-    given = ran(capsys, "resume", "../run.safetensors", "--mask-threshold", "0.3", "-o", "p.png", "--model", folder)
-    assert Path("o.png").exists() and found["evaluations"] == given["evaluations"] == {
-        "mask": 0,
-        "encode": 0,
-        "decode": 16,
-    }
-    (here / "models" / "own").rename(here / "models" / "other")
-    line = failed(capsys, "resume", "../run.safetensors", "-o", "q.png")
-    assert str(here / "models" / "own") in line and "give --model" in line and not Path("q.png").exists()
+def test_resume_tells_the_path_that_the_state_names_and_takes_a_hub_id_from_the_cache(here, saved, folder, capsys):
+    """A path from a state, which may come from anybody, is never opened; an id not without the cache's consent."""
+    line = failed(capsys, "resume", saved[1], "-o", "o.png")
+    assert f"give it with --model {folder.resolve()}" in line and not Path("o.png").exists()
+    rewritten(saved[1], here / "hub.safetensors", lambda t, r: r.update(model_name="owner/name"))
+    line = failed(capsys, "resume", "hub.safetensors", "--cache-dir", here / "none")
+    assert "owner/name" in line and "minidiffedit download owner/name" in line
+    assert ran(capsys, "resume", saved[1], "--dry-run")["evaluations"]["encode"] == 0  # needs no model
 
 
 def test_a_state_that_names_no_model_asks_for_one(here, saved, capsys):
-    def unnamed(tensors, record):
-        del record["model_name"]
-
-    rewritten(saved[1], here / "old.safetensors", unnamed)
+    rewritten(saved[1], here / "old.safetensors", lambda t, r: r.pop("model_name"))
     line = failed(capsys, "resume", "old.safetensors")
-    assert "does not name its model" in line and "--model" in line
+    assert "names no model" in line and "--model" in line
     rewritten(saved[1], here / "bad.safetensors", lambda t, r: r.update(model_name=3))
     assert "not sound" in failed(capsys, "resume", "bad.safetensors")
-    rewritten(saved[1], here / "hub.safetensors", lambda t, r: r.update(model_name="owner/name"))
-    assert "made with the model owner/name" in failed(capsys, "resume", "hub.safetensors", "--cache-dir", here / "none")
 
 
 @pytest.mark.parametrize("options, word", [
@@ -275,7 +262,8 @@ def rewritten(path, to, change):
         said = file.metadata()
     tensors, record = load_file(path), json.loads(said["minidiffedit"])
     change(tensors, record)
-    save_file(tensors, to, {"minidiffedit": json.dumps(record)})
+    record.pop("sha256", None)
+    save_file(tensors, to, {"minidiffedit": json.dumps(record | {"sha256": checksum(record, tensors)})})
     return to
 
 

@@ -188,9 +188,7 @@ def run_resume(args: argparse.Namespace) -> dict[str, Any]:
     from ..state import ARGUMENTS, load_state, read_record, resume, resumed_rows
 
     header, record = read_record(args.state)
-    named = None if args.model else record.get("model_name")
-    if args.model is None:
-        args.model, args.local_files_only = named, True
+    name_model(args, record)
     changes = {name: value for name, value in vars(args).items() if name in ARGUMENTS}
     settings = check_settings({name: record["settings"][name] for name in ARGUMENTS} | changes)
     height, width, _ = header["source"].shape
@@ -204,7 +202,7 @@ def run_resume(args: argparse.Namespace) -> dict[str, Any]:
     rows = resumed_rows(header, record, changes, given=mask is not None, nothing=nothing)
     if args.dry_run:
         return {"evaluations": rows, "settings": settings}
-    sd = load_named(args, named)
+    sd = load_named(args, record)
     model = describe(sd)
     state = load_state(args.state, sd)
     with watched(args, sd, rows, state.source, settings["steps"]) as seen:
@@ -212,16 +210,20 @@ def run_resume(args: argparse.Namespace) -> dict[str, Any]:
     return write_edit(args, done, output) | {"model": model, "versions": versions()}
 
 
-def load_named(args: argparse.Namespace, name: str | None) -> Any:
-    """The model of the options or, where they name none, the one of this name that a state was made with."""
+def name_model(args: argparse.Namespace, record: dict[str, Any]) -> None:
+    """Where the options name no model: the hub id that the state names, from the cache, never the hub."""
+    from ..hub import is_id
+
+    if args.model is None and is_id(record.get("model_name", "")):
+        args.model, args.local_files_only = record["model_name"], True
+
+
+def load_named(args: argparse.Namespace, record: dict[str, Any]) -> Any:
+    """A path that a state names is told, not opened: the file may come from anybody."""
     if args.model is None:
-        raise ValueError(f"{args.state} does not name its model; give --model")
-    try:
-        return load(args)
-    except (ValueError, OSError) as error:
-        if name is None:
-            raise
-        raise ValueError(f"{args.state} was made with the model {name}: {error}; give --model") from error
+        made_with = f"was made with the model {name}" if (name := record.get("model_name")) else "names no model"
+        raise ValueError(f"{args.state} {made_with}; give it with --model" + (f" {name}" if name else ""))
+    return load(args)
 
 
 def check_preview(args: argparse.Namespace) -> None:

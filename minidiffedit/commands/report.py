@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from .common import add_command, add_model, check_outputs
-from .editing import load_named
+from .editing import load_named, name_model
 
 
 def add(commands: Any) -> None:
@@ -25,10 +25,8 @@ def run_report(args: argparse.Namespace) -> dict[str, Any]:
     _, record = read_record(args.state)
     output = args.output or Path(f"{args.state.stem}.html")
     check_outputs([args.state], [], report=output)
-    named = None if args.model else record.get("model_name")
-    if args.model is None:
-        args.model, args.local_files_only = named, True
-    state = load_state(args.state, load_named(args, named))
+    name_model(args, record)
+    state = load_state(args.state, load_named(args, record))
     save_report(state, output, state=args.state, decode_previews=args.decode_previews)
     return {"output": str(output), "bytes": output.stat().st_size, "seed": state.seed, "verdict": state.verdict}
 

@@ -294,7 +294,7 @@ def test_the_commands_do_what_the_page_shows(folder, visit, tmp_path, monkeypatc
         words = shlex.split(page.inner_text(selector))
         assert words[0] == "minidiffedit"
         again = [*words[1:], "-o", f"{i}.png", "--save-state", f"{i}.safetensors", "--quiet"]
-        again += [] if kind != "picture" else ["--model", str(folder)]  # the page leaves the folder's path out
+        again += ["--model", str(folder)]  # the page leaves the folder's path out
         assert cli.main(again) == 0, capsys.readouterr().err
         assert torch.equal(load_state(tmp_path / f"{i}.safetensors", sd).latent_mask, shown), selector
 

@@ -1,0 +1,32 @@
+"""`python tests/fuzz [--seed N] [--scale S] [--only CATEGORY]`: every case; what failed, then the counts by category."""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT.parent)]
+
+from fuzz import run_all  # noqa: E402
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--scale", type=float, default=1.0, help="share of the drawn cases")
+    parser.add_argument("--only", help="one category")
+    args = parser.parse_args()
+    start = time.monotonic()
+    table = run_all(args.seed, args.scale, args.only, say=lambda line: print(line, flush=True))
+    print(f"\n{'category':<14}{'cases':>7}{'refused':>9}{'done':>7}{'faults':>8}")
+    for name, (refused, done, faults) in table.items():
+        print(f"{name:<14}{refused + done:>7}{refused:>9}{done:>7}{faults:>8}")
+    refused, done, faults = (sum(row[i] for row in table.values()) for i in range(3))
+    print(f"{'together':<14}{refused + done:>7}{refused:>9}{done:>7}{faults:>8}   seed {args.seed}, "
+          f"{time.monotonic() - start:.0f} s")  # fmt: skip
+    return int(faults > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
