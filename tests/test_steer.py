@@ -142,7 +142,7 @@ def test_the_order_and_its_record():
 # ---------------------------------------------------------------- through a PNG file
 
 
-sides = some.tuples(some.integers(1, 200), some.integers(1, 200)).filter(lambda s: max(s) <= 8 * min(s))
+sides = some.tuples(some.integers(8, 200), some.integers(8, 200)).filter(lambda s: max(s) <= 8 * min(s))
 
 
 @settings(max_examples=60)

@@ -57,7 +57,11 @@ def networks() -> tuple[UNet, VAE, CLIPText]:
 
 
 def model() -> StableDiffusion:
-    return StableDiffusion(*networks(), Tokenizer())
+    """In the layout of a loaded one, so that both give the same bits."""
+    unet, vae, clip = networks()
+    for module in (unet, vae):
+        module.to(memory_format=torch.channels_last)
+    return StableDiffusion(unet, vae, clip, Tokenizer())
 
 
 def tensors(network: str, module: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -223,7 +223,12 @@ def load_named(args: argparse.Namespace, record: dict[str, Any]) -> Any:
     if args.model is None:
         made_with = f"was made with the model {name}" if (name := record.get("model_name")) else "names no model"
         raise ValueError(f"{args.state} {made_with}; give it with --model" + (f" {name}" if name else ""))
-    return load(args)
+    try:
+        return load(args)
+    except OSError as error:
+        if args.model != record.get("model_name"):
+            raise
+        raise OSError(f"{args.state} was made with the model {args.model}, which cannot be had: {error}") from error
 
 
 def check_preview(args: argparse.Namespace) -> None:
