@@ -4,6 +4,8 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 MODEL ?= weights/mini
 VENV ?= .venv
+# Processes that share the tests, a file each at a time.
+WORKERS ?= 2
 RUN := $(VENV)/bin/python
 # Threads that wait asleep: spinning ones bring small models to a halt on a machine that is busy otherwise.
 export OMP_WAIT_POLICY ?= PASSIVE
@@ -17,10 +19,10 @@ check: $(VENV)/test.stamp
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
-	$(RUN) -m pytest -m "not slow"
+	$(RUN) -m pytest -n $(WORKERS) --dist loadfile -m "not slow"
 
 test: check
-	$(RUN) -m pytest -m slow
+	$(RUN) -m pytest -n $(WORKERS) --dist loadfile -m slow
 
 parity-full: $(VENV)/test.stamp  ## the networks at full size against diffusers and transformers
 	$(RUN) tests/bench/parity_full.py

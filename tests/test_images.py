@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, JpegImagePlugin
+from stubs import no_address
 
 from minidiffedit import edit, images
 
@@ -219,7 +220,7 @@ def test_a_picture_that_pillow_had_not_read_yet(tmp_path):
     None, 5, b"a.png", torch.zeros(3, 8, 8), [[1]], np.zeros((8, 8, 3)), np.zeros((8, 8, 2), np.uint8),
     np.zeros((0, 8, 3), np.uint8), np.zeros(8, np.uint8), np.zeros((1, 8, 8, 3), np.uint8),
     Image.new("I", (8, 8)), Image.new("F", (8, 8)), Image.new("RGB", (0, 8)),
-], ids=repr)  # fmt: skip
+], ids=no_address)  # fmt: skip
 def test_objects_that_are_no_picture_are_refused(source):
     with pytest.raises(ValueError, match=r"picture"):
         images.read_picture(source)
@@ -380,7 +381,7 @@ def test_mask_files_are_turned_as_their_exif_says(tmp_path):
     np.zeros((3, 160, 200)),
     np.zeros((160, 200, 2), np.uint8), np.zeros((0, 0)), np.zeros(()), np.zeros(160), torch.zeros(2, 1, 160, 200),
     torch.zeros(0, 200), Image.new("I", (200, 160), 255), Image.new("L", (199, 160)), [[0, 1]], None, "missing.png",
-], ids=lambda m: f"{type(m).__name__} {getattr(m, 'dtype', '')} {getattr(m, 'shape', m)}")  # fmt: skip
+], ids=lambda m: f"{type(m).__name__} {getattr(m, 'dtype', '')} {no_address(getattr(m, 'shape', m))}")  # fmt: skip
 def test_bad_masks_are_refused(mask):
     with pytest.raises(ValueError):
         images.latent_mask(mask, PICTURE, WORKING)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageFont
+from stubs import no_address
 
 from minidiffedit import Steering, cli, contact_sheet, edit
 from minidiffedit.page import GAP, Page, Panel, plain, wrapped
@@ -84,7 +85,7 @@ def test_empty_masks_and_equal_texts_cost_no_more_and_say_so(sd, picture):
     ({"strength": 0.5}, "stands on an axis"), ({"mask": Image.new("L", (91, 70), 255)}, "given mask"),
     ({"columns": ("mask_clip", (2, 3)), "mask_clip": None}, "stands on an axis"), ({"stepz": 1}, "no argument"),
     ({"columns": ("guidance_scale", ("x",))}, "guidance_scale must be"),
-], ids=str)  # fmt: skip
+], ids=no_address)  # fmt: skip
 def test_what_no_sheet_can_be_made_of(sd, picture, changes, word):
     before = sd.evaluations
     with pytest.raises(ValueError, match=word):

@@ -13,6 +13,7 @@ import torch
 from PIL import Image, ImageCms
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from stubs import no_address
 
 from minidiffedit import StableDiffusion, Steering, cli, edit, load_state, resume, save_state
 from minidiffedit.state import checksum
@@ -72,7 +73,7 @@ def same(one, two):
     {"strength": 0.0}, {"target": "a horse"}, {"strength": 0.0, "mask": box()},
     {"steering": Steering(largest=True, dilate=1, feather=1, union=box(), subtract=Image.new("L", (93, 75)))},
     {"mask": box(), "steering": Steering(invert=True)},
-], ids=str)  # fmt: skip
+], ids=no_address)  # fmt: skip
 @pytest.mark.filterwarnings("ignore:nothing to edit")
 def test_everything_comes_back_bit_for_bit(model, picture, tmp_path, options):
     done = edit(model, picture, **QUICK | options)
@@ -108,7 +109,7 @@ def test_a_loaded_state_does_not_hang_on_its_file(model, saved, tmp_path):
     ({"target": "a cow"}, (2, 0, 16)), ({"target": "a cow", "strength": 0.5, "mask_threshold": 0.4}, (2, 0, 10)),
     ({"source": ""}, (4, 0, 16)), ({"seed": 1}, (4, 0, 16)), ({"strength": 1.0}, (0, 10, 20)),
     ({"steps": 5}, (4, 4, 8)), ({}, (0, 0, 16)),
-], ids=str)  # fmt: skip
+], ids=no_address)  # fmt: skip
 def test_only_what_changes_is_paid_for(model, picture, saved, changes, rows):
     state = load_state(saved[1], model)
     before = model.evaluations
