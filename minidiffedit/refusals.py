@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 BYTES |= {"F8_E4M3": 1, "F8_E5M2": 1, "U64": 8, "U32": 4, "U16": 2}
 LONGEST_HEADER = 100_000_000  # safetensors' own limit
+LARGEST = 1 << 34  # bytes; the largest official file has 7.7 GB
 
 PICKLE = "a pickle file: it can run code when opened and is never read here; use the .safetensors twin"
 LINEAR_V2 = "an SD v2 checkpoint, which uses another text encoder; use an SD v1 model"
@@ -62,13 +63,15 @@ def read_header(path: Path) -> Header:
     header, end = parse_header(path, raw)
     if size != 8 + length + end:
         raise ValueError(f"{path} is damaged: {size} bytes on disk, {8 + length + end} expected; {AGAIN}")
+    if size > LARGEST:
+        raise ValueError(f"{path} has {size} bytes; an SD v1 file has at most 8 GB")
     try:
         with safe_open(path, framework="pt"):  # the library's own checks: overlaps, holes, alignment
             return header
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is damaged: {error} ({size} bytes on disk); {AGAIN}") from error
-    except RuntimeError as error:  # torch's, of a file larger than the address space allows
-        raise ValueError(f"{path} cannot be opened: {error}; an SD v1 file has at most 8 GB") from error
+    except RuntimeError as error:  # torch's, where the address space is too small for the file
+        raise ValueError(f"{path} cannot be opened: {error}") from error
 
 
 AGAIN = "download it again"

@@ -95,7 +95,6 @@ def cases(world: World, rng: random.Random, scale: float) -> Iterator[Case]:
     for out in (
         "out",
         "out.gif",
-        "out.png/",
         "no/out.png",
         ".",
         "",
