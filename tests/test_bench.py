@@ -161,7 +161,10 @@ def test_errors_are_relative_and_bounded_by_dtype():
     assert judged(sd, got, expected)["error_bound"] == 2e-2
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux forgets a process's peak")
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(),
+    reason="`reset_peak` needs /proc/self/clear_refs, which only Linux has; `bench` says so elsewhere",
+)
 def test_peak_memory_counts_from_the_reset():
     sd = tiny.model()
     reset_peak()

@@ -328,7 +328,9 @@ def test_importing_the_package_imports_no_torch(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+@pytest.mark.skipif(
+    not Path("/dev/full").exists(), reason="the full disk is played by /dev/full, which macOS and Windows lack"
+)
 def test_streams_that_are_gone(here, folder):
     """A closed or full stdout or stderr: no traceback, and the picture is there."""
     edit = f"edit in.png {' '.join(FAST[2:])} --target zebra --model {folder} -o o.png"

@@ -228,7 +228,7 @@ def test_endless_names_and_control_characters_do_not_reach_the_terminal(capsys):
         assert len(said) < 1000 and said[:-1].isprintable() and said.endswith("not a hub id (owner/name)\n")
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM to catch: it ends a process at once")
 def test_sigterm_ends_a_run_like_ctrl_c(tmp_path, folder):
     Image.new("RGB", (64, 64)).save(tmp_path / "in.png")
     code = (

@@ -32,7 +32,7 @@ CONTRADICTIONS = (
     ["--dtype", "int8"], ["--device", "tpu"], ["--device", "cuda:99"], ["--device", ""], ["--device", "meta"], ["--encode-text",
     "target"], ["--mask-t", ".5"], ["--unknown"], ["more"], ["--seed"], ["--cache-dir", "in.png",
     "--model", "a/b"], ["--cache-dir", "/proc/none", "--model", "a/b", "--local-files-only"], ["--union", "none.png"],
-    ["--save-mask", "./out.png"], ["--save-state", "../work/in.png"],
+    ["--save-mask", "./out.png"], ["--save-state", "../no/such/in.png"],
 )  # fmt: skip
 
 
