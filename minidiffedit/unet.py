@@ -40,7 +40,7 @@ def time_features(t: Tensor, width: int) -> Tensor:
 
 def fan_out(x: Tensor, rows: int) -> Tensor:
     """(b, ...) -> (rows, ...), repeated where it is not yet that long."""
-    return x if len(x) == rows else x.repeat(rows // len(x), *[1] * (x.ndim - 1))
+    return x if len(x) == rows else torch.cat([x] * (rows // len(x)))  # repeat() loses channels-last
 
 
 class ResBlock(nn.Module):
