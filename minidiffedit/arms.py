@@ -107,7 +107,7 @@ def sdedit(
         )  # fmt: skip
     result, feathered = picture.copy(), None
     if decoded:
-        result, feathered = finished(run, latent, picture, M if paste and given is not None else None)
+        result, feathered = run.finish(latent, picture, M if paste and given is not None else None)
     else:
         why = NOTHING["given"] if level_at(settings["strength"], settings["steps"]) else NOTHING["strength 0"]
         warnings.warn(f"nothing to edit: {why}; the source comes back", stacklevel=3)
@@ -116,18 +116,6 @@ def sdedit(
         paste_mask=feathered, x0=x0, latent=latent, latent_mask=M, decoded=tuple(decoded), seed=settings["seed"],
         evaluations=run.evaluations, seconds=run.seconds, settings=settings,
     )  # fmt: skip
-
-
-def finished(
-    run: Run, latent: Tensor, picture: Image.Image, M: Tensor | None
-) -> tuple[Image.Image, Image.Image | None]:
-    """The decoded picture and, with a mask, the picture's own pixels put back outside it, as `edit` does."""
-    result, feathered = run.decode(latent, picture.size), None
-    if M is not None:
-        feathered = images.paste_mask(M > 0, picture.size)
-        result = Image.composite(result, picture, feathered)
-    result.info = dict(picture.info)
-    return result, feathered
 
 
 def composite(
@@ -248,7 +236,7 @@ def arm(
                 sd.eps, trajectory, M, text[settings["target"]], text[negative_prompt],
                 guidance_scale=settings["guidance_scale"], record=decoded, track=run.track,
             )  # fmt: skip
-        result, feathered = finished(run, latent, picture, M if paste and kind != "none" else None)
+        result, feathered = run.finish(latent, picture, M if paste and kind != "none" else None)
     return Edit(
         source=picture, image=result, mask=images.mask_picture(M, picture.size), paste_mask=feathered, x0=x0,
         latent=latent, latent_mask=M, found=found, trajectory=trajectory, decoded=tuple(decoded), verdict=verdict,

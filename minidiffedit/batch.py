@@ -15,12 +15,13 @@ import contextlib
 import csv
 import hashlib
 import inspect
+import itertools
 import json
 import os
 import re
 import unicodedata
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -311,13 +312,13 @@ def grouped(rows: Iterable[Row], root: Path) -> list[list[Row]]:
     return list(groups.values())
 
 
-def check_folders(rows: Iterable[Row], root: Path, out: Path) -> None:
+def check_folders(rows: Sequence[Row], root: Path, out: Path) -> None:
     """Make the folder of the results; raise ValueError if it holds one of the inputs, which are never overwritten."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; name a folder for the results")
-    files = {(name, row.options.get(name)) for row in rows for name in MASKS} | {("image", row.image) for row in rows}
+    files = ((name, row.options.get(name)) for row in rows for name in MASKS)
     folders: dict[str, Any] = {}
-    for name, file in files:
+    for name, file in itertools.chain(files, (("image", row.image) for row in rows)):
         with contextlib.suppress(ValueError):  # such a row fails by itself
             folders[os.path.dirname(file if isinstance(file, Path) else within(root, name, file))] = file
     for folder, file in folders.items():

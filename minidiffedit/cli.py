@@ -17,8 +17,8 @@ from typing import Any
 
 from . import __version__
 from .commands import batch, bench, editing, evaluate, figures, models, redraw, report
+from .commands.common import shown
 
-LONGEST_LINE = 800  # characters of an error or a warning
 # What torch, its libraries and the system say when memory ends; the third is oneDNN's, as terse as it stands.
 NO_MEMORY = ("out of memory", "allocate memory", "could not create a primitive", "bad_alloc", "failed to map segment")
 GROUPS = (editing, figures, redraw, models, report, batch, bench, evaluate)
@@ -81,12 +81,6 @@ def one_line(error: Exception) -> str:
     text = shown(str(error)) or type(error).__name__
     expected = isinstance(error, ValueError | OSError | ArithmeticError)
     return text if expected else f"{type(error).__name__}: {text} (--debug shows where)"
-
-
-def shown(text: str) -> str:
-    """On one line, not endless, and nothing in it steers the terminal: names and values may be a hostile file's."""
-    line = "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
-    return line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE // 2]} [...] {line[-LONGEST_LINE // 3 :]}"
 
 
 @contextlib.contextmanager

@@ -161,6 +161,15 @@ class Run:
         with self.stage("vae decode"):
             return images.to_picture(finite(self.sd.decode(latent), "the VAE"), size)
 
+    def finish(self, latent: Tensor, picture: Image.Image, M: Tensor | None) -> tuple[Image.Image, Image.Image | None]:
+        """The decoded picture; with a mask, the picture's own pixels put back outside it, and where they are not."""
+        result, feathered = self.decode(latent, picture.size), None
+        if M is not None:
+            feathered = images.paste_mask(M > 0, picture.size)  # soft values have blended in the latents already
+            result = Image.composite(result, picture, feathered)
+        result.info = dict(picture.info)
+        return result, feathered
+
     def find_mask(self, x0: Tensor, text: dict[str, Tensor], s: dict[str, Any], known: Mask | None = None) -> Mask:
         """known: the mask of a run with the same reference predictions."""
         with self.stage("mask"):
@@ -284,11 +293,7 @@ def edit(
                 sd.eps, trajectory, M, text[target], text[negative_prompt], guidance_scale=settings["guidance_scale"],
                 record=decoded, track=run.track,
             )  # fmt: skip
-        result = run.decode(latent, picture.size)
-        if paste:
-            feathered = images.paste_mask(M > 0, picture.size)  # soft values have blended in the latents already
-            result = Image.composite(result, picture, feathered)
-        result.info = dict(picture.info)
+        result, feathered = run.finish(latent, picture, M if paste else None)
     return Edit(
         source=picture, image=result, mask=images.mask_picture(M, picture.size), paste_mask=feathered, x0=x0,
         latent=latent, latent_mask=M, found=found, trajectory=trajectory, decoded=tuple(decoded), verdict=verdict,

@@ -147,10 +147,7 @@ def edit_regions(
                 sd.eps, trajectory, [masks[i] for i in used], [text[pairs[i][1]] for i in used], text[negative_prompt],
                 guidance_scale=options["guidance_scale"], track=run.track,
             )  # fmt: skip
-        result = run.decode(latent, picture.size)
-        if paste:
-            result = Image.composite(result, picture, images.paste_mask(M > 0, picture.size))
-        result.info = dict(picture.info)
+        result, _ = run.finish(latent, picture, M if paste else None)
     return Regions(
         source=picture, image=result, mask=images.mask_picture(M, picture.size), latent=latent,
         latent_masks=tuple(masks), found=tuple(found), trajectory=trajectory, seed=options["seed"],

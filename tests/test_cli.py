@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import failed
 from PIL import Image
 
 from minidiffedit import __version__, cli, images
@@ -31,14 +32,6 @@ def here(tmp_path, monkeypatch):
     Image.fromarray(pixels).save("in.png")
     Image.new("L", (91, 70), 255).save("m.png")
     return tmp_path
-
-
-def failed(capsys, *argv, code=1):
-    """The one line on stderr of a command that fails."""
-    assert cli.main([str(a) for a in argv]) == code
-    out, err = capsys.readouterr()
-    assert out == "" and err.count("\n") == 1 and err.startswith("error: "), err
-    return err
 
 
 def misused(capsys, *argv):

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import ran
 from PIL import Image
 
 from minidiffedit import arm, cli, edit, encode, figure, figures, masked_decode
@@ -163,11 +164,6 @@ def here(tmp_path, monkeypatch, picture):
     monkeypatch.chdir(tmp_path)
     picture.save("in.png")
     return tmp_path
-
-
-def ran(capsys, *argv):
-    assert cli.main([*map(str, argv), "--json"]) == 0
-    return json.loads(capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("name, options", [

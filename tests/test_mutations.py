@@ -3,20 +3,16 @@
 A mutant is the module's source with one piece replaced, run in the test's place of the real module.
 """
 
-import importlib.util
-import sys
 import types
-from pathlib import Path
 
 import pytest
 import test_ddim
 import test_diffedit
 import test_parity
+from mutants import load, mutant, source
 
-import minidiffedit
 from minidiffedit.tokenizer import Tokenizer
 
-ROOT = Path(minidiffedit.__file__).parent
 E, P, S = test_diffedit, test_parity, test_ddim
 
 # name: (file, what stands there, what a mistake would put, the test that must fail)
@@ -93,28 +89,15 @@ NETWORKS = {
 ARGUMENTS = {P.test_unet: (8, 8, 481), P.test_vae_encoder: (64, 64), P.test_vae_decoder: (8, 8)}
 
 
-def load(name: str, source: str, monkeypatch) -> types.ModuleType:
-    """A module of the package from the given source, in its real place until the test ends."""
-    full = f"minidiffedit.{name}"
-    module = types.ModuleType(full)
-    module.__spec__ = importlib.util.spec_from_loader(full, loader=None)
-    module.__package__ = "minidiffedit"
-    monkeypatch.setitem(sys.modules, full, module)
-    exec(compile(source, f"{name} (mutant)", "exec"), module.__dict__)
-    return module
-
-
 def mutate(file: str, old: str, new: str, monkeypatch) -> None:
-    source = (ROOT / f"{file}.py").read_text()
-    assert source.count(old) == 1, f"the mutation no longer applies: {old!r} stands {source.count(old)} times in {file}"
-    mutant = load(file, source.replace(old, new), monkeypatch)
+    changed = mutant(file, old, new, monkeypatch)
     if file in ("ddim", "diffedit"):
-        page = mutant if file == "diffedit" else load("diffedit", (ROOT / "diffedit.py").read_text(), monkeypatch)
+        page = changed if file == "diffedit" else load("diffedit", source("diffedit"), monkeypatch)
         monkeypatch.setattr(E, "D", page)
     if file == "ddim":
-        monkeypatch.setattr(S, "ddim", mutant)
+        monkeypatch.setattr(S, "ddim", changed)
     if file in ("unet", "vae", "clip"):
-        monkeypatch.setattr(P, file, mutant)
+        monkeypatch.setattr(P, file, changed)
 
 
 def run(test) -> None:
@@ -144,9 +127,9 @@ def test_mutation_turns_a_test_red(name, monkeypatch):
 @pytest.mark.filterwarnings("ignore")
 def test_unchanged_sources_pass_in_the_same_harness(test, monkeypatch):
     """A mutant must fail for its mutation, not for how it is loaded."""
-    module = load("ddim", (ROOT / "ddim.py").read_text(), monkeypatch)
+    module = load("ddim", source("ddim"), monkeypatch)
     monkeypatch.setattr(S, "ddim", module)
-    monkeypatch.setattr(E, "D", load("diffedit", (ROOT / "diffedit.py").read_text(), monkeypatch))
+    monkeypatch.setattr(E, "D", load("diffedit", source("diffedit"), monkeypatch))
     for file in ("unet", "vae", "clip"):
-        monkeypatch.setattr(P, file, load(file, (ROOT / f"{file}.py").read_text(), monkeypatch))
+        monkeypatch.setattr(P, file, load(file, source(file), monkeypatch))
     run(test)

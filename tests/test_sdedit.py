@@ -5,12 +5,12 @@ import json
 import math
 import os
 import sys
-import types
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from mutants import load, mutant, source
 from PIL import Image
 from stubs import ALPHA_BAR, Counting, constant, gaussian, latent, zero
 
@@ -19,7 +19,6 @@ from minidiffedit import arms as A
 from minidiffedit import cli, encode, levels, masked_decode, noises
 from minidiffedit.methods import sdedit as S
 
-ROOT = Path(minidiffedit.__file__).parent
 pytestmark = pytest.mark.filterwarnings("ignore:.*rounds to level 0", "ignore:.*do not divide")
 
 
@@ -421,15 +420,6 @@ MUTATIONS = {
 }  # fmt: skip
 
 
-def load(name, source, monkeypatch):
-    """A module of the package from the given source, in its real place until the test ends."""
-    module = types.ModuleType(f"minidiffedit.{name}")
-    module.__package__ = module.__name__.rpartition(".")[0]
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    exec(compile(source, f"{name} (mutant)", "exec"), module.__dict__)
-    return module
-
-
 def run(test):
     """The test itself, through all its parameters."""
     cases = [{}]
@@ -442,17 +432,15 @@ def run(test):
 @pytest.mark.parametrize("name", MUTATIONS)
 def test_mutation_turns_a_test_red(name, monkeypatch):
     old, new, test = MUTATIONS[name]
-    source = (ROOT / "methods" / "sdedit.py").read_text()
-    assert source.count(old) == 1, f"the mutation no longer applies: {old!r} stands {source.count(old)} times"
-    mutant = load("methods.sdedit", source.replace(old, new), monkeypatch)
-    mutant.first_noises_of = lambda x0: first_noises(x0, 1, seed=7)[0]
-    monkeypatch.setattr(sys.modules[__name__], "S", mutant)
+    changed = mutant("methods.sdedit", old, new, monkeypatch)
+    changed.first_noises_of = lambda x0: first_noises(x0, 1, seed=7)[0]
+    monkeypatch.setattr(sys.modules[__name__], "S", changed)
     with pytest.raises((AssertionError, StopIteration, RuntimeError)):
         run(test)
 
 
 @pytest.mark.parametrize("test", sorted({m[2] for m in MUTATIONS.values()}, key=lambda t: t.__name__))
 def test_unchanged_sources_pass_in_the_same_harness(test, monkeypatch):
-    same = load("methods.sdedit", (ROOT / "methods" / "sdedit.py").read_text(), monkeypatch)
+    same = load("methods.sdedit", source("methods.sdedit"), monkeypatch)
     monkeypatch.setattr(sys.modules[__name__], "S", same)
     run(test)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import failed, ran
 from PIL import Image, ImageFont
 from stubs import no_address
 
@@ -194,18 +195,6 @@ def here(tmp_path, monkeypatch, picture):
     picture.save("in.png")
     left().save("m.png")
     return tmp_path
-
-
-def ran(capsys, *argv):
-    assert cli.main([*map(str, argv), "--json"]) == 0
-    return json.loads(capsys.readouterr().out)
-
-
-def failed(capsys, *argv):
-    assert cli.main([str(a) for a in argv]) == 1
-    out, err = capsys.readouterr()
-    assert out == "" and err.count("\n") == 1 and err.startswith("error: "), err
-    return err
 
 
 def test_the_command_says_the_cost_before_and_writes_the_page_and_the_edits(here, folder, capsys):

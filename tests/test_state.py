@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from commands import failed, ran
 from PIL import Image, ImageCms
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -147,18 +148,6 @@ def here(tmp_path, monkeypatch, picture):
     picture.save("in.png", icc_profile=picture.info["icc_profile"])
     box().save("m.png")
     return tmp_path
-
-
-def ran(capsys, *argv):
-    assert cli.main([*map(str, argv), "--json"]) == 0
-    return json.loads(capsys.readouterr().out)
-
-
-def failed(capsys, *argv):
-    assert cli.main([str(a) for a in argv]) == 1
-    out, err = capsys.readouterr()
-    assert out == "" and err.count("\n") == 1 and err.startswith("error: "), err
-    return err
 
 
 def test_resume_writes_what_a_fresh_edit_writes(here, folder, capsys):

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import ran
 from hypothesis import given, settings
 from hypothesis import strategies as some
 from PIL import Image
@@ -207,11 +208,6 @@ def here(tmp_path, monkeypatch):
         mask.paste(255, box)
         mask.save(f"{name}.png")
     return tmp_path
-
-
-def ran(capsys, *argv):
-    assert cli.main([*map(str, argv), "--json"]) == 0
-    return json.loads(capsys.readouterr().out)
 
 
 def test_edit_and_mask_steer_the_same_way(sd, here):

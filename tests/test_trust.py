@@ -23,8 +23,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import minidiffedit
-from minidiffedit import cli, editor, images, state, tokenizer
-from minidiffedit.commands import editing
+from minidiffedit import batch, cli, editor, images, state, tokenizer
+from minidiffedit.commands import common, editing
 
 PACKAGE = Path(minidiffedit.__file__).parent
 ROOT = PACKAGE.parent
@@ -85,10 +85,14 @@ def any_words(patch):
 BLIND = {
     "weights may be NaN": ("checkpoints", "unet: NaN", believing),
     "any words for CLIP's": ("checkpoints", "words exchanged", any_words),
-    "errors may be endless": ("checkpoints", "5,000", lambda patch: patch.setattr(cli, "LONGEST_LINE", 10**9)),
+    "errors may be endless": ("checkpoints", "5,000", lambda patch: patch.setattr(common, "LONGEST_LINE", 10**9)),
     "control characters": ("checkpoints", "control", lambda patch: patch.setattr(cli, "shown", str)),
     "no least size": ("pictures", "(7, 7)", lambda patch: patch.setattr(images, "working_size", lambda *_: (64, 64))),
     "no sums in states": ("states", "a bit flipped", without_checksum),
+    "outputs anywhere": ("manifests", "output '../b", lambda patch: patch.setattr(batch, "check_output", str)),
+    "pictures from anywhere": (
+        "manifests", "image '../in", lambda patch: patch.setattr(batch, "within", lambda root, _, path: root / path)
+    ),
     "in place": ("environments", "three results", writing_in_place),
     "an error of another kind": (
         "options", "seed", lambda patch: patch.setattr(editor, "whole", lambda *_: {}["a bug"])

@@ -2,7 +2,6 @@
 
 import inspect
 import io
-import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,10 +9,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from commands import failed, ran
 from PIL import Image
 from stubs import ALPHA_BAR, Counting, constant, gaussian, latent
 
-from minidiffedit import Watch, cli, edit, encode, images, levels, masked_decode, preview, sdedit
+from minidiffedit import Watch, edit, encode, images, levels, masked_decode, preview, sdedit
 from minidiffedit.arms import check_redraw, redrawn_rows
 from minidiffedit.commands.common import progress
 from minidiffedit.editor import check_settings
@@ -137,18 +137,6 @@ def here(tmp_path, monkeypatch, picture):
     monkeypatch.chdir(tmp_path)
     picture.save("in.png")
     return tmp_path
-
-
-def ran(capsys, *argv):
-    assert cli.main([*map(str, argv), "--json"]) == 0
-    return json.loads(capsys.readouterr().out)
-
-
-def failed(capsys, *argv):
-    assert cli.main([str(a) for a in argv]) == 1
-    out, err = capsys.readouterr()
-    assert out == "" and err.count("\n") == 1 and err.startswith("error: "), err
-    return err
 
 
 def test_edit_and_resume_write_previews_and_the_same_picture(here, folder, capsys):

@@ -42,7 +42,7 @@ from minidiffedit.evaluate import append_row, mean, measures, pyplot, read_rows,
 from minidiffedit.images import to_picture, to_tensor
 from minidiffedit.metadata import sha256
 from minidiffedit.methods.sdedit import draws, noised
-from minidiffedit.metrics import iou
+from minidiffedit.metrics import iou, psnr
 from weights import judge as judges
 from weights.scenes import EVAL_SEEDS, HELD_OUT, OBJECTS, PLACES, SIDE, Scene, Thing, scene, true_mask
 
@@ -79,8 +79,29 @@ class Pair:
     @cached_property
     def cells(self) -> np.ndarray:
         """(16, 16) bool: cells in which some pixel belongs more to the edit than not."""
-        pixels = true_mask(self.before, self.after)
-        return pixels.reshape(SIDE // 8, 8, SIDE // 8, 8).max(axis=(1, 3)) > 0.5
+        return by_cell(true_mask(self.before, self.after)).max(axis=(1, 3)) > 0.5
+
+    @cached_property
+    def parts(self) -> dict[str, np.ndarray]:
+        """These cells in three: more than half the old thing's, else more than half the new one's, else a rim's."""
+        common = tuple(thing for thing in self.before.things if thing in self.after.things)
+        old, new = (
+            by_cell(true_mask(one, replace(one, things=common))).mean(axis=(1, 3)) > 0.5
+            for one in (self.before, self.after)
+        )
+        return {"old": old, "new": new & ~old, "rim": self.cells & ~old & ~new}
+
+    @cached_property
+    def far(self) -> np.ndarray:
+        """(128, 128) bool: where no cell of the edit is, nor one beside it."""
+        grown = np.pad(self.cells, 1)
+        near = np.max([grown[i : i + SIDE // 8, j : j + SIDE // 8] for i in range(3) for j in range(3)], axis=0)
+        return ~near.repeat(8, axis=0).repeat(8, axis=1)
+
+
+def by_cell(pixels: np.ndarray) -> np.ndarray:
+    """(128, 128) -> (16, 8, 16, 8): rows of cells, rows in a cell, columns of cells, columns in a cell."""
+    return pixels.reshape(SIDE // 8, 8, SIDE // 8, 8)
 
 
 def pair(number: int, kind: str) -> Pair:
@@ -191,6 +212,7 @@ class Group:
         if found:
             for row, cells, share, one in zip(about, found.mask[:, 0].numpy(), found.coverage, self.pairs):
                 row |= {"coverage": share, "true_coverage": float(one.cells.mean()), "iou": iou(cells, one.cells)}
+                row |= {f"found_{part}": share_of(cells, where) for part, where in one.parts.items()}
         if s.arm == "mask alone":
             again = self.mask(s, draw=1).mask[:, 0].numpy()
             yield from (
@@ -206,6 +228,7 @@ class Group:
             if images is not None:
                 picture = np.asarray(to_picture(images[i : i + 1]))
                 row |= measures(metrics, picture, one.source, mask=one.mask, true_edit=one.true_edit)
+                row["far_psnr"] = psnr(picture, one.source, one.far) if one.far.any() else None
                 row["success"] = right(judge, picture, one.after)
             yield row
 
@@ -237,6 +260,10 @@ def level_left(trajectory: Trajectory) -> Trajectory:
     """What makes masked_decode blend with the level just left: every level holds the one above it."""
     K = max(trajectory)
     return Trajectory([trajectory[min(j + 1, K)] for j in range(K + 1)], trajectory.steps)
+
+
+def share_of(cells: np.ndarray, where: np.ndarray) -> float | None:
+    return float(cells[where].mean()) if where.any() else None
 
 
 def rms(x: Tensor) -> float:
@@ -400,6 +427,10 @@ def main() -> None:
             f"success {done['success']:.1%}  background {done['background_psnr']:.1f} dB, SSIM "
             f"{done['background_ssim']:.3f} (VAE {vae['background_psnr']:.1f}, {vae['background_ssim']:.3f})"
         )
+        if kind.startswith("swap"):
+            found = ", ".join(f"{done[f'found_{part}']:.0%} of {part}" for part in ("old", "new", "rim"))
+            far = f"{done['far_psnr']:.1f} dB (VAE {vae['far_psnr']:.1f})"
+            print(f"{'':14} cells found: {found}; more than a cell away: {far}")
     print(f"written: {args.output}/summary.json, edits.jsonl, bench.png")
 
 

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .common import add_command, add_mask_options, add_model, add_sampling, add_steering, load_model, versions
+from .common import add_command, add_mask_options, add_model, add_sampling, add_steering, load_model, shown, versions
 
 
 def add(commands: Any) -> None:
@@ -123,4 +123,4 @@ def say_batch(result: dict[str, Any]) -> str:
     lines += [f"row {error['row']} ({error['image']}): {error['error']}" for error in result["errors"]]
     if result["failed"] > len(result["errors"]):
         lines.append(f"and {result['failed'] - len(result['errors'])} more, in the table")
-    return "\n".join("".join(c if c.isprintable() else "?" for c in line) for line in lines)
+    return "\n".join(map(shown, lines))

@@ -13,6 +13,15 @@ from typing import Any
 from .. import __version__
 from ..metadata import identity
 
+LONGEST_LINE = 800  # characters of an error or a warning
+
+
+def shown(text: str) -> str:
+    """On one line, not endless, and nothing in it steers the terminal: names and values may be a hostile file's."""
+    line = "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
+    return line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE // 2]} [...] {line[-LONGEST_LINE // 3 :]}"
+
+
 # ---------------------------------------------------------------- options
 
 

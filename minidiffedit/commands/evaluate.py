@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .common import add_command, add_model, clip_value, describe, identity, load, tracker, versions
+from .common import add_command, add_model, clip_value, describe, identity, load, shown, tracker, versions
 
 METHODS = ("diffedit", "sdedit", "encode", "mask", "user-mask", "reconstruction")
 PLAIN = ("psnr", "mse", "ssim", "iou")
@@ -100,7 +100,6 @@ def say_eval(result: dict[str, Any]) -> str:
         figures = run["kinds"]["all"].items()
         means = "  ".join(f"{name} {one['mean']:.4g}" for name, one in figures if one["mean"] is not None)
         lines.append(f"{run['name']}: {run['done']} done, {run['failed']} failed  {means}")
-    lines += [f"failed: {one['item']} ({one['method']}): {one['error']}" for one in result["errors"]]
+    lines += [shown(f"failed: {one['item']} ({one['method']}): {one['error']}") for one in result["errors"]]
     lines += ["and more, in edits.jsonl"] if result["failed"] > len(result["errors"]) else []
-    lines.append(f"{result['output']}: edits.jsonl, summary.json")
-    return "\n".join("".join(c if c.isprintable() else "?" for c in line) for line in lines)
+    return "\n".join([*lines, shown(f"{result['output']}: edits.jsonl, summary.json")])

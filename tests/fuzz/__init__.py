@@ -6,7 +6,8 @@ from importlib import import_module
 
 # Category -> how many cases the short form draws; those of `environments` each start a process.
 SHORT = {
-    "checkpoints": 60, "pictures": 40, "masks": 50, "prompts": 50, "options": 80, "states": 50, "environments": 12,
+    "checkpoints": 60, "pictures": 40, "masks": 50, "prompts": 50, "options": 80, "states": 50, "manifests": 50,
+    "environments": 12,
 }  # fmt: skip
 CATEGORIES = tuple(SHORT)
 

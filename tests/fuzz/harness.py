@@ -49,7 +49,7 @@ class Case:
     expect: "refused", "done", "same" (done, and the picture is `reference`'s; or refused) or "any".
     words: what an error must match. check: called with the folder after a success; raises AssertionError.
     surroundings: called in a child process, which then runs the command; fresh: changes of the environment, for a
-    process started from nothing. A failure may leave results named `kept-...`.
+    process started from nothing. Results named `kept-...` may be left by a failure, and changed.
     """
 
     name: str
@@ -200,7 +200,7 @@ class World:
             yield "code from a file was run"
         if any(name.endswith(".part") for name in after):
             yield "a partial file was left"
-        if changed := [name for name in before if after.get(name) != before[name]]:
+        if changed := [name for name in before if after.get(name) != before[name] and not name.startswith("kept-")]:
             yield f"changed or gone: {changed}"
         if code:
             if new := {name for name in after.keys() - before.keys() if not name.startswith("kept-")}:
