@@ -110,7 +110,7 @@ def one_at_a_time(makes: Sequence[Callable[[], nn.Module]]) -> list[Any]:
 
 
 def decode_by_rows(vae: VAE, z: Tensor, rows: int = 64) -> Tensor:
-    """`vae.decode` (b, 4, h, w) -> (b, 3, 8h, 8w) in a third less memory, image by image; equal up to rounding.
+    """`vae.decode` (b, 4, h, w) -> (b, 3, 8h, 8w) in less memory, image by image; equal up to rounding.
 
     Above the first block every norm, SiLU and convolution is made for `rows` rows of the picture at a time, with the
     norm's statistics taken over the whole picture first: unlike tiles, strips neither blend nor shift any colour.

@@ -33,10 +33,12 @@ def pair_of(number, entry):
     """A Pair on shipped pictures."""
     folder = MINI / "scenes" / entry["folder"]
     mask = np.asarray(Image.open(folder / "mask.png").convert("L")) > 127
+    cells, none = mask.reshape(16, 8, 16, 8).any(axis=(1, 3)), np.zeros((16, 16), bool)
     return SimpleNamespace(
         number=number, kind=entry["kind"], source=np.asarray(Image.open(folder / "source.png").convert("RGB")),
         true_edit=np.asarray(Image.open(folder / "target.png").convert("RGB")), mask=mask,
-        cells=mask.reshape(16, 8, 16, 8).any(axis=(1, 3)), before=SimpleNamespace(caption=lambda: entry["source"]),
+        cells=cells, half=cells, parts={"old": cells, "new": none, "rim": none}, far=~mask,
+        before=SimpleNamespace(caption=lambda: entry["source"]),
         after=SimpleNamespace(caption=lambda: entry["target"], things=(ZEBRA,), place="the snow"),
     )  # fmt: skip
 
@@ -94,7 +96,10 @@ def test_a_group_edits_as_the_library_does_one_by_one(group, setting, options):
         assert row["drift"] == pytest.approx(float((done.latent - done.x0).square().mean().sqrt()), abs=1e-4)
         assert row["success"] == (np.asarray(done.image).mean() < 100) and row["number"] == one.number
         if name in ("both", "mask", "user mask"):
-            assert row["coverage"] == pytest.approx(done.coverage) and 0 < row["iou"] <= 1
+            assert row["coverage"] == pytest.approx(done.coverage) and 0 < row["iou"] == row["iou_half"] <= 1
+        if name == "both":
+            assert row["found_old"] == pytest.approx(done.found.mask[0, 0].numpy()[one.cells].mean())
+            assert row["found_new"] is None and row["far_psnr"] == pytest.approx(row["background_psnr"])
 
 
 def decibels(a, b):
@@ -343,3 +348,26 @@ def test_scenes_of_a_pair_differ_in_one_thing():
     before = Scene("the snow", 1, (Thing("a horse", 0.5, 0.5, 0.5),))
     one = B.Pair(0, "swap", before, before.swap("a zebra"))
     assert one.before.place == one.after.place and one.after.things[0].name == "a zebra"
+
+
+def test_the_cells_of_an_edit_and_their_parts(monkeypatch):
+    """The old thing fills cells 4 to 7 and a quarter of the next; the new one lies three cells to the right."""
+    shapes = {"a horse": (slice(32, 66), slice(32, 66)), "a zebra": (slice(32, 66), slice(56, 90))}
+
+    def drawn(before, after):
+        mask = np.zeros((128, 128), np.float32)
+        for thing in {*before.things} ^ {*after.things}:
+            mask[shapes[thing.name]] = 1
+        return mask
+
+    monkeypatch.setattr(B, "true_mask", drawn)
+    before = Scene("the snow", 1, (Thing("a horse", 0.5, 0.5, 0.5),))
+    one = B.Pair(0, "swap", before, before.swap("a zebra"))
+    cells, half, old, new, near = (np.zeros((16, 16), bool) for _ in range(5))
+    cells[4:9, 4:12] = half[4:8, 4:11] = old[4:8, 4:8] = new[4:8, 8:11] = near[3:10, 3:13] = True
+    assert np.array_equal(one.cells, cells) and np.array_equal(one.half, half)
+    assert np.array_equal(one.parts["old"], old) and np.array_equal(one.parts["new"], new)
+    assert np.array_equal(one.parts["rim"], cells & ~half)
+    assert np.array_equal(one.far, ~near.repeat(8, axis=0).repeat(8, axis=1))
+    gone = B.Pair(0, "remove", before, before.remove())
+    assert np.array_equal(gone.parts["old"], old) and not gone.parts["new"].any()
