@@ -118,17 +118,20 @@ def read_row(number: int, given: dict[str, Any], defaults: dict[str, Any]) -> Ro
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    for number, line in lines_of(path):
-        if line.isspace():
-            continue
+    lines = lines_of(path)
+    for number in itertools.count(1):
         try:
-            row = json.loads(line, object_pairs_hook=unique)
+            if not (line := next(lines, "")):
+                return
+            row = {} if line.isspace() else json.loads(line, object_pairs_hook=unique)
             if not isinstance(row, dict):
                 raise ValueError("an object {...} is wanted")
-            check_columns(row)
-        except (ValueError, RecursionError) as error:
+            if not line.isspace():
+                check_columns(row)
+        except (ValueError, RecursionError) as error:  # the first also for what is no UTF-8
             raise ValueError(f"{path}, line {number}: {error}") from error
-        yield {name.replace("-", "_"): value for name, value in row.items()}
+        if row:
+            yield {name.replace("-", "_"): value for name, value in row.items()}
 
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -138,7 +141,7 @@ def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def read_csv(path: Path) -> Iterator[dict[str, Any]]:
-    reader = csv.reader((line for _, line in lines_of(path)), strict=True)
+    reader = csv.reader(lines_of(path), strict=True)
     try:
         header = [name.strip() for name in next(reader, [])]
         check_columns(header)
@@ -154,12 +157,12 @@ def read_csv(path: Path) -> Iterator[dict[str, Any]]:
 READERS: dict[str, Callable[[Path], Iterator[dict[str, Any]]]] = {".jsonl": read_jsonl, ".csv": read_csv}
 
 
-def lines_of(path: Path) -> Iterator[tuple[int, str]]:
+def lines_of(path: Path) -> Iterator[str]:
     with path.open(encoding="utf-8-sig", newline="") as file:
-        for number, line in enumerate(iter(lambda: file.readline(LONGEST_ROW + 1), ""), 1):
+        for line in iter(lambda: file.readline(LONGEST_ROW + 1), ""):
             if len(line) > LONGEST_ROW:
-                raise ValueError(f"line {number} is longer than {LONGEST_ROW:,} characters")
-            yield number, line
+                raise ValueError(f"it is longer than {LONGEST_ROW:,} characters")
+            yield line
 
 
 def check_columns(names: Iterable[str]) -> None:
@@ -375,10 +378,11 @@ class Editor:
             yield "made", record
 
     def prepared(self, task: Task) -> "tuple[StableDiffusion, str]":
-        """The model, and the key of the task: its content and the model's."""
+        """The model, and the key of the task: its content and the model's, and whether the settings are left out."""
         if self.sd is None:
             self.sd = self.load()
-        content = json.dumps([task.content, fingerprint(self.sd)], sort_keys=True)
+        unmarked = [] if self.marked else ["no metadata"]
+        content = json.dumps([task.content, fingerprint(self.sd), *unmarked], sort_keys=True)
         return self.sd, hashlib.sha256(content.encode()).hexdigest()
 
     def made_before(self, task: Task, key: str) -> dict[str, Any] | None:
@@ -391,6 +395,7 @@ class Editor:
 
     def edit(self, sd: "StableDiffusion", task: Task, reuse: Edit | None) -> Edit:
         picture = read_picture(task.picture)
+        picture_format(self.out / task.output, picture.size)  # before the work: not every format holds every size
         masks: dict[str, Any] = {name: read_picture(path) for name, path in task.files.items()}
         mask = masks.pop("mask", None)
         steering = Steering(**task.shaping, **masks) if task.shaping or masks else None

@@ -123,8 +123,8 @@ def bench(
     say("an edit, and a further one of the same picture")
     found["edit"] = whole_edit(sd, inputs, found["ceiling"], steps, maps)
     weights = sum(p.nbytes for net in (sd.unet, sd.vae, sd.clip) for p in net.parameters())
-    found["memory"] = {"weights_bytes": weights, "peak_bytes": peak(sd)}
-    found["memory"]["peak_over_weights"] = found["memory"]["peak_bytes"] / weights
+    most = peak(sd)
+    found["memory"] = {"weights_bytes": weights, "peak_bytes": most, "peak_over_weights": most and most / weights}
     return found
 
 
@@ -283,15 +283,19 @@ def reset_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def peak(sd: StableDiffusion) -> int:
-    """Most bytes since `reset_peak`: of the GPU's memory, or of the process where the model runs on the CPU."""
+def peak(sd: StableDiffusion) -> int | None:
+    """Most bytes since `reset_peak`: of the GPU's memory, or of the process where the model runs on the CPU. None where
+    the system does not tell (Windows).
+    """
     if sd.device.type == "cuda":
         return torch.cuda.max_memory_allocated(sd.device)
     with suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return 1024 * int(line.split()[1])
-    import resource  # not on Windows
-
+    try:
+        import resource
+    except ImportError:
+        return None
     unit = 1 if sys.platform == "darwin" else 1024
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -156,6 +156,10 @@ def read_csv(file: Path) -> list[dict[str, str]]:
             rows = list(reader)
     except (ValueError, csv.Error) as error:
         raise ValueError(f"{file} is no CSV text in UTF-8: {error}") from error
-    if not {"image", "target"} <= set(reader.fieldnames or ()):
-        raise ValueError(f"{file} must have the columns image and target, got {', '.join(reader.fieldnames or ())}")
+    names = reader.fieldnames or ()
+    if not {"image", "target"} <= set(names) or len({*names}) < len(names):
+        raise ValueError(f"{file} must have the columns image and target, each name once, got {', '.join(names)}")
+    for number, row in enumerate(rows, 1):
+        if None in row or None in row.values():
+            raise ValueError(f"{file}, row {number}: {len(names)} cells are wanted; quote text that holds a comma")
     return rows

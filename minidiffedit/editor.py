@@ -63,10 +63,16 @@ def check_settings(settings: dict[str, Any]) -> dict[str, Any]:
         found["mask_clip"], found["mask_threshold"] = check_threshold(settings["mask_clip"], settings["mask_threshold"])
     if settings.get("encode_text", "null") not in ("null", "source"):
         raise ValueError(f"encode_text must be 'null' or 'source', got {settings['encode_text']!r}")
-    if (settings.get("width") or 1) * (settings.get("height") or 1) > images.MOST_PIXELS:
-        raise ValueError(f"at most 1024 x 1024 pixels are made, got {settings['width']} x {settings['height']}")
+    check_area(settings.get("width") or 1, settings.get("height") or 1)
+    if not isinstance(settings.get("paste", True), bool):
+        raise ValueError(f"paste must be True or False, got {settings['paste']!r}")
     seed = secrets.randbelow(2**32) if settings["seed"] is None else settings["seed"]
     return found | {"seed": whole("seed", seed, 0, 2**63 - 1)}
+
+
+def check_area(width: int, height: int) -> None:
+    if width * height > images.MOST_PIXELS:
+        raise ValueError(f"at most 1024 x 1024 pixels are made, got {width} x {height}")
 
 
 RANGES = {
@@ -238,7 +244,7 @@ def edit(
     steering: what to do with the mask, computed or given (see steer.py); where the prompts do not differ, nothing.
     seed: None draws one (with reuse: takes its). reuse: an earlier Edit of the same picture by the same model; what
     still holds of it (latent, trajectory, all or half of the mask's predictions) is not computed again. record: a dict
-    that receives the levels as they are made: x_0, ..., x_K as "encode", y_K, ..., y_0 as "decode".
+    that receives the levels as they are made: x_0, ..., x_K as "encode", y_K, ..., y_0 as "decode"; and [M] as "mask".
 
     Model rows at the defaults: 20 (mask) + 40 (encode) + 80 (decode). With strength 0, or nothing to edit, the source
     comes back and a warning says so. Raises ValueError for arguments and files it cannot use, ArithmeticError for NaN.
@@ -277,7 +283,7 @@ def edit(
     trajectory, latent, result, feathered = Trajectory([x0], settings["steps"]), x0, picture.copy(), None
     encoded, decoded = list[Tensor](), list[Tensor]()
     if record is not None:
-        record |= {"encode": encoded, "decode": decoded}
+        record |= {"mask": [M], "encode": encoded, "decode": decoded}
     if K == 0 or not M.any():
         warnings.warn(f"nothing to edit: {nothing_to_edit(verdict, settings)}; the source comes back", stacklevel=3)
     else:
@@ -411,6 +417,7 @@ def generate(
     w, h = (sd.side if side is None else side for side in (settings["width"], settings["height"]))
     if w % sd.factor or h % sd.factor:
         raise ValueError(f"width and height must be multiples of {sd.factor}, got {w} x {h}")
+    check_area(w, h)
     run = Run(sd, track, "generate")
     text = run.texts(prompt, negative_prompt)
     x_T = noises((sd.channels, h // sd.factor, w // sd.factor), 1, settings["seed"]).to(sd.device)

@@ -188,7 +188,10 @@ def evaluate(
     """
     path, pictures = output / "edits.jsonl", output / "pictures"
     pictures.mkdir(parents=True, exist_ok=True) if save_pictures else output.mkdir(parents=True, exist_ok=True)
-    finished = {row["key"]: row for row in read_rows(path) if "error" not in row}
+    written = read_rows(path)
+    if any("key" not in row for row in written):
+        raise ValueError(f"{path} holds lines that are no evaluation's; name another folder")
+    finished = {row["key"]: row for row in written if "error" not in row}
     plans = []
     for item in items:
         content = digest(item)
@@ -209,7 +212,7 @@ def evaluate(
             row["error"] = " ".join(f"{type(error).__name__}: {error}".split())[:500]
         rows[key] = row
         append_row(path, row)
-    return [rows[key] for *_, key in plans]
+    return [rows[key] | {"item": item.name, "kind": item.kind} for item, *_, key in plans]  # the set's own of today
 
 
 def load_networks(metrics: Sequence[str], device: str) -> dict[str, Any]:
@@ -229,8 +232,8 @@ def digest(item: Item) -> str:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The lines of a file, none if there is no file. A last line that a kill tore is cut off, on disk too; ValueError
-    for any other line that is no JSON object.
+    """The lines of a file, none if there is no file. A last line that a kill tore, and so has no end, is cut off, on
+    disk too; ValueError for any other line that is no JSON object.
     """
     whole = path.read_bytes() if path.exists() else b""
     rows, good = [], 0
@@ -238,9 +241,9 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         try:
             row = json.loads(line)
             if not isinstance(row, dict) or not line.endswith(b"\n"):
-                raise ValueError("no JSON object on a line of its own")
+                raise ValueError("no JSON object")
         except ValueError as error:
-            if good + len(line) < len(whole):
+            if line.endswith(b"\n"):
                 raise ValueError(f"{path}, line {number}: {error}; remove the line or name another folder") from error
             os.truncate(path, good)
             break
@@ -303,8 +306,13 @@ def name_of(run: dict[str, Any], runs: Sequence[dict[str, Any]]) -> str:
 
 
 def realism(rows: Sequence[dict[str, Any]], items: Sequence[Item], output: Path, network: Any) -> dict[str, Any]:
-    """FID and KID of saved edits against the set's own pictures: {"fid": ..., "kid": ..., "n": edits}."""
-    made = (images.read_picture(output / "pictures" / f"{row['key']}.png") for row in rows if "error" not in row)
+    """FID and KID of saved edits against the set's own pictures: {"fid": ..., "kid": ..., "n": edits}; None for either
+    where there are fewer than two edits or items.
+    """
+    done = [row for row in rows if "error" not in row]
+    if min(len(done), len(items)) < 2:
+        return {"fid": None, "kid": None, "n": len(done)}
+    made = (images.read_picture(output / "pictures" / f"{row['key']}.png") for row in done)
     real = (images.read_picture(item.picture) for item in items)
     x, y = perceptual.features(made, network), perceptual.features(real, network)
     return {"fid": perceptual.fid(x, y), "kid": perceptual.kid(x, y), "n": len(x)}

@@ -236,7 +236,7 @@ class CompiledUNet:
         start = time.perf_counter()
         try:
             predictions = self.replay(x, t, text, attend)
-        except torch.OutOfMemoryError:
+        except torch.cuda.OutOfMemoryError:
             raise
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[0]

@@ -37,7 +37,6 @@ from .sheet import (
     total,
     value,
 )
-from .watch import predicted_x0
 
 if TYPE_CHECKING:
     from .sd import StableDiffusion
@@ -235,8 +234,11 @@ def latents(
     x, a = done.trajectory, levels(settings["steps"]).a
     y = dict(zip(range(max(x), -1, -1), done.decoded))
     points = [j for j in points if j in x] or [0]
-    clean_x = {j: predicted_x0(x[j - 1], x[j], a[j - 1], a[j]) if j else x[0] for j in points}
-    clean_y = {j: predicted_x0(y[j], y[j - 1], a[j], a[j - 1]) if j else y[0] for j in points if j in y}
+    clean_x = {j: preview.predicted_x0(x[j - 1], x[j], a[j - 1], a[j]) if j else x[0] for j in points}
+    clean_y = {
+        j: preview.decoded_x0(y[j], y[j - 1], x[j - 1], x[0], done.latent_mask, a[j], a[j - 1]) if j else y[0]
+        for j in points if j in y
+    }  # fmt: skip
     far = {j: (y[j] - x[j]).abs().mean(dim=1, keepdim=True) for j in points if j in y}
     most = max((float(one.max()) for one in far.values()), default=0.0) or 1.0
     known = preview.fit(done.x0, picture)

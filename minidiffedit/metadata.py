@@ -55,7 +55,7 @@ def model_hash(path: Path) -> str:
 
 
 def identity(sd: "StableDiffusion") -> dict[str, Any]:
-    """What of the model decides the result: its name, the hash of the UNet's file, the dtype."""
+    """The model as a picture's settings name it: its name, the hash of the UNet's file, the dtype."""
     assert sd.checkpoint is not None
     name = Path(sd.name).resolve().name if Path(sd.name).exists() else sd.name  # no path
     return {

@@ -3,6 +3,7 @@
 No constants: any checkpoint, any picture. What it cannot show is all that lies below a latent cell.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +12,27 @@ from PIL import Image
 from torch import Tensor
 
 ROUNDING = 1e-12  # a variance below which a picture is one colour
+SOFTEST = 1e-3  # of a soft mask, below which the step under it is not solved for: it would show rounding
+
+
+def predicted_x0(x: Tensor, x_next: Tensor, a: float, a_next: float) -> Tensor:
+    """The clean latent on which a DDIM step from x at alpha_bar a to x_next at a_next was based; any shape.
+
+    Both lie on sqrt(a) x0 + sqrt(1 - a) eps with the step's own x0 and eps (2010.02502, eq. 12): two equations, two
+    unknowns. Raises ValueError for one and the same level.
+    """
+    if a == a_next:
+        raise ValueError("a step between equal noise levels says nothing of x0")
+    s, s_next = math.sqrt(1 - a), math.sqrt(1 - a_next)
+    return (s * x_next - s_next * x) / (s * math.sqrt(a_next) - s_next * math.sqrt(a))
+
+
+def decoded_x0(y: Tensor, y_next: Tensor, x_next: Tensor, x0: Tensor, M: Tensor, a: float, a_next: float) -> Tensor:
+    """The same of a step of the masked decoding, which was blended: y_next = M step + (1 - M) x_next. x_next and x0
+    are of the encoding; outside the mask M (1, 1, h, w) the answer is x0, under a soft one the blend.
+    """
+    step = (y_next - (1 - M) * x_next) / M.clamp(min=SOFTEST)
+    return torch.where(M >= SOFTEST, M * predicted_x0(y, step, a, a_next) + (1 - M) * x0, x0)
 
 
 class LatentRGB(NamedTuple):

@@ -42,7 +42,6 @@ MOST_CELLS = 51 * 64 * 64  # latent cells pictured per trajectory: every level o
 DECODED = 9  # levels shown through the autoencoder, where that is asked for
 # One transparent pixel, until the script copies a picture there.
 BLANK = "data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="
-SOFTEST = 1e-3  # of a soft mask, below which the prediction under it is not solved for
 NONE = "\u2013"
 PLAIN = {*ARGUMENTS} - {"target", "paste", "mask_clip", "mask_threshold"}  # settings that one option of `edit` sets
 TINT = (255, 88, 20)  # what lies over the picture where the mask is
@@ -144,7 +143,7 @@ def costs(edit: Edit) -> str:
 
 def model_facts(sd: "StableDiffusion") -> dict[str, Any]:
     """Name (no path), the hash of each network's file, dtype, device."""
-    name = typed(Path(sd.name).resolve()) if Path(sd.name).exists() else sd.name
+    name = typed(Path(sd.name).resolve()) if sd.name and Path(sd.name).exists() else sd.name
     try:
         files = fingerprint(sd)
     except ValueError:  # built in memory
@@ -280,26 +279,16 @@ def walk(edit: Edit) -> list[Level]:
     y = [latent.cpu().double() for latent in reversed(edit.decoded)]
     made = []
     for j in range(len(x)):
-        x_clean = clean(x[j - 1], x[j], a[j - 1], a[j]) if j else x[0]
+        x_clean = preview.predicted_x0(x[j - 1], x[j], a[j - 1], a[j]) if j else x[0]
         if not y:
             made.append(Level(j, x[j], x_clean))
             continue
-        y_clean = y[0]
-        if j:  # where the mask is soft the step was blended with x_{j-1}; nearly 0 would only show rounding
-            before_blend = (y[j - 1] - (1 - M) * x[j - 1]) / M.clamp(min=SOFTEST)
-            moved = clean(before_blend, y[j], a[j - 1], a[j])
-            y_clean = torch.where(M >= SOFTEST, M * moved + (1 - M) * x[0], x[0])
+        y_clean = preview.decoded_x0(y[j], y[j - 1], x[j - 1], x[0], M, a[j], a[j - 1]) if j else y[0]
         apart = (y[j] - x[j]).abs()
         within, without = apart[(M > 0).expand_as(apart)], apart[(M == 0).expand_as(apart)]
         measured = (rms(within), within.max().item(), without.max().item() if len(without) else 0.0)
         made.append(Level(j, x[j], x_clean, y[j], y_clean, apart.mean(dim=1, keepdim=True), *measured))
     return made
-
-
-def clean(lower: Tensor, upper: Tensor, a_lower: float, a_upper: float) -> Tensor:
-    """The x_0 of which, with one noise e, lower = sqrt(a) x_0 + sqrt(1 - a) e at a_lower, and upper at a_upper."""
-    n_lower, n_upper = math.sqrt(1 - a_lower), math.sqrt(1 - a_upper)
-    return (n_upper * lower - n_lower * upper) / (math.sqrt(a_lower) * n_upper - math.sqrt(a_upper) * n_lower)
 
 
 def pictured(count: int, most: int) -> list[int]:

@@ -140,7 +140,7 @@ def lay_out(
     height: int,
 ) -> Image.Image:  # fmt: skip
     """Source and, where all edits share them, heat map and mask; masks that one axis changes stand along that axis."""
-    first = grid[0][0]
+    first = max((one for row in grid for one in row), key=lambda one: (one.found is not None, one.coverage))
     head, panels = [Panel(first.source, "source")], [[result(one) for one in row] for row in grid]
     left, top = ([(spoken(name), value(v)) for v in values] for name, values in (rows, columns))
     by_row, by_column = rows[0] in OF_THE_MASK, columns[0] in OF_THE_MASK

@@ -43,7 +43,8 @@ FLOATS = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 def save_state(edit: Edit, path: str | Path) -> None:
     """Write everything the edit computed to `path` (.safetensors), whole or not at all.
 
-    Raises ValueError for another ending, or a model that was built in memory: it has no files to be told by.
+    Raises ValueError for another ending, for what `edit` did not make (an `arm` of the ablation), and for a model that
+    was built in memory: it has no files to be told by.
     """
     check_name(Path(path))
     tensors = {
@@ -67,6 +68,10 @@ def save_state(edit: Edit, path: str | Path) -> None:
         "model": fingerprint(edit.sd), "model_name": model_name(edit.sd),
         "steering": steering and {name: getattr(steering, name) for name in SHAPING},
     }  # fmt: skip
+    try:
+        check_record(json.loads(json.dumps(record)))
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"only what `edit` or `resume` made can be saved: {error}") from error
     alone = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     record["sha256"] = checksum(record, alone)
     images.write_whole(Path(path), save(alone, {"minidiffedit": json.dumps(record, sort_keys=True)}))

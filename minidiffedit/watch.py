@@ -4,7 +4,6 @@ Nothing in the loops knows of it: they append each level to a list (`edit(..., r
 step of the progress (`track=`).
 """
 
-import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,18 +17,6 @@ from .diffedit import Track, untracked
 
 if TYPE_CHECKING:
     from .sd import StableDiffusion
-
-
-def predicted_x0(x: Tensor, x_next: Tensor, a: float, a_next: float) -> Tensor:
-    """The clean latent on which a DDIM step from x at alpha_bar a to x_next at a_next was based; any shape.
-
-    Both lie on sqrt(a) x0 + sqrt(1 - a) eps with the step's own x0 and eps (2010.02502, eq. 12): two equations, two
-    unknowns. Raises ValueError for one and the same level.
-    """
-    if a == a_next:
-        raise ValueError("a step between equal noise levels says nothing of x0")
-    s, s_next = math.sqrt(1 - a), math.sqrt(1 - a_next)
-    return (s * x_next - s_next * x) / (s * math.sqrt(a_next) - s_next * math.sqrt(a))
 
 
 class Watch:
@@ -74,10 +61,15 @@ class Watch:
 
     def look(self, stage: str) -> None:
         """Write what the stage's last two levels point to."""
-        latents, up = self.record[stage], stage == "encode"
-        at = len(latents) - 1 if up else len(self.record["encode"]) - len(latents)
-        before = at - 1 if up else at + 1
-        clean = latents[-1] if at == 0 else predicted_x0(latents[-2], latents[-1], self.a[before], self.a[at])
+        latents, x, a = self.record[stage], self.record["encode"], self.a
+        at = len(latents) - 1 if stage == "encode" else len(x) - len(latents)
+        if stage == "encode":
+            clean = preview.predicted_x0(latents[-2], latents[-1], a[at - 1], a[at])
+        elif at == 0:
+            clean = latents[-1]
+        else:
+            (M,) = self.record["mask"]
+            clean = preview.decoded_x0(latents[-2], latents[-1], x[at], x[0], M, a[at + 1], a[at])
         self.folder.mkdir(exist_ok=True)
         self.files.append(self.folder / f"{len(self.files) + 1:02d}-{stage}-level-{at}.png")
         images.write_picture(self.shown(clean), self.files[-1])

@@ -568,3 +568,46 @@ def test_a_manifest_s_path_stays_in_its_folder(parts):
     except ValueError:
         return
     assert root in found.parents or found == root
+
+
+def test_a_picture_too_large_for_its_format_fails_its_row_alone(here, folder, capsys):
+    Image.new("RGB", (16400, 2056)).save("wide.png")
+    jsonl(
+        "m.jsonl",
+        [{"image": "wide.png", "target": "a zebra", "output": "w.webp"}, {"image": "a.png", "target": "a cow"}],
+    )
+    said = ran(capsys, folder, code=1)
+    assert (said["made"], said["failed"]) == (1, 1) and "at most 16383 pixels" in said["errors"][0]["error"]
+
+
+def test_the_manifest_is_not_overwritten_by_the_table(here, capsys):
+    jsonl("m.jsonl", [{"image": "a.png", "target": "a cow"}])
+    (here / "pictures").mkdir()
+    for path in here.glob("*.png"):
+        path.rename(here / "pictures" / path.name)
+    (here / "m.jsonl").rename(here / "results.jsonl")
+    before = (here / "results.jsonl").read_bytes()
+    said = failed(capsys, "--root", "pictures", manifest="results.jsonl", out=".")
+    assert "is the manifest" in said and (here / "results.jsonl").read_bytes() == before
+
+
+def test_settings_are_left_out_when_asked_for_later(here, folder, capsys):
+    jsonl("m.jsonl", [{"image": "a.png", "target": "a cow"}])
+    assert ran(capsys, folder)["made"] == 1
+    assert ran(capsys, folder, "--no-metadata")["made"] == 1
+    (made,) = (here / "out").glob("*.png")
+    assert not Image.open(made).info
+    assert ran(capsys, folder, "--no-metadata")["already there"] == 1
+
+
+def test_a_clip_of_0_is_no_clip_of_none(here, folder, capsys):
+    jsonl("m.jsonl", [{"image": "a.png", "target": "a cow"}])
+    assert "mask_clip" in ran(capsys, folder, "--mask-clip", "0", code=1)["errors"][0]["error"]
+
+
+def test_where_a_manifest_cannot_be_read_is_told(tmp_path):
+    line = b'{"image": "a.png", "target": "a cow"}\n'
+    for bad in (line.replace(b"cow", b"c\xf6w"), b'{"image": "' + b"a" * (1 << 20) + b'"}\n'):
+        (tmp_path / "m.jsonl").write_bytes(line + bad)
+        with pytest.raises(ValueError, match=r"m\.jsonl, line [12]: "):
+            read_manifest(tmp_path / "m.jsonl", {})

@@ -245,7 +245,7 @@ def test_nan_is_an_error_not_a_picture(sd, picture, monkeypatch):
         edit(sd, picture, **QUICK)
 
 
-def test_generate(sd):
+def test_generate(sd, monkeypatch):
     one = generate(sd, "a horse", steps=4, seed=0)
     assert one.image.size == (64, 64) and one.evaluations == {"generate": 8}
     assert torch.equal(one.latent, generate(sd, "a horse", steps=4, seed=0).latent)
@@ -254,6 +254,9 @@ def test_generate(sd):
     for options in ({"width": 63}, {"width": 60}, {"width": 0}, {"height": 32768}, {"seed": -1}, {"steps": 0}):
         with pytest.raises(ValueError):
             generate(sd, "a horse", **options)
+    monkeypatch.setattr(editor.images, "MOST_PIXELS", 64 * 64)
+    with pytest.raises(ValueError, match="got 72 x 64"):  # the side that was not given counts, too
+        generate(sd, "a horse", width=72)
 
 
 def test_half_types_run_through(picture):

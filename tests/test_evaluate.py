@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -143,6 +144,8 @@ def test_broken_pie_files_are_refused_by_their_place(tmp_path, content, complain
     ("image,source\na.png,b\n", "columns image and target"), ("image,target\n", "asks for no edit"),
     ("image,target\n,x\n", "edit 1: image and target must not be empty"),
     ("image,target\na.png,x\na.png,x\n", "two edits are named"), ('image,target\na,"x\n', "no CSV text"),
+    ("image,target\na.png,a zebra, on a beach\n", "row 1: 2 cells"), ("image,target\na.png\n", "row 1: 2 cells"),
+    ("image,target,target\na.png,x,y\n", "each name once"),
 ])  # fmt: skip
 def test_broken_csv_files_are_refused(tmp_path, text, complaint):
     (tmp_path / "set.csv").write_text(text)
@@ -274,6 +277,9 @@ def test_realism_compares_the_edits_that_were_kept_with_the_sets_pictures(sd, tm
     a, b = (np.subtract(*two) / 2**0.5 for two in (made, real))  # of two pictures the covariance has rank 1
     spread = a @ a + b @ b - 2 * abs(a @ b)
     assert found["n"] == 2 and found["fid"] == pytest.approx(apart + spread) and np.isfinite(found["kid"])
+    for few, of in ((rows[:1], items), (rows, items[:1]), (rows[2:], items)):  # the last failed
+        done = sum("error" not in row for row in few)
+        assert E.realism(few, of, tmp_path, colours) == {"fid": None, "kid": None, "n": done}
 
 
 def test_finished_edits_are_not_made_again(sd, small, tmp_path):
@@ -293,6 +299,12 @@ def test_finished_edits_are_not_made_again(sd, small, tmp_path):
     made = sd.evaluations
     again = E.evaluate(sd, small, [RUN], tmp_path / "out")
     assert sd.evaluations == made + 10 and again[0]["key"] != first[0]["key"] and again[1] == first[1]
+    renamed = [replace(item, name=f"new {i}", kind="other") for i, item in enumerate(small)]
+    made, named = sd.evaluations, E.evaluate(sd, renamed, [RUN], tmp_path / "out")
+    assert sd.evaluations == made and [(row["item"], row["kind"]) for row in named] == [
+        ("new 0", "other"),
+        ("new 1", "other"),
+    ]
 
 
 def test_a_torn_last_line_is_mended_and_no_other(sd, small, tmp_path):
@@ -308,6 +320,11 @@ def test_a_torn_last_line_is_mended_and_no_other(sd, small, tmp_path):
     with pytest.raises(ValueError, match=r"edits.jsonl, line 1"):
         E.evaluate(sd, small, [RUN], tmp_path)
     assert file.read_bytes() == b"torn\n" + whole
+    for foreign in (b"my notes\n", b'{"a": 1}\n'):
+        file.write_bytes(foreign)
+        with pytest.raises(ValueError, match=r"edits.jsonl"):
+            E.evaluate(sd, small, [RUN], tmp_path)
+        assert file.read_bytes() == foreign
 
 
 def test_one_failure_is_written_down_and_tried_again(sd, small, tmp_path):

@@ -13,7 +13,7 @@ from stubs import no_address
 
 from minidiffedit import Steering, cli, contact_sheet, edit
 from minidiffedit.page import GAP, Page, Panel, plain, wrapped
-from minidiffedit.sheet import planned, sheet_rows
+from minidiffedit.sheet import coverage, planned, sheet_rows
 
 QUICK = {"steps": 10, "maps": 2, "target": "a zebra", "source": "a horse"}
 FAST = ["--target", "a zebra", "--source", "a horse", "--steps", "10", "--maps", "2"]
@@ -101,6 +101,20 @@ def edges(page):
     """Whether the outermost pixels are all white: nothing is cut."""
     pixels = np.asarray(page.convert("L"))
     return all((line == 255).all() for line in (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]))
+
+
+@pytest.mark.filterwarnings("ignore:nothing to edit")
+def test_the_mask_that_all_share_is_shown_where_the_first_edit_has_none(sd, picture, monkeypatch):
+    """At strength 0 none was sought: its empty one must not stand for those of the others."""
+    heads = []
+    monkeypatch.setattr(Page, "draw", lambda page: heads.append(page.head) or Image.new("RGB", (1, 1)))
+    made = contact_sheet(
+        sd, picture, rows=("strength", (0.0, 0.8)), columns=("guidance_scale", (3.0, 5.0)), seed=0, **QUICK
+    )
+    one = made.edits[1][0]
+    (head,) = heads
+    assert one.coverage > 0 and [panel.caption for panel in head][1:] == ["where the texts differ", coverage(one)]
+    assert head[2].picture.tobytes() == one.mask.tobytes()
 
 
 @pytest.mark.parametrize("size", [(128, 128), (600, 400), (64, 512), (16, 16)], ids=str)

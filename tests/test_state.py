@@ -330,3 +330,15 @@ def test_a_model_built_in_memory_has_no_states(sd, picture, saved, tmp_path):
         load_state(saved[1], sd)
     with pytest.raises(ValueError, match="must end in"):
         save_state(saved[0], tmp_path / "a.bin")
+
+
+def test_what_could_not_be_read_again_is_not_written(model, here, picture):
+    from minidiffedit.arms import arm
+
+    options = {"target": "a zebra", "source": "a horse", "steps": 5, "maps": 2, "seed": 0}
+    for name in ("encode", "mask", "reconstruction"):
+        with pytest.raises(ValueError, match="only what `edit` or `resume` made"):
+            save_state(arm(model, picture, name, **options), "arm.safetensors")
+    with pytest.raises(ValueError, match="paste must be True or False"):
+        edit(model, picture, paste=1, **options)
+    assert not Path("arm.safetensors").exists()

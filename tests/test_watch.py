@@ -17,7 +17,7 @@ from minidiffedit import Watch, edit, encode, images, levels, masked_decode, pre
 from minidiffedit.arms import check_redraw, redrawn_rows
 from minidiffedit.commands.common import progress
 from minidiffedit.editor import check_settings
-from minidiffedit.watch import predicted_x0
+from minidiffedit.preview import decoded_x0, predicted_x0
 
 QUICK = {"steps": 10, "maps": 2, "target": "a zebra", "source": "a horse", "seed": 0}
 FAST = ["--target", "a zebra", "--source", "a horse", "--steps", "10", "--maps", "2", "--seed", "0"]
@@ -65,6 +65,19 @@ def test_it_holds_in_float32_between_the_closest_levels():
         predicted_x0(x0, x0, 0.5, 0.5)
 
 
+def test_under_a_soft_mask_it_is_the_blend_of_both():
+    """The step's own answer is hidden behind the blend, which is undone; outside the mask, the source."""
+    M = torch.tensor([0.0, 1e-4, 0.1, 0.5, 1.0], dtype=torch.float64).expand(1, 1, 3, 5)
+    up, decoded, t = encode(gaussian, latent(1, 4, 3, 5), 0.3, steps=20, strength=1.0), [], levels(20).t
+    masked_decode(gaussian, up, M, -0.4, 0.3, guidance_scale=2.0, record=decoded)
+    for i, j in enumerate(range(20, 0, -1)):
+        null, text = gaussian(decoded[i], t[j], [0.3, -0.4])
+        asked = (decoded[i] - (1 - ALPHA_BAR[t[j]]) ** 0.5 * (2 * text - null)) / ALPHA_BAR[t[j]] ** 0.5
+        got = decoded_x0(decoded[i], decoded[i + 1], up[j - 1], up[0], M, ALPHA_BAR[t[j]], ALPHA_BAR[t[j - 1]])
+        expected = torch.where(M < 1e-3, up[0], M * asked + (1 - M) * up[0])
+        assert torch.allclose(got, expected, rtol=0, atol=1e-4), j
+
+
 # ---------------------------------------------------------------- what the loops leave behind
 
 
@@ -107,7 +120,9 @@ def test_every_k_levels_and_the_last_of_each_stage(sd, picture, tmp_path, decode
     assert sorted(p.name for p in (tmp_path / "p").iterdir()) == NAMES == [p.name for p in watch.files]
     known, x, y, a = preview.fit(done.x0, picture), done.trajectory, done.decoded, levels(10).a
     expected = [predicted_x0(x[j - 1], x[j], a[j - 1], a[j]) for j in (3, 6, 7)]
-    expected += [predicted_x0(y[8 - j - 1], y[8 - j], a[j + 1], a[j]) for j in (5, 2)] + [y[8]]
+    inside = done.latent_mask > 0
+    expected += [torch.where(inside, predicted_x0(y[8 - j - 1], y[8 - j], a[j + 1], a[j]), x[0]) for j in (5, 2)]
+    expected.append(y[8])
     for file, clean in zip(watch.files, expected):
         with Image.open(file) as shown:
             assert shown.size == done.settings["working_size"] and shown.mode == "RGB"

@@ -380,7 +380,8 @@ def summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """{kind of edit, or "all": {"n": edits, setting: {number in its rows: its mean}}}"""
     summary: dict[str, Any] = {}
     for kind in (*dict.fromkeys(KINDS), "all"):
-        group = [row for row in rows if kind in (row["kind"], "all")]
+        if not (group := [row for row in rows if kind in (row["kind"], "all")]):
+            continue
         summary[kind] = {"n": len({row["number"] for row in group})}
         for name in dict.fromkeys(row["setting"] for row in group):
             some = [row for row in group if row["setting"] == name]

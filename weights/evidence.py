@@ -1,6 +1,6 @@
 """`make evidence`: what the paper (2210.11427) and this project claim of DiffEdit, measured on the miniature.
 
-    python -m weights.evidence -o .evidence            # --quick: 16 scenes a claim instead of 72 to 104
+    python -m weights.evidence -o .evidence            # --quick: 16 scenes a claim instead of 40 to 104
 
 Scenes are drawn anew from evaluation seeds, one object is swapped for another in each, and every claim compares
 settings on the same scenes (`bench.py` edits and measures; rows are kept, a second run goes on). Written:

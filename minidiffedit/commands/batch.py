@@ -10,7 +10,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .common import add_command, add_mask_options, add_model, add_sampling, add_steering, load_model, shown, versions
+from .common import (
+    add_command,
+    add_mask_options,
+    add_model,
+    add_sampling,
+    add_steering,
+    load_model,
+    same_file,
+    shown,
+    versions,
+)
 
 
 def add(commands: Any) -> None:
@@ -60,15 +70,21 @@ def run_batch(args: argparse.Namespace) -> dict[str, Any]:
     if args.ray is not None and args.ray < 1:
         raise ValueError(f"--ray must be 1 or more workers, got {args.ray}")
     index, count = part_of(args)
+    table = args.output / table_name(index, count)
+    if same_file(args.manifest, table):
+        raise ValueError(f"{table} is the manifest, where the table of results goes; name another folder or file")
+    for name in ("mask", "union", "subtract", "cache_dir"):  # workers may stand elsewhere
+        if value := getattr(args, name):
+            setattr(args, name, Path(os.path.abspath(value)))
     defaults = {name: value for name in COLUMNS if (value := getattr(args, name, None)) is not None}
-    defaults["mask_clip"] = args.mask_clip or "none"
+    defaults["mask_clip"] = "none" if args.mask_clip is None else args.mask_clip
     del defaults["output"]  # the folder
     rows = read_manifest(args.manifest, defaults)
     root = args.root or (args.manifest if args.manifest.is_dir() else args.manifest.parent)
     check_folders(rows, root, args.output)
     groups = grouped(rows, root)[index - 1 :: count]
     if args.model and os.path.exists(args.model):
-        args.model = os.path.abspath(args.model)  # workers may stand elsewhere
+        args.model = os.path.abspath(args.model)
     editor = Editor(partial(load_model, args), root, args.output, not args.no_metadata)
     if args.ray:
         from ..ray_batch import ray_results
@@ -78,7 +94,7 @@ def run_batch(args: argparse.Namespace) -> dict[str, Any]:
         results = (result for group in groups for result in editor(group))
     shown = bar(results, sum(map(len, groups)), args)
     with contextlib.redirect_stdout(sys.stderr):  # Ray says there what became of its workers
-        summary = collect(shown, args.output / table_name(index, count))
+        summary = collect(shown, table)
     code = 1 if summary["failed"] else 0
     if code and "TORCHELASTIC_RUN_ID" in os.environ and count > 1:
         warnings.warn("rows failed, but the exit code is 0: torchrun would end the other parts for a 1", stacklevel=2)

@@ -89,8 +89,9 @@ def say_bench(found: dict[str, Any]) -> str:
         "", f"an edit, {edit['steps']} steps, {edit['maps']} maps: {rows} rows, {edit['seconds_in_all']:.2f} s "
         f"({each}), {edit['tflop_per_s']:.3f} TFLOP/s, {edit['of_ceiling']:.0%} of the best",
         f"a further edit of the picture: {further} rows, {edit['further']['over_first']:.2f} of that time",
-        f"loaded in {found['load_seconds']:.1f} s; peak memory {memory['peak_bytes'] / 2**30:.2f} GiB, "
-        f"{memory['peak_over_weights']:.2f} x the weights",
+        f"loaded in {found['load_seconds']:.1f} s; peak memory "
+        + (f"{memory['peak_bytes'] / 2**30:.2f} GiB, {memory['peak_over_weights']:.2f} x the weights"
+           if memory["peak_bytes"] else "unknown: this system does not tell it"),
     ]  # fmt: skip
     return "\n".join(lines)
 

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -154,7 +155,7 @@ def run_edits(args: argparse.Namespace) -> dict[str, Any]:
 
     unset = {"source": "", "encode_text": "null", "largest": False, "invert": False}
     unset |= dict.fromkeys(("mask", "save_heat", "save_state", "dilate", "feather", "union", "subtract", "preview"))
-    unset["report"] = None
+    unset |= {"report": None, "decode_previews": False}
     for name, value in unset.items():
         if getattr(args, name) != value:
             raise ValueError(f"--{name.replace('_', '-')} goes with --target, not with --edit")
@@ -235,6 +236,8 @@ def check_preview(args: argparse.Namespace) -> None:
     from ..ddim import whole
     from ..watch import check_folder
 
+    if args.decode_previews and not args.report:
+        raise ValueError("--decode-previews goes with --report")
     whole("preview_every", args.preview_every, 1, 999)
     if args.preview:
         check_folder(args.preview)
@@ -268,7 +271,9 @@ def write_edit(args: argparse.Namespace, done: Any, output: Path) -> dict[str, A
     if args.save_mask:
         write_picture(done.mask, args.save_mask)
         result["mask"] = str(args.save_mask)
-    if args.save_heat and done.heat is not None:
+    if args.save_heat and done.heat is None:
+        warnings.warn(f"{args.save_heat} is not written: no mask was sought", stacklevel=2)
+    elif args.save_heat:
         write_picture(grey_picture(done.heat, done.source.size), args.save_heat)
         result["heat"] = str(args.save_heat)
     if args.save_state:

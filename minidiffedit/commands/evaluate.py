@@ -58,6 +58,7 @@ def add(commands: Any) -> None:
 def run_eval(args: argparse.Namespace) -> dict[str, Any]:
     from ..datasets import open_dataset
     from ..evaluate import check_runs, evaluate, grid, load_networks, plot, pyplot, realism, summarise, write_json
+    from ..state import fingerprint
 
     if "fid" in args.metrics and not args.save_pictures:
         raise ValueError("fid compares saved pictures: add --save-pictures")
@@ -72,22 +73,23 @@ def run_eval(args: argparse.Namespace) -> dict[str, Any]:
     if args.plots:
         pyplot()
     sd = load(args)
-    networks = load_networks(args.metrics, str(sd.device))
+    networks, model = load_networks(args.metrics, str(sd.device)), identity(sd) | fingerprint(sd)
     rows = evaluate(
-        sd, items, runs, args.output, metrics=args.metrics, seed=args.seed, identity=identity(sd), networks=networks,
+        sd, items, runs, args.output, metrics=args.metrics, seed=args.seed, identity=model, networks=networks,
         save_pictures=args.save_pictures, track=tracker(args.quiet),
     )  # fmt: skip
     summary = summarise(rows, runs)
+    failed = [row for row in rows if "error" in row]
+    report = {
+        "dataset": args.dataset.name, "items": len(items), "edits": len(rows), "failed": len(failed), "seed": args.seed,
+        "metrics": list(args.metrics), "model": model, "versions": versions(), "runs": summary,
+    }  # fmt: skip
+    write_json(args.output / "summary.json", report)
     if "fid" in networks:
         for one, run in zip(summary, runs):
             own = [row for row in rows if row["run"] == run]
             one["realism"] = realism(own, items, args.output, networks["fid"])
-    failed = [row for row in rows if "error" in row]
-    report = {
-        "dataset": args.dataset.name, "items": len(items), "edits": len(rows), "failed": len(failed), "seed": args.seed,
-        "metrics": list(args.metrics), "model": identity(sd), "versions": versions(), "runs": summary,
-    }  # fmt: skip
-    write_json(args.output / "summary.json", report)
+        write_json(args.output / "summary.json", report)
     if args.plots and len(failed) < len(rows):
         plot(summary, args.output / "summary.png")
     errors = [{"item": row["item"], "method": row["run"]["method"], "error": row["error"]} for row in failed[:10]]
