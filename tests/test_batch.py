@@ -580,6 +580,12 @@ def test_a_picture_too_large_for_its_format_fails_its_row_alone(here, folder, ca
     assert (said["made"], said["failed"]) == (1, 1) and "at most 16383 pixels" in said["errors"][0]["error"]
 
 
+def test_a_loop_of_links_is_no_manifest(here, capsys):
+    (here / "loop.jsonl").symlink_to("loop.jsonl")
+    said = failed(capsys, manifest="loop.jsonl", out="results")
+    assert "loop.jsonl: no such file" in said and not (here / "results").exists()
+
+
 def test_the_manifest_is_not_overwritten_by_the_table(here, capsys):
     jsonl("m.jsonl", [{"image": "a.png", "target": "a cow"}])
     (here / "pictures").mkdir()

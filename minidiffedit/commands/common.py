@@ -265,7 +265,7 @@ def check_outputs(
 
 
 def same_file(a: Path, b: Path) -> bool:
-    return a.resolve() == b.resolve() or (a.exists() and b.exists() and a.samefile(b))
+    return os.path.realpath(a) == os.path.realpath(b) or (a.exists() and b.exists() and a.samefile(b))
 
 
 def load(args: argparse.Namespace) -> Any:
