@@ -123,15 +123,15 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
         try:
             if not (line := next(lines, "")):
                 return
-            row = {} if line.isspace() else json.loads(line, object_pairs_hook=unique)
+            if line.isspace():
+                continue
+            row = json.loads(line, object_pairs_hook=unique)
             if not isinstance(row, dict):
                 raise ValueError("an object {...} is wanted")
-            if not line.isspace():
-                check_columns(row)
+            check_columns(row)
         except (ValueError, RecursionError) as error:  # the first also for what is no UTF-8
             raise ValueError(f"{path}, line {number}: {error}") from error
-        if row:
-            yield {name.replace("-", "_"): value for name, value in row.items()}
+        yield {name.replace("-", "_"): value for name, value in row.items()}
 
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -170,7 +170,7 @@ def check_columns(names: Iterable[str]) -> None:
     if unknown := [name for name, known in zip(names, plain) if known not in COLUMNS]:
         raise ValueError(f"unknown column {unknown[0]!r}; accepted are {', '.join(COLUMNS)}")
     if "image" not in plain or len({*plain}) < len(plain):
-        raise ValueError(f"one column image and each other at most once are wanted, got {', '.join(plain)}")
+        raise ValueError(f"one column image and each other at most once are wanted, got {', '.join(plain) or 'none'}")
 
 
 def of_text(name: str, text: str) -> Any:

@@ -86,6 +86,7 @@ def files(of: Callable[..., Case]) -> Iterator[Case]:
         "a name twice": b'{"image": "in.png", "image": "mask.png", "target": "a cat"}\n', "no image": b'{"target": "a cat"}\n',
         "a line of megabytes": b'{"image": "' + b"x" * 3_000_000 + b'"}\n', "an unknown column": b'{"image": "in.png", "eval": "1"}\n',
         "a column spelled twice": b'{"image": "in.png", "mask-clip": 2, "mask_clip": 3}\n', "HTML": b"<html>no</html>\n",
+        "an empty object": b"{}\n",
     }  # fmt: skip
     for name, content in contents.items():
         yield of(f"{name}, .jsonl", content)
