@@ -400,10 +400,10 @@ def plot(summary: dict[str, Any], path: Path) -> None:
         axes[1, 0]: (("background, dB", default, "background_psnr"), ("autoencoder alone", vae, "background_psnr")),
     }
     for axis, sides in bars.items():
-        for (label, setting, name), side in zip(sides, (0.35, -0.35)):
+        for (label, setting, name), side in zip(sides, (-0.35, 0.35)):
             axis.bar(kinds, [summary[kind][setting][name] for kind in kinds], label=label, width=side, align="edge")
         axis.tick_params(axis="x", rotation=20)
-        axis.legend()
+        axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False)
     lines = (
         (axes[0, 1], "mask_threshold", THRESHOLDS, "mask alone", "iou", "IoU with the true mask"),
         (axes[0, 2], "mask_clip", CLIPS, "mask alone", "iou", "IoU with the true mask"),
@@ -429,6 +429,26 @@ def alone(model: str) -> dict[str, Any]:
     return {"evaluations": done.evaluations, "seconds": done.seconds}
 
 
+def said(kind: str, means: dict[str, Any]) -> list[str]:
+    """A kind's figures as lines."""
+    done, vae, mask = (means[str(Setting(arm))] for arm in ("both", "round trip", "mask alone"))
+    lines = [
+        f"{kind:14} n {means['n']:3}  IoU {done['iou']:.3f} (between seeds {mask['iou_between_seeds']:.3f})  "
+        f"success {done['success']:.1%}  background {done['background_psnr']:.1f} dB, SSIM "
+        f"{done['background_ssim']:.3f} (VAE {vae['background_psnr']:.1f}, {vae['background_ssim']:.3f})"
+    ]
+    if kind.startswith("swap"):
+        found = ", ".join(f"{done[f'found_{part}']:.0%} of {part}" for part in ("old", "new", "rim"))
+        masks = {t: means[str(Setting("mask alone", mask_threshold=t))] for t in THRESHOLDS}
+        both = ", ".join(f"{t} {one['iou']:.3f} {one['iou_half']:.3f}" for t, one in masks.items())
+        lines += [
+            f"{'':14} cells found: {found}; IoU with cells more than half covered {done['iou_half']:.3f}",
+            f"{'':14} the two IoUs by threshold: {both}",
+            f"{'':14} background more than a cell away: {done['far_psnr']:.1f} dB (VAE {vae['far_psnr']:.1f})",
+        ]
+    return lines
+
+
 def add_options(parser: argparse.ArgumentParser, output: str) -> None:
     here = Path(__file__).parent
     parser.add_argument("--model", default=str(here / "mini"), help="(%(default)s)")
@@ -449,18 +469,7 @@ def main() -> None:
     cost = alone(args.model)
     write_json(args.output / "summary.json", summary | {"one edit alone": cost})
     plot(summary, args.output / "bench.png")
-    for kind, means in summary.items():
-        done, vae, masks = (means[str(Setting(arm))] for arm in ("both", "round trip", "mask alone"))
-        print(
-            f"{kind:14} n {means['n']:3}  IoU {done['iou']:.3f} (between seeds {masks['iou_between_seeds']:.3f})  "
-            f"success {done['success']:.1%}  background {done['background_psnr']:.1f} dB, SSIM "
-            f"{done['background_ssim']:.3f} (VAE {vae['background_psnr']:.1f}, {vae['background_ssim']:.3f})"
-        )
-        if kind.startswith("swap"):
-            found = ", ".join(f"{done[f'found_{part}']:.0%} of {part}" for part in ("old", "new", "rim"))
-            far = f"{done['far_psnr']:.1f} dB (VAE {vae['far_psnr']:.1f})"
-            print(f"{'':14} cells found: {found}; IoU with cells more than half covered {done['iou_half']:.3f}")
-            print(f"{'':14} background more than a cell away: {far}")
+    print("\n".join(line for kind, means in summary.items() for line in said(kind, means)))
     counted = " + ".join(str(n) for n in cost["evaluations"].values())
     print(f"one edit alone: {counted} rows, {sum(cost['seconds'].values()):.1f} s")
     print(f"written: {args.output}/summary.json, edits.jsonl, bench.png")
