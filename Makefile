@@ -45,7 +45,7 @@ bench-peers: $(VENV)/test.stamp  ## against diffusers in one process, in turn; P
 bench-steps: $(VENV)/test.stamp  ## what each step towards speed bought; STEPS="--only compile" for others
 	$(RUN) tests/bench/each_step.py $(STEPS)
 
-fuzz: $(VENV)/test.stamp  ## bad input of every kind, over 4,000 cases, counts by category; FUZZ="--seed 1 --only masks" for others
+fuzz: $(VENV)/test.stamp  ## bad input of every kind, over 5,000 cases, counts by category; FUZZ="--seed 1 --only masks" for others
 	$(RUN) tests/fuzz $(FUZZ)
 
 faults: $(VENV)/test.stamp  ## runs cut short by signals, memory and disk; FAULTS="--seed 1" for other moments

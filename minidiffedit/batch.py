@@ -317,7 +317,7 @@ def grouped(rows: Iterable[Row], root: Path) -> list[list[Row]]:
 
 def check_folders(rows: Sequence[Row], root: Path, out: Path) -> None:
     """Make the folder of the results; raise ValueError if it holds one of the inputs, which are never overwritten."""
-    if out.exists() and not out.is_dir():
+    if os.path.lexists(out) and not out.is_dir():  # a loop of links, too
         raise ValueError(f"{out} is a file; name a folder for the results")
     files = ((name, row.options.get(name)) for row in rows for name in MASKS)
     folders: dict[str, Any] = {}

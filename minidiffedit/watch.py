@@ -4,6 +4,7 @@ Nothing in the loops knows of it: they append each level to a list (`edit(..., r
 step of the progress (`track=`).
 """
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,7 +86,7 @@ class Watch:
 
 def check_folder(folder: Path) -> None:
     """Raises ValueError unless previews can go there: into a new folder, or an empty one."""
-    if folder.exists() and not folder.is_dir():
+    if os.path.lexists(folder) and not folder.is_dir():
         raise ValueError(f"{folder} is a file; --preview names a folder")
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty; name a new folder for the previews")

@@ -470,7 +470,9 @@ def test_what_is_no_manifest_is_refused(here, capsys):
     shutil.copy("m.jsonl", "empty/manifest.csv")
     assert "name one of them" in failed(capsys, manifest="empty")
     Path("file").write_text("x")
-    assert "is a file" in failed(capsys, out="file") and "an input" in failed(capsys, out=".")
+    Path("loop").symlink_to("loop")
+    assert "is a file" in failed(capsys, out="file") and "is a file" in failed(capsys, out="loop")
+    assert "an input" in failed(capsys, out=".")
     assert "an input" in failed(capsys, out="../" + here.name)
 
 

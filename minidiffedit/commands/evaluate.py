@@ -1,6 +1,7 @@
 """eval: methods and settings over a data set."""
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def run_eval(args: argparse.Namespace) -> dict[str, Any]:
     options = {name: getattr(args, name) for name in OPTIONS} | {"paste": [args.paste], "size": [args.size]}
     runs = grid(args.methods, options)
     check_runs(runs, args.seed)
-    if args.output.exists() and not args.output.is_dir():
+    if os.path.lexists(args.output) and not args.output.is_dir():
         raise ValueError(f"{args.output} is no folder")
     items = open_dataset(args.dataset)[: args.limit]
     if args.plots:
