@@ -200,9 +200,8 @@ def batch(
             assert records[0]["status"] == "done", records[0]
             assert np.array_equal(np.asarray(Image.open(Path(out, "out.png"))), world.reference), "another picture"
         made = {record["output"] for record in records if record["status"] == "done"}
-        there = {
-            path.name for path in Path(out).iterdir() if path.suffix in (".png", ".jpg", ".webp") and path.is_file()
-        }
+        kinds = (".png", ".jpg", ".webp")
+        there = {path.name for path in Path(out).iterdir() if path.suffix.lower() in kinds and path.is_file()}
         assert made == there, (made, there)
         for name in made:
             Image.open(Path(out, name)).load()
