@@ -13,16 +13,16 @@ if TYPE_CHECKING:
     from .ddim import Trajectory, alpha_bar, level_at, levels, move, noises
     from .diffedit import Eps, Mask, Track, encode, find_mask, masked_decode, sample, threshold_maps
     from .editor import Edit, Generation, PictureMask, edit, generate, picture_mask
-    from .figures import Figure, figure
-    from .hub import HubError, download
+    from .views.figures import Figure, figure
+    from .files.hub import HubError, download
     from .regions import Regions, edit_regions, regional_decode
-    from .report import report_page, save_report
+    from .views.report import report_page, save_report
     from .sd import StableDiffusion
-    from .sheet import Sheet, contact_sheet
-    from .state import load_state, resume, save_state
-    from .steer import Steering
+    from .views.sheet import Sheet, contact_sheet
+    from .files.states import load_state, resume, save_state
+    from .files.masks import Steering
     from .tokenizer import Tokenizer
-    from .watch import Watch
+    from .views.watch import Watch
 
 __version__ = "0.1.0"
 
@@ -31,16 +31,16 @@ _HOME = {
     "ddim": ("Trajectory", "alpha_bar", "level_at", "levels", "move", "noises"),
     "diffedit": ("Eps", "Mask", "Track", "encode", "find_mask", "masked_decode", "sample", "threshold_maps"),
     "editor": ("Edit", "Generation", "PictureMask", "edit", "generate", "picture_mask"),
-    "figures": ("Figure", "figure"),
-    "hub": ("HubError", "download"),
+    "views.figures": ("Figure", "figure"),
+    "files.hub": ("HubError", "download"),
     "regions": ("Regions", "edit_regions", "regional_decode"),
-    "report": ("report_page", "save_report"),
+    "views.report": ("report_page", "save_report"),
     "sd": ("StableDiffusion",),
-    "sheet": ("Sheet", "contact_sheet"),
-    "state": ("load_state", "resume", "save_state"),
-    "steer": ("Steering",),
+    "views.sheet": ("Sheet", "contact_sheet"),
+    "files.states": ("load_state", "resume", "save_state"),
+    "files.masks": ("Steering",),
     "tokenizer": ("Tokenizer",),
-    "watch": ("Watch",),
+    "views.watch": ("Watch",),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from . import images
+from .files import images
 from .ddim import Trajectory, level_at, whole
 from .diffedit import Track, encode, masked_decode
 from .editor import NOTHING, Edit, Picture, Run, check_same, check_settings, drop, open_picture

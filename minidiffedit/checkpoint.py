@@ -18,8 +18,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from .clip import CLIPText
-from .configs import KINDS, read_configs
-from .refusals import Header, read_header, refuse_folder, refuse_header, refuse_name
+from .files.configs import KINDS, read_configs
+from .files.unsupported import Header, read_header, refuse_folder, refuse_header, refuse_name
 from .unet import UNet
 from .vae import VAE
 

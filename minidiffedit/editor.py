@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from . import images
+from .files import images
 from .ddim import Trajectory, level_at, levels, noises, real, whole
 from .diffedit import (
     Mask,
@@ -30,7 +30,7 @@ from .diffedit import (
 
 if TYPE_CHECKING:
     from .sd import StableDiffusion
-    from .steer import Steering
+    from .files.masks import Steering
 
 Picture = str | PathLike[str] | Image.Image | np.ndarray
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from . import images
+from .files import images
 from .ddim import Trajectory, level_at, levels, move, real
 from .diffedit import Eps, Mask, Track, checked_mask, encode, finite, untracked, working
 from .editor import Picture, Run, check_settings, drop, open_picture

@@ -14,7 +14,7 @@ from .checkpoint import Checkpoint, load_network, open_checkpoint
 from .clip import CLIPText
 from .ddim import whole
 from .fast import choose_device, choose_dtype
-from .hub import find_model
+from .files.hub import find_model
 from .tokenizer import Tokenizer
 from .unet import UNet
 from .vae import VAE

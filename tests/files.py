@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from minidiffedit.checkpoint import SINGLE
-from minidiffedit.refusals import BYTES
+from minidiffedit.files.unsupported import BYTES
 
 MANIFESTS = Path(__file__).parent / "data" / "manifests"
 CONFIGS = MANIFESTS / "configs"

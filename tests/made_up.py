@@ -9,7 +9,7 @@ from PIL import Image
 
 from minidiffedit import StableDiffusion, Steering, Trajectory, threshold_maps
 from minidiffedit.editor import Edit, check_settings
-from minidiffedit.images import mask_picture, paste_mask
+from minidiffedit.files.images import mask_picture, paste_mask
 
 ARGUMENTS = {
     "target": "a zebra", "source": "a horse", "negative_prompt": "", "strength": 0.8, "guidance_scale": 7.5,

@@ -15,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from minidiffedit import StableDiffusion, batch, cli
-from minidiffedit.batch import Editor, check_output, grouped, read_manifest, settle, within
+from minidiffedit import StableDiffusion, cli
+from minidiffedit.many import batch
+from minidiffedit.many.batch import Editor, check_output, grouped, read_manifest, settle, within
 
 FAST = ["--steps", "5", "--maps", "2"]
 ROWS = [

@@ -10,9 +10,10 @@ import tiny
 import torch
 from torch import nn
 
-from minidiffedit import StableDiffusion, bench, cli
+from minidiffedit import StableDiffusion, cli
+from minidiffedit.many import bench
 from minidiffedit.attention import sdpa
-from minidiffedit.bench import FULL, TINY, counted, judged, peak, reset_peak, timed, write_random
+from minidiffedit.many.bench import FULL, TINY, counted, judged, peak, reset_peak, timed, write_random
 
 ROOT = Path(__file__).parent.parent
 

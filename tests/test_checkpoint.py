@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from minidiffedit import StableDiffusion
 from minidiffedit.checkpoint import FOLDER, SINGLE, build, check_tensors, find_part, is_leftover, open_checkpoint
 from minidiffedit.cli import main
-from minidiffedit.configs import KINDS, read_configs
-from minidiffedit.refusals import TensorInfo, read_header
+from minidiffedit.files.configs import KINDS, read_configs
+from minidiffedit.files.unsupported import TensorInfo, read_header
 
 PARAMETERS = {"unet": 859_520_964, "vae": 83_653_863, "text_encoder": 123_060_480}
 

@@ -16,7 +16,8 @@ import pytest
 from commands import failed
 from PIL import Image
 
-from minidiffedit import __version__, cli, images
+from minidiffedit import __version__, cli
+from minidiffedit.files import images
 from minidiffedit.commands import editing
 
 ROOT = Path(__file__).parents[1]

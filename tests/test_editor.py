@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from minidiffedit import edit, editor, encode, find_mask, generate, masked_decode, noises, picture_mask, sample
-from minidiffedit.images import grey_picture
+from minidiffedit.files.images import grey_picture
 
 QUICK = {"steps": 10, "maps": 2, "target": "a zebra", "source": "a horse", "seed": 0}
 

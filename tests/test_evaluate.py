@@ -17,9 +17,9 @@ import torch
 from PIL import Image
 
 from minidiffedit import StableDiffusion, cli
-from minidiffedit import evaluate as E
+from minidiffedit.many import evaluate as E
 from minidiffedit.arms import arm
-from minidiffedit.datasets import PIE_KINDS, Item, open_dataset, pie_mask
+from minidiffedit.many.datasets import PIE_KINDS, Item, open_dataset, pie_mask
 
 ROOT = Path(__file__).parents[1]
 MINI = ROOT / "weights" / "mini"

@@ -19,7 +19,7 @@ from stubs import gaussian, latent
 
 from minidiffedit import StableDiffusion, Trajectory, find_mask, levels
 from minidiffedit.arms import arm
-from minidiffedit.images import to_tensor
+from minidiffedit.files.images import to_tensor
 from weights import bench as B
 from weights import evidence as V
 from weights.judge import Judge

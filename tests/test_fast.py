@@ -17,7 +17,7 @@ from minidiffedit import StableDiffusion, edit, fast
 from minidiffedit.attention import Site, sdpa
 from minidiffedit.checkpoint import build
 from minidiffedit.cli import main
-from minidiffedit.configs import KINDS
+from minidiffedit.files.configs import KINDS
 from minidiffedit.unet import Attention, UNet, UNetConfig, fan_out
 from minidiffedit.vae import VAE, VAEConfig
 

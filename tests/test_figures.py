@@ -11,8 +11,9 @@ import torch
 from commands import ran
 from PIL import Image
 
-from minidiffedit import arm, cli, edit, encode, figure, figures, masked_decode
-from minidiffedit.figures import FIGURES, figure_rows, planned_figure
+from minidiffedit import arm, cli, edit, encode, figure, masked_decode
+from minidiffedit.views import figures
+from minidiffedit.views.figures import FIGURES, figure_rows, planned_figure
 
 QUICK = {"steps": 10, "maps": 2, "target": "a zebra", "source": "a horse", "seed": 0}
 STEPLESS = {name: value for name, value in QUICK.items() if name != "steps"}
@@ -152,7 +153,7 @@ def test_without_matplotlib_curves_are_refused_and_the_rest_works(sd, picture, m
 
 
 def test_matplotlib_is_not_imported_before_a_curve_is_drawn():
-    code = "import sys, minidiffedit.figures, minidiffedit.sheet; sys.exit('matplotlib' in sys.modules)"
+    code = "import sys, minidiffedit.views.figures, minidiffedit.views.sheet; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(figures.__file__).parents[1]).returncode == 0
 
 

@@ -14,8 +14,8 @@ from huggingface_hub import errors
 
 from minidiffedit import HubError, StableDiffusion, download
 from minidiffedit.cli import main
-from minidiffedit.hub import DEFAULT, LICENCE, SMALL, find_model
-from minidiffedit.metadata import model_hash
+from minidiffedit.files.hub import DEFAULT, LICENCE, SMALL, find_model
+from minidiffedit.files.metadata import model_hash
 
 PLAIN = ("unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model", "text_encoder/model")
 WEIGHTS = {

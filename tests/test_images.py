@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms, JpegImagePlugin
 from stubs import no_address
 
-from minidiffedit import edit, images
+from minidiffedit import edit
+from minidiffedit.files import images
 
 SIDES = st.integers(8, 5000)
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from minidiffedit import cli, edit, generate, images
-from minidiffedit.metadata import metadata, model_hash, quoted, sha256
+from minidiffedit import cli, edit, generate
+from minidiffedit.files import images
+from minidiffedit.files.metadata import metadata, model_hash, quoted, sha256
 
 PROMPTS = [
     "a zebra",

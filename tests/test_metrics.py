@@ -4,8 +4,8 @@ import torch
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from minidiffedit.images import paste_mask
-from minidiffedit.metrics import background, background_error, iou, mse, psnr, ssim
+from minidiffedit.files.images import paste_mask
+from minidiffedit.many.metrics import background, background_error, iou, mse, psnr, ssim
 
 RNG = np.random.default_rng(0)
 A = RNG.integers(0, 256, (40, 33, 3), dtype=np.uint8)

@@ -12,8 +12,9 @@ from PIL import Image
 from scipy.linalg import sqrtm
 from torch import nn
 
-from minidiffedit import Tokenizer, perceptual
-from minidiffedit.perceptual import (
+from minidiffedit import Tokenizer
+from minidiffedit.many import perceptual
+from minidiffedit.many.perceptual import (
     TransformersClip,
     clip_direction,
     clip_score,

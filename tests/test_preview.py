@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from minidiffedit import preview
+from minidiffedit.views import preview
 
 
 def latent(h=8, w=10, seed=0):

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from minidiffedit import StableDiffusion
 from minidiffedit.cli import main
-from minidiffedit.configs import KINDS
-from minidiffedit.refusals import BYTES, read_header
+from minidiffedit.files.configs import KINDS
+from minidiffedit.files.unsupported import BYTES, read_header
 
 
 @pytest.fixture

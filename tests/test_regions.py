@@ -10,7 +10,7 @@ from PIL import Image
 from stubs import Counting, gaussian, latent
 
 from minidiffedit import cli, edit, edit_regions, encode, masked_decode, regional_decode
-from minidiffedit.images import latent_mask
+from minidiffedit.files.images import latent_mask
 from minidiffedit.regions import disjoint
 
 QUICK = {"steps": 10, "maps": 2, "seed": 0}

@@ -29,7 +29,7 @@ from minidiffedit import (
     save_state,
 )
 from minidiffedit.ddim import levels
-from minidiffedit.report import pictured, walk
+from minidiffedit.views.report import pictured, walk
 
 QUICK = {"steps": 10, "maps": 2, "target": "a zebra", "source": "a horse", "seed": 0}
 VOID = {"meta", "link", "img", "input", "br", "line", "polyline"}

@@ -12,8 +12,8 @@ from PIL import Image, ImageFont
 from stubs import no_address
 
 from minidiffedit import Steering, cli, contact_sheet, edit
-from minidiffedit.page import GAP, Page, Panel, plain, wrapped
-from minidiffedit.sheet import coverage, planned, sheet_rows
+from minidiffedit.views.layout import GAP, Page, Panel, plain, wrapped
+from minidiffedit.views.sheet import coverage, planned, sheet_rows
 
 QUICK = {"steps": 10, "maps": 2, "target": "a zebra", "source": "a horse"}
 FAST = ["--target", "a zebra", "--source", "a horse", "--steps", "10", "--maps", "2"]

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from stubs import no_address
 
 from minidiffedit import StableDiffusion, Steering, cli, edit, load_state, resume, save_state
-from minidiffedit.state import checksum
+from minidiffedit.files.states import checksum
 
 QUICK = {"steps": 10, "maps": 2, "target": "a zebra", "source": "a horse", "seed": 0}
 FAST = ["--target", "a zebra", "--source", "a horse", "--steps", "10", "--maps", "2", "--seed", "0"]

@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 from PIL import Image
 
-from minidiffedit import Steering, cli, edit, picture_mask, steer
-from minidiffedit.images import (
+from minidiffedit import Steering, cli, edit, picture_mask
+from minidiffedit.files import masks as steer
+from minidiffedit.files.images import (
     CELLS,
     grey_picture,
     latent_mask,

@@ -23,7 +23,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import minidiffedit
-from minidiffedit import batch, cli, editor, images, state, tokenizer
+from minidiffedit.many import batch
+from minidiffedit import cli, editor, tokenizer
+from minidiffedit.files import images, states as state
 from minidiffedit.commands import common, editing
 
 PACKAGE = Path(minidiffedit.__file__).parent
@@ -184,7 +186,7 @@ def test_what_a_state_holds_decides_no_path(tmp_path, folder, monkeypatch, capsy
     monkeypatch.chdir(tmp_path / "here")
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save("in.png")
     assert cli.main(["edit", "in.png", *FAST, "--model", str(folder), "--save-state", "a.safetensors"]) == 0
-    from minidiffedit.state import checksum
+    from minidiffedit.files.states import checksum
 
     with safe_open("a.safetensors", framework="pt") as file:
         record = json.loads(file.metadata()["minidiffedit"])

@@ -7,7 +7,7 @@ import pytest
 
 from minidiffedit import StableDiffusion
 from minidiffedit.cli import main
-from minidiffedit.verify import OFFICIAL, verify
+from minidiffedit.many.verify import OFFICIAL, verify
 
 
 def test_the_same_model_verifies_the_same(folder, capsys):
@@ -35,6 +35,6 @@ def test_what_cannot_be_verified(sd, folder, monkeypatch):
     with pytest.raises(ValueError, match="not loaded from files"):
         verify(sd)
     loaded = StableDiffusion.load(folder)
-    monkeypatch.setattr("minidiffedit.verify.COUNTS", {"mask": 20, "encode": 3, "decode": 6})
+    monkeypatch.setattr("minidiffedit.many.verify.COUNTS", {"mask": 20, "encode": 3, "decode": 6})
     with pytest.raises(ArithmeticError, match="are specified"):
         verify(loaded)

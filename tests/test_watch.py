@@ -13,11 +13,13 @@ from commands import failed, ran
 from PIL import Image
 from stubs import ALPHA_BAR, Counting, constant, gaussian, latent
 
-from minidiffedit import Watch, edit, encode, images, levels, masked_decode, preview, sdedit
+from minidiffedit import Watch, edit, encode, levels, masked_decode, sdedit
+from minidiffedit.files import images
+from minidiffedit.views import preview
 from minidiffedit.arms import check_redraw, redrawn_rows
 from minidiffedit.commands.common import progress
 from minidiffedit.editor import check_settings
-from minidiffedit.preview import decoded_x0, predicted_x0
+from minidiffedit.views.preview import decoded_x0, predicted_x0
 
 QUICK = {"steps": 10, "maps": 2, "target": "a zebra", "source": "a horse", "seed": 0}
 FAST = ["--target", "a zebra", "--source", "a horse", "--steps", "10", "--maps", "2", "--seed", "0"]

@@ -39,11 +39,11 @@ from minidiffedit import (
     threshold_maps,
 )
 from minidiffedit.arms import COMPUTED_MASK, RANDOM_START
-from minidiffedit.evaluate import append_row, mean, measures, pyplot, read_rows, write_json
-from minidiffedit.images import to_picture, to_tensor
-from minidiffedit.metadata import sha256
+from minidiffedit.many.evaluate import append_row, mean, measures, pyplot, read_rows, write_json
+from minidiffedit.files.images import to_picture, to_tensor
+from minidiffedit.files.metadata import sha256
 from minidiffedit.methods.sdedit import draws, noised
-from minidiffedit.metrics import iou, psnr
+from minidiffedit.many.metrics import iou, psnr
 from weights import judge as judges
 from weights.scenes import EVAL_SEEDS, HELD_OUT, OBJECTS, PLACES, SIDE, Scene, Thing, scene, true_mask
 

@@ -17,7 +17,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from minidiffedit import StableDiffusion, edit, save_report
-from minidiffedit.images import grey_picture
+from minidiffedit.files.images import grey_picture
 
 HERE = Path(__file__).parent
 COLUMNS = ("source", "heat map", "mask", "edit", "true edit")

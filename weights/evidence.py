@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from minidiffedit import level_at, levels
-from minidiffedit.evaluate import pyplot, write_json
+from minidiffedit.many.evaluate import pyplot, write_json
 from weights.bench import Setting, add_options, jobs, run
 
 FIRST = 100_000  # the scenes' numbers; the benchmark's begin at 0

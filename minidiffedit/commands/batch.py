@@ -65,7 +65,7 @@ def shard(text: str) -> tuple[int, int]:
 
 
 def run_batch(args: argparse.Namespace) -> dict[str, Any]:
-    from ..batch import COLUMNS, Editor, check_folders, collect, grouped, read_manifest, table_name
+    from ..many.batch import COLUMNS, Editor, check_folders, collect, grouped, read_manifest, table_name
 
     if args.ray is not None and args.ray < 1:
         raise ValueError(f"--ray must be 1 or more workers, got {args.ray}")
@@ -87,7 +87,7 @@ def run_batch(args: argparse.Namespace) -> dict[str, Any]:
         args.model = os.path.abspath(args.model)
     editor = Editor(partial(load_model, args), root, args.output, not args.no_metadata)
     if args.ray:
-        from ..ray_batch import ray_results
+        from ..many.ray_batch import ray_results
 
         results = ray_results(editor, groups, args.ray)
     else:

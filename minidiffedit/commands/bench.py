@@ -26,7 +26,7 @@ PLAIN = {"attention": "sdpa", "compile": False, "low_memory": False}
 
 
 def run_bench(args: argparse.Namespace) -> dict[str, Any]:
-    from ..bench import bench
+    from ..many.bench import bench
 
     if args.tiny and args.model:
         raise ValueError("--tiny has random weights; leave out --model")
@@ -51,7 +51,7 @@ def weights(args: argparse.Namespace) -> Iterator[str]:
     if args.model:
         yield args.model
         return
-    from ..bench import FULL, TINY, parameters, write_random
+    from ..many.bench import FULL, TINY, parameters, write_random
     from ..fast import choose_device, choose_dtype
 
     configs = TINY if args.tiny else FULL

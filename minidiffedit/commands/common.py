@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..metadata import identity
+from ..files.metadata import identity
 
 LONGEST_LINE = 800  # characters of an error or a warning
 
@@ -164,7 +164,7 @@ def checked_settings(args: argparse.Namespace, function: Any) -> dict[str, Any]:
 
 def picture_and_output(args: argparse.Namespace, word: str, *others: Path | None) -> tuple[Any, Path]:
     """The picture, read, and where the result goes; `others` go beside it."""
-    from ..images import read_picture, working_size
+    from ..files.images import read_picture, working_size
 
     path = args.picture or args.image
     output = args.output or Path(f"{path.stem}-{word}.png")
@@ -185,7 +185,7 @@ def check_masks(args: argparse.Namespace, size: tuple[int, int], at: tuple[int, 
     masks = [open_mask(path) for name in ("mask", "union", "subtract") if (path := getattr(args, name, None))]
     grid = model_grid(args) if any(mask.size != size for mask in masks) else None
     if grid:
-        from ..images import latent_mask, working_size
+        from ..files.images import latent_mask, working_size
 
         side, factor = grid
         for mask in masks:
@@ -194,8 +194,8 @@ def check_masks(args: argparse.Namespace, size: tuple[int, int], at: tuple[int, 
 
 def model_grid(args: argparse.Namespace) -> tuple[int, int] | None:
     """Training size and pixels per latent cell, from the model's configs; None where only loading can tell."""
-    from ..configs import KINDS, read_configs
-    from ..hub import DEFAULT, HubError, find_model
+    from ..files.configs import KINDS, read_configs
+    from ..files.hub import DEFAULT, HubError, find_model
 
     where = args.revision, args.cache_dir
     try:
@@ -208,7 +208,7 @@ def model_grid(args: argparse.Namespace) -> tuple[int, int] | None:
 
 def open_mask(path: Path | None) -> Any:
     """The file as a picture, which may keep a mask's cells; refused now if it is no mask."""
-    from ..images import read_mask, read_picture
+    from ..files.images import read_mask, read_picture
 
     picture = read_picture(path) if path else None
     if picture:
@@ -218,7 +218,7 @@ def open_mask(path: Path | None) -> Any:
 
 def steering_of(args: argparse.Namespace) -> Any:
     """The steering that was asked for, None if none was."""
-    from ..steer import Steering
+    from ..files.masks import Steering
 
     options = {name: getattr(args, name) for name in ("largest", "invert", "dilate", "feather")}
     options |= {name: open_mask(getattr(args, name)) for name in ("union", "subtract")}
@@ -237,14 +237,14 @@ def check_outputs(
 
     outputs: pictures of a size; state: a saved edit; report: a page.
     """
-    from ..images import picture_format
+    from ..files.images import picture_format
 
     if state:
-        from ..state import check_name
+        from ..files.states import check_name
 
         check_name(state)
     if report:
-        from ..report import check_report
+        from ..views.report import check_report
 
         check_report(report)
     taken = [path for path in inputs if path]
@@ -277,7 +277,7 @@ def load(args: argparse.Namespace) -> Any:
 
 
 def load_model(args: argparse.Namespace) -> Any:
-    from ..hub import DEFAULT, HubError
+    from ..files.hub import DEFAULT, HubError
     from ..sd import StableDiffusion
 
     options = {"device": args.device, "dtype": args.dtype, "variant": args.variant, "revision": args.revision}
@@ -343,7 +343,7 @@ def say_cost(rows: dict[str, int]) -> str:
 
 
 def text_of(args: argparse.Namespace, settings: dict[str, Any], prompt: str) -> dict[str, str]:
-    from ..metadata import metadata
+    from ..files.metadata import metadata
 
     return {} if args.no_metadata else metadata(settings, prompt)
 

@@ -130,7 +130,7 @@ def add_running(parser: argparse.ArgumentParser) -> None:
 
 def run_edit(args: argparse.Namespace) -> dict[str, Any]:
     from ..editor import edit, predicted_rows
-    from ..images import read_mask
+    from ..files.images import read_mask
 
     if args.edits:
         return run_edits(args)
@@ -150,7 +150,7 @@ def run_edit(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def run_edits(args: argparse.Namespace) -> dict[str, Any]:
-    from ..images import write_picture
+    from ..files.images import write_picture
     from ..regions import check_edits, edit_regions, predicted_rows
 
     unset = {"source": "", "encode_text": "null", "largest": False, "invert": False}
@@ -185,8 +185,8 @@ def run_edits(args: argparse.Namespace) -> dict[str, Any]:
 
 def run_resume(args: argparse.Namespace) -> dict[str, Any]:
     from ..editor import check_settings
-    from ..images import read_mask
-    from ..state import ARGUMENTS, load_state, read_record, resume, resumed_rows
+    from ..files.images import read_mask
+    from ..files.states import ARGUMENTS, load_state, read_record, resume, resumed_rows
 
     header, record = read_record(args.state)
     name_model(args, record)
@@ -213,7 +213,7 @@ def run_resume(args: argparse.Namespace) -> dict[str, Any]:
 
 def name_model(args: argparse.Namespace, record: dict[str, Any]) -> None:
     """Where the options name no model: the hub id that the state names, from the cache, never the hub."""
-    from ..hub import is_id
+    from ..files.hub import is_id
 
     if args.model is None and is_id(record.get("model_name", "")):
         args.model, args.local_files_only = record["model_name"], True
@@ -234,7 +234,7 @@ def load_named(args: argparse.Namespace, record: dict[str, Any]) -> Any:
 
 def check_preview(args: argparse.Namespace) -> None:
     from ..ddim import whole
-    from ..watch import check_folder
+    from ..views.watch import check_folder
 
     if args.decode_previews and not args.report:
         raise ValueError("--decode-previews goes with --report")
@@ -246,7 +246,7 @@ def check_preview(args: argparse.Namespace) -> None:
 @contextlib.contextmanager
 def watched(args: argparse.Namespace, sd: Any, rows: dict[str, int], picture: Any, steps: int) -> Iterator[Any]:
     """Arguments for `edit` that show how far it is and, where --preview asks for it, what it is heading for."""
-    from ..watch import Watch
+    from ..views.watch import Watch
 
     with progress(args.quiet, sd, rows) as track:
         if args.preview is None:
@@ -259,9 +259,9 @@ def watched(args: argparse.Namespace, sd: Any, rows: dict[str, int], picture: An
 
 def write_edit(args: argparse.Namespace, done: Any, output: Path) -> dict[str, Any]:
     """Every file that was asked for, and what the result says of the edit."""
-    from ..images import grey_picture, write_picture
-    from ..metadata import model_hash
-    from ..state import save_state
+    from ..files.images import grey_picture, write_picture
+    from ..files.metadata import model_hash
+    from ..files.states import save_state
 
     if args.mask:
         done.settings["mask"] = model_hash(args.mask)
@@ -280,7 +280,7 @@ def write_edit(args: argparse.Namespace, done: Any, output: Path) -> dict[str, A
         save_state(done, args.save_state)
         result["state"] = str(args.save_state)
     if args.report:
-        from ..report import save_report
+        from ..views.report import save_report
 
         picture = getattr(args, "picture", None) or getattr(args, "image", None)  # of a resumed edit, none
         options: dict[str, Any] = {"state": args.save_state, "decode_previews": args.decode_previews}
@@ -294,7 +294,7 @@ def write_edit(args: argparse.Namespace, done: Any, output: Path) -> dict[str, A
 
 def run_mask(args: argparse.Namespace) -> dict[str, Any]:
     from ..editor import picture_mask
-    from ..images import write_picture
+    from ..files.images import write_picture
 
     settings = checked_settings(args, picture_mask)
     picture, output = picture_and_output(args, "mask", args.save_heat)

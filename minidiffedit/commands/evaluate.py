@@ -57,9 +57,9 @@ def add(commands: Any) -> None:
 
 
 def run_eval(args: argparse.Namespace) -> dict[str, Any]:
-    from ..datasets import open_dataset
-    from ..evaluate import check_runs, evaluate, grid, load_networks, plot, pyplot, realism, summarise, write_json
-    from ..state import fingerprint
+    from ..many.datasets import open_dataset
+    from ..many.evaluate import check_runs, evaluate, grid, load_networks, plot, pyplot, realism, summarise, write_json
+    from ..files.states import fingerprint
 
     if "fid" in args.metrics and not args.save_pictures:
         raise ValueError("fid compares saved pictures: add --save-pictures")

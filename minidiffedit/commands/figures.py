@@ -103,7 +103,7 @@ def listed(text: str, kind: Any) -> tuple[Any, ...]:
 
 def given_settings(args: argparse.Namespace) -> dict[str, Any]:
     """The options that are arguments of `edit` and were given."""
-    from ..state import ARGUMENTS
+    from ..files.states import ARGUMENTS
 
     unset = {"size": None, "seed": None, "chunk": None}
     given = {name: one for name, one in vars(args).items() if name in ARGUMENTS}
@@ -118,9 +118,9 @@ def check_height(args: argparse.Namespace) -> None:
 
 
 def run_sheet(args: argparse.Namespace) -> dict[str, Any]:
-    from ..images import write_picture
-    from ..sheet import AXES, contact_sheet, planned, sheet_rows, value
-    from ..watch import check_folder
+    from ..files.images import write_picture
+    from ..views.sheet import AXES, contact_sheet, planned, sheet_rows, value
+    from ..views.watch import check_folder
 
     rows = args.rows or ("strength", AXES["strength"])
     columns = args.columns or ("mask_threshold", AXES["mask_threshold"])
@@ -156,7 +156,7 @@ def run_sheet(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def run_figure(args: argparse.Namespace) -> dict[str, Any]:
-    from ..figures import figure, figure_rows, planned_figure
+    from ..views.figures import figure, figure_rows, planned_figure
 
     values = None
     if args.values is not None:
@@ -190,8 +190,8 @@ def run_figure(args: argparse.Namespace) -> dict[str, Any]:
 
 def written(args: argparse.Namespace, done: Any, output: Path, sd: Any) -> dict[str, Any]:
     """The page, as a file, and what is said of it."""
-    from ..images import write_picture
-    from ..metadata import model_hash
+    from ..files.images import write_picture
+    from ..files.metadata import model_hash
 
     record = done.settings | identity(sd)
     if getattr(args, "mask", None):

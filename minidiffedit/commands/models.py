@@ -30,7 +30,7 @@ def run_info(args: argparse.Namespace) -> dict[str, Any]:
     import math
 
     from ..checkpoint import open_checkpoint
-    from ..hub import find_model
+    from ..files.hub import find_model
 
     path = find_model(args.model, args.revision, args.cache_dir, local_files_only=True, variant=args.variant)
     found = open_checkpoint(path, variant=args.variant)
@@ -51,14 +51,14 @@ def run_info(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def run_verify(args: argparse.Namespace) -> dict[str, Any]:
-    from ..verify import verify
+    from ..many.verify import verify
 
     sd = load(args)
     return verify(sd, tracker(args.quiet)) | {"model": describe(sd), "versions": versions()}
 
 
 def run_download(args: argparse.Namespace) -> dict[str, Any]:
-    from ..hub import DEFAULT, download
+    from ..files.hub import DEFAULT, download
 
     path = download(args.id or DEFAULT, variant=args.variant, revision=args.revision, cache_dir=args.cache_dir)
     return {"id": args.id or DEFAULT, "path": str(path)}

@@ -64,7 +64,7 @@ def add(commands: Any) -> None:
 
 def run_sdedit(args: argparse.Namespace) -> dict[str, Any]:
     from ..arms import check_redraw, redrawn_rows, sdedit
-    from ..images import write_picture
+    from ..files.images import write_picture
 
     settings = check_redraw(checked_settings(args, sdedit))
     picture, output = picture_and_output(args, "sdedit")
@@ -75,7 +75,7 @@ def run_sdedit(args: argparse.Namespace) -> dict[str, Any]:
         done = sdedit(sd, picture, mask=mask, track=track, **settings)
     record = done.settings | identity(sd)
     if args.mask:
-        from ..metadata import model_hash
+        from ..files.metadata import model_hash
 
         record["mask"] = model_hash(args.mask)
     # An empty source tells metadata that a picture was edited, not made.
@@ -88,7 +88,7 @@ def run_sdedit(args: argparse.Namespace) -> dict[str, Any]:
 
 def run_generate(args: argparse.Namespace) -> dict[str, Any]:
     from ..editor import generate
-    from ..images import write_picture
+    from ..files.images import write_picture
 
     settings = checked_settings(args, generate)
     check_outputs([], [args.output])

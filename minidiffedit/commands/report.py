@@ -19,8 +19,8 @@ def add(commands: Any) -> None:
 
 
 def run_report(args: argparse.Namespace) -> dict[str, Any]:
-    from ..report import save_report
-    from ..state import load_state, read_record
+    from ..views.report import save_report
+    from ..files.states import load_state, read_record
 
     _, record = read_record(args.state)
     output = args.output or Path(f"{args.state.stem}.html")

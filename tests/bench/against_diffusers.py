@@ -36,7 +36,7 @@ from load_peak import write_folder
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from minidiffedit import StableDiffusion, edit, encode, find_mask, masked_decode
-from minidiffedit.verify import picture
+from minidiffedit.many.verify import picture
 
 MUST = {"C1": 1.03, "C2": 0.72, "C4": 0.85, "C5 seconds": 0.45, "C5 memory": 0.75, "S1": 0.74, "S2": 1.05}
 SOURCE, TARGET = "a horse", "a zebra"

@@ -26,7 +26,7 @@ import torch
 from alternating import alternate, row
 
 from minidiffedit import StableDiffusion, edit
-from minidiffedit.bench import FULL, write_random
+from minidiffedit.many.bench import FULL, write_random
 from minidiffedit.editor import predicted_rows
 
 BF16, F32 = torch.bfloat16, torch.float32

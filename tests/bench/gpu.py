@@ -48,9 +48,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from minidiffedit import StableDiffusion, edit
 from minidiffedit.attention import Site, backend, sdpa
-from minidiffedit.bench import ceiling, counted, peak, reset_peak
+from minidiffedit.many.bench import ceiling, counted, peak, reset_peak
 from minidiffedit.fast import CompiledUNet
-from minidiffedit.verify import picture
+from minidiffedit.many.verify import picture
 
 MUST = {  # of the project's table of numbers to beat
     "G1": 0.40, "G2": 1.00, "G4 defaults": 0.25, "G4 schedule": 0.95, "G5 self 4096": 1.05, "G5 cross 4096": 0.80,

@@ -21,7 +21,7 @@ import torch
 
 from minidiffedit import StableDiffusion
 from minidiffedit.checkpoint import NETWORKS, SINGLE, STEMS, build
-from minidiffedit.configs import KINDS
+from minidiffedit.files.configs import KINDS
 
 CONFIGS = Path(__file__).parent.parent / "data" / "manifests" / "configs" / "v1-5"
 LIMIT = 1.3

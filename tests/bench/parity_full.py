@@ -18,7 +18,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from minidiffedit import Tokenizer
 from minidiffedit.checkpoint import build
-from minidiffedit.configs import KINDS
+from minidiffedit.files.configs import KINDS
 
 LIMIT = 1e-5
 PROMPTS = ["a watercolour of a horse standing on a meadow, mountains behind it", ""]

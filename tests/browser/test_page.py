@@ -16,8 +16,9 @@ from made_up import made_up, maps, page_of
 from PIL import Image
 from playwright.sync_api import expect
 
-from minidiffedit import StableDiffusion, Steering, cli, edit, load_state, preview, threshold_maps
-from minidiffedit.images import latent_mask
+from minidiffedit import StableDiffusion, Steering, cli, edit, load_state, threshold_maps
+from minidiffedit.views import preview
+from minidiffedit.files.images import latent_mask
 
 SCREENSHOTS = Path(__file__).parents[2] / ".screenshots"
 MASKS = """all => all.map(s => {

@@ -23,7 +23,7 @@ from fuzz.forked import Child
 from fuzz.harness import QUICK, World, snapshot
 from safetensors import safe_open
 
-from minidiffedit import images
+from minidiffedit.files import images
 
 RESULTS = ("out.png", "mask.out.png", "state.safetensors")
 LATE = 10.0  # seconds from a signal to the end that are a fault; a quiet machine needs less than one

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from minidiffedit import cli
-from minidiffedit.batch import COLUMNS
+from minidiffedit.many.batch import COLUMNS
 from minidiffedit.commands.common import shown
 
 from .harness import Case, World, drawn

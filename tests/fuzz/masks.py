@@ -122,7 +122,7 @@ def cells(picture: Image.Image, text: str) -> Callable[[Path], None]:
     """A mask whose kept cells are not its own."""
     from PIL import PngImagePlugin
 
-    from minidiffedit.images import CELLS
+    from minidiffedit.files.images import CELLS
 
     info = PngImagePlugin.PngInfo()
     info.add_text(CELLS, text)

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from minidiffedit.state import checksum
+from minidiffedit.files.states import checksum
 
 from .checkpoints import CONTENTS, HEADERS, JSON, ODD, THINGS, bomb, header_of, reheaded
 from .harness import CANARY, QUICK, Case, World, drawn

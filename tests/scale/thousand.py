@@ -23,8 +23,8 @@ import numpy as np
 from PIL import Image
 
 from minidiffedit import StableDiffusion, edit
-from minidiffedit.batch import Editor, collect, grouped, read_manifest
-from minidiffedit.images import read_picture
+from minidiffedit.many.batch import Editor, collect, grouped, read_manifest
+from minidiffedit.files.images import read_picture
 
 MINI = Path(__file__).parents[2] / "weights" / "mini"
 TARGETS = ("a zebra", "a cow", "a dog", "a bowl of fruit")

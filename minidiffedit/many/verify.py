@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .diffedit import Track
-from .editor import edit
-from .metadata import sha256
-from .sd import StableDiffusion
+from ..diffedit import Track
+from ..editor import edit
+from ..files.metadata import sha256
+from ..sd import StableDiffusion
 
 # sha256 of the official files, as last seen on the hub: v1-5 is stable-diffusion-v1-5/stable-diffusion-v1-5, v1-4 is
 # CompVis/stable-diffusion-v1-4.

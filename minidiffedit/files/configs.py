@@ -5,10 +5,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from .clip import CLIPConfig
-from .refusals import FIRST_CONV
-from .unet import UNetConfig
-from .vae import VAEConfig
+from ..clip import CLIPConfig
+from .unsupported import FIRST_CONV
+from ..unet import UNetConfig
+from ..vae import VAEConfig
 
 LARGEST = 1 << 20  # bytes of a config.json; the official ones have two thousand
 KINDS: dict[str, type] = {"unet": UNetConfig, "vae": VAEConfig, "text_encoder": CLIPConfig}

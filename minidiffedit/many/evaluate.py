@@ -16,15 +16,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import images, perceptual
-from .arms import Arm, arm
+from ..files import images
+from . import perceptual
+from ..arms import Arm, arm
 from .datasets import Item
-from .diffedit import Track, untracked
-from .editor import Edit, check_settings
+from ..diffedit import Track, untracked
+from ..editor import Edit, check_settings
 from .metrics import background, iou, mse, psnr, ssim
 
 if TYPE_CHECKING:
-    from .sd import StableDiffusion
+    from ..sd import StableDiffusion
 
 # The command's name of a method -> the arm (see arms.py), and the settings that it looks at.
 METHODS: dict[str, Arm] = {

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .ddim import whole
+from ..ddim import whole
 from .images import latent_mask
 
 MOST_CELLS = 1024

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from .images import read_mask
+from ..files.images import read_mask
 
 # PIE-Bench's editing_type_id, "0" to "9"
 PIE_KINDS = (

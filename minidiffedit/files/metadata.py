@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .sd import StableDiffusion
+    from ..sd import StableDiffusion
 
 # Setting -> the name under which A1111's viewers know it, or its own.
 NAMES = {

@@ -21,15 +21,15 @@ from safetensors.torch import save
 from torch import Tensor
 
 from . import images
-from .ddim import Trajectory, level_at
-from .diffedit import Mask, Track, threshold_maps
-from .editor import NOTHING, OF_THE_ENCODING, OF_THE_MAPS, Edit, Picture, check_settings, edit, predicted_rows
+from ..ddim import Trajectory, level_at
+from ..diffedit import Mask, Track, threshold_maps
+from ..editor import NOTHING, OF_THE_ENCODING, OF_THE_MAPS, Edit, Picture, check_settings, edit, predicted_rows
 from .metadata import model_hash
-from .refusals import Header, read_header
-from .steer import Steering, checked
+from .unsupported import Header, read_header
+from .masks import Steering, checked
 
 if TYPE_CHECKING:
-    from .sd import StableDiffusion
+    from ..sd import StableDiffusion
 
 FORMAT = 1
 # The arguments of `edit` that are plain values.

@@ -26,15 +26,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .ddim import level_at
-from .editor import OF_THE_ENCODING, OF_THE_MAPS, Edit, check_settings, edit
-from .images import picture_format, read_picture, write_picture, write_whole
-from .metadata import identity, metadata, sha256
-from .state import ARGUMENTS, SHAPING, fingerprint
-from .steer import Steering
+from ..ddim import level_at
+from ..editor import OF_THE_ENCODING, OF_THE_MAPS, Edit, check_settings, edit
+from ..files.images import picture_format, read_picture, write_picture, write_whole
+from ..files.metadata import identity, metadata, sha256
+from ..files.states import ARGUMENTS, SHAPING, fingerprint
+from ..files.masks import Steering
 
 if TYPE_CHECKING:
-    from .sd import StableDiffusion
+    from ..sd import StableDiffusion
 
 FORMAT = 1
 OF_THESE_MAPS = (*OF_THE_MAPS, "target", "chunk")

@@ -23,16 +23,16 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from .attention import BACKENDS, backend
-from .checkpoint import STEMS, build
-from .clip import CLIPConfig
-from .ddim import level_at, noises, whole
-from .diffedit import default_chunk
-from .editor import edit
-from .fast import trim
-from .sd import StableDiffusion
-from .unet import UNetConfig
-from .vae import VAEConfig
+from ..attention import BACKENDS, backend
+from ..checkpoint import STEMS, build
+from ..clip import CLIPConfig
+from ..ddim import level_at, noises, whole
+from ..diffedit import default_chunk
+from ..editor import edit
+from ..fast import trim
+from ..sd import StableDiffusion
+from ..unet import UNetConfig
+from ..vae import VAEConfig
 from .verify import picture
 
 FULL = {"unet": UNetConfig(), "vae": VAEConfig(), "text_encoder": CLIPConfig()}

@@ -28,13 +28,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from . import __version__, editor, images, preview
-from .ddim import level_at, levels
-from .editor import NOTHING, Edit, predicted_rows
-from .state import ARGUMENTS, SHAPING, fingerprint
+from .. import __version__, editor
+from ..files import images
+from . import preview
+from ..ddim import level_at, levels
+from ..editor import NOTHING, Edit, predicted_rows
+from ..files.states import ARGUMENTS, SHAPING, fingerprint
 
 if TYPE_CHECKING:
-    from .sd import StableDiffusion
+    from ..sd import StableDiffusion
 
 LONGEST = 1024  # pixels a side at which a picture is shown
 MOST_LOSSLESS = 400_000  # bytes of PNG; above it stands a JPEG

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 from torch import Tensor
 
-from .diffedit import Track
-from .editor import Edit, Picture, check_settings, edit, open_picture, predicted_rows
-from .images import grey_picture
-from .page import Page, Panel
-from .state import ARGUMENTS
+from ..diffedit import Track
+from ..editor import Edit, Picture, check_settings, edit, open_picture, predicted_rows
+from ..files.images import grey_picture
+from .layout import Page, Panel
+from ..files.states import ARGUMENTS
 
 if TYPE_CHECKING:
-    from .sd import StableDiffusion
-    from .steer import Steering
+    from ..sd import StableDiffusion
+    from ..files.masks import Steering
 
 # What can stand on an axis, and the values that stand there by default.
 AXES: dict[str, tuple[Any, ...]] = {

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 from torch import Tensor
 
-from . import images, preview
-from .ddim import levels, whole
-from .diffedit import Track, untracked
+from ..files import images
+from . import preview
+from ..ddim import levels, whole
+from ..diffedit import Track, untracked
 
 if TYPE_CHECKING:
-    from .sd import StableDiffusion
+    from ..sd import StableDiffusion
 
 
 class Watch:

@@ -16,13 +16,13 @@ from PIL import Image
 from torch import Tensor
 
 from . import preview
-from .arms import arm
-from .ddim import level_at, levels, whole
-from .diffedit import Track
-from .editor import Edit, Picture, check_settings, edit, open_picture, predicted_rows
-from .images import grey_picture, to_picture
-from .metrics import psnr
-from .page import Page, Panel
+from ..arms import arm
+from ..ddim import level_at, levels, whole
+from ..diffedit import Track
+from ..editor import Edit, Picture, check_settings, edit, open_picture, predicted_rows
+from ..files.images import grey_picture, to_picture
+from ..many.metrics import psnr
+from .layout import Page, Panel
 from .sheet import (
     DEFAULTS,
     MOST_CELLS,
@@ -39,7 +39,7 @@ from .sheet import (
 )
 
 if TYPE_CHECKING:
-    from .sd import StableDiffusion
+    from ..sd import StableDiffusion
 
 # Name -> what it shows, and the values along it by default.
 FIGURES: dict[str, tuple[str, tuple[Any, ...]]] = {

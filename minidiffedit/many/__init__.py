@@ -1,0 +1,1 @@
+"""Many edits: batches, data sets, what is measured on them."""

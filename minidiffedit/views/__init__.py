@@ -1,0 +1,1 @@
+"""What one looks at: the audit page, contact sheets, figures, previews."""
