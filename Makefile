@@ -10,7 +10,7 @@ RUN := $(VENV)/bin/python
 # Threads that wait asleep: spinning ones bring small models to a halt on a machine that is busy otherwise.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test check test-browser clean parity-full load-peak full-size-edit diffusers-edit bench-gpu bench-mini evidence evidence-quick lines bench bench-peers bench-steps figures batch-1000 test-scale fuzz faults audit
+.PHONY: demo test check test-browser clean parity-full load-peak full-size-edit diffusers-edit bench-gpu bench-mini evidence evidence-quick lines bench bench-peers bench-steps figures batch-1000 test-scale fuzz faults audit same-results
 
 demo: $(VENV)/run.stamp
 	$(RUN) -m weights.demo --model $(MODEL)
@@ -103,6 +103,9 @@ figures: $(VENV)/run.stamp  ## the README's contact sheet and figures, on the mi
 
 batch-1000: $(VENV)/run.stamp  ## 1,000 rows: memory per row, time against single edits, a killed run's end; ROWS="--rows 200" for less
 	OMP_NUM_THREADS=1 $(RUN) tests/scale/thousand.py $(ROWS)
+
+same-results: $(VENV)/run.stamp  ## the shell's results against those of an earlier commit, by hash; SAME="--only batch" for others
+	$(RUN) tests/bench/same_results.py $(SAME)
 
 test-scale: $(VENV)/test.stamp  ## Ray with a worker killed half-way, torchrun with two processes
 	$(RUN) -m pip install --quiet --editable '.[ray]'

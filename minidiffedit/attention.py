@@ -1,13 +1,14 @@
-"""Attention: the one operation of the three networks that can be exchanged.
+"""Attention: the one operation of the three networks that can be exchanged, and the UNet's hooks for methods.
 
 Every attention layer calls `attend(site, q, k, v)`, which is handed to the network's call: torch's scaled-dot-product
 attention, our kernel (kernels/), a recorder of attention maps or a method that edits them (prompt-to-prompt, MasaCtrl).
-Nothing is replaced or counted from outside: each layer knows its own `Site` from construction.
+The UNet also shows its features on the way (Plug-and-Play). Nothing is replaced or counted from outside: each layer
+knows its own `Site` from construction.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,20 +16,34 @@ from torch import Tensor
 
 from . import kernels
 
+Place = Literal["down", "mid", "up", "vae_encoder", "vae_decoder", "clip"]
+
 
 @dataclass(frozen=True)
 class Site:
-    """Where an attention layer sits."""
+    """Where an attention layer sits, or a feature of the UNet."""
 
-    place: Literal["down", "mid", "up", "vae_encoder", "vae_decoder", "clip"]
+    place: Place
     level: int  # how often the resolution was halved before it (CLIP: 0)
-    index: int  # running number within place and level
-    kind: Literal["self", "cross", "causal"]  # cross: keys from the text; causal: CLIP
+    index: int  # running number of its kind within place and level
+    kind: Literal["self", "cross", "causal", "conv", "block"]  # cross: keys from the text; causal: CLIP; see Feature
 
 
 # q (b, heads, n, d), k and v (b, heads, m, d) -> (b, heads, n, d), scaled by d^-1/2; any strides. Where k texts share
-# a latent, the very first self-attention sees each latent once, all later layers k times (see UNet.forward).
+# a latent, all before the first cross-attention sees each latent once, all later k times (see UNet.forward): the very
+# first self-attention, and the first "conv" and "self" features.
 Attend = Callable[[Site, Tensor, Tensor, Tensor], Tensor]
+
+# tap(plain, site, q, k, v) -> what Attend gives: a method's attention, with the model's own, `plain`, in hand.
+Tap = Callable[[Attend, Site, Tensor, Tensor, Tensor], Tensor]
+
+# feature(site, h) -> h, or what to go on with in its place, of the same shape. By site.kind, h is
+#   conv         (b, c, h, w)  a ResBlock's branch, before its residual is added
+#   self, cross  (b, h w, c)   an attention's output, before its residual is added
+#   block        (b, c, h, w)  what a block hands on, before it becomes a skip. The blocks are those of CompVis:
+#                              input_blocks 1 to 11 (a ResBlock with its transformer, or a downsampler), middle_block,
+#                              output_blocks 0 to 11 (a ResBlock with its transformer, and the upsampler at its end)
+Feature = Callable[[Site, Tensor], Tensor]
 
 
 def sdpa(site: Site, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -39,6 +54,22 @@ def sdpa(site: Site, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def auto(site: Site, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Our kernel where it can run and was measured faster on a GPU, else SDPA: always, until one has been measured."""
     return (kernels.attend if kernels.preferred(site, q, k, v) else sdpa)(site, q, k, v)
+
+
+def weights(q: Tensor, k: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d)) in full, (b, heads, n, m), for q (b, heads, n, d) and k (b, heads, m, d)."""
+    return torch.softmax((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2), dim=-1)  # scaled first: q k overflows float16
+
+
+def unchanged(site: Site, h: Tensor) -> Tensor:
+    return h
+
+
+class Hooks(NamedTuple):
+    """What one call of the UNet hands down to its layers."""
+
+    attend: Attend = sdpa
+    feature: Feature = unchanged
 
 
 BACKENDS = {"auto": auto, "sdpa": sdpa, "triton": kernels.attend}

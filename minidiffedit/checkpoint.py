@@ -8,7 +8,7 @@ does not fit before memory is spent; `load_network` fills a module that was buil
 import os
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from .clip import CLIPText
-from .files.configs import KINDS, read_configs
-from .files.unsupported import Header, read_header, refuse_folder, refuse_header, refuse_name
+from .files.configs import KINDS, Kind, kinds, read_configs
+from .files.unsupported import Header, input_channels, read_header, refuse_folder, refuse_header, refuse_name
 from .unet import UNet
 from .vae import VAE
 
@@ -47,6 +47,10 @@ class Checkpoint:
     parts: dict[str, Part]
     tokenizer: Path | None
 
+    @property
+    def kind(self) -> Kind:
+        return kinds(self.configs["vae"].latent_channels)[self.configs["unet"].in_channels]
+
 
 def open_checkpoint(path: Path, *, variant: str | None = None, dtype: torch.dtype = torch.float32) -> Checkpoint:
     """A folder or a single .safetensors file -> what it holds, checked name by name and shape by shape.
@@ -63,7 +67,10 @@ def open_checkpoint(path: Path, *, variant: str | None = None, dtype: torch.dtyp
     refuse_name(path)
     header = read_header(path)
     refuse_header(path, header, whole=True)
-    configs = {network: kind() for network, kind in KINDS.items()}
+    configs: dict[str, Any] = {network: kind() for network, kind in KINDS.items()}
+    inputs = input_channels(header)  # all that a single file tells of its configs
+    if inputs in kinds(configs["vae"].latent_channels):
+        configs["unet"] = replace(configs["unet"], in_channels=inputs)
     parts = {network: find_part(network, configs[network], path, header, SINGLE[network]) for network in NETWORKS}
     check_tensors(path, header, list(parts.values()))
     return Checkpoint(path, "single file", configs, parts, tokenizer=None)

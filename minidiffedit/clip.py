@@ -83,7 +83,10 @@ class CLIPText(nn.Module):
     def forward(self, ids: Tensor, attend: Attend = sdpa) -> Tensor:
         """ids (n, 77) int64 from the tokenizer -> (n, 77, hidden_size), the modules' dtype."""
         assert ids.shape[1] <= self.config.max_position_embeddings, f"{ids.shape[1]} tokens are too many"
-        x = self.embeddings(ids)
+        return self.transform(self.embeddings(ids), attend)
+
+    def transform(self, x: Tensor, attend: Attend = sdpa) -> Tensor:
+        """x (n, 77, hidden_size) from `embeddings`, or learned in their place -> as forward."""
         for layer in self.encoder["layers"]:  # type: ignore[attr-defined]
             x = layer(x, attend)
         return self.final_layer_norm(x)

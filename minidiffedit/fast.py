@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import BACKENDS, Attend, join_heads, sdpa, split_heads
+from .attention import BACKENDS, Attend, Feature, Hooks, join_heads, sdpa, split_heads, unchanged
 from .unet import Attention, UNet
 from .vae import VAE, ResBlock
 
@@ -186,13 +186,13 @@ class FusedAttention(nn.Module):
         self.together = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
         self.together.weight = nn.Parameter(weight, requires_grad=False)
 
-    def forward(self, x: Tensor, context: Tensor, attend: Attend) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor, hooks: Hooks) -> Tensor:
         if self.to_q:
             q, (k, v) = self.to_q(x), self.together(context).chunk(2, dim=-1)
         else:
             q, k, v = self.together(x).chunk(3, dim=-1)
         q, k, v = (split_heads(part, self.heads) for part in (q, k, v))
-        return self.to_out[0](join_heads(attend(self.site, q, k, v)))
+        return hooks.feature(self.site, self.to_out[0](join_heads(hooks.attend(self.site, q, k, v))))
 
 
 def fuse(unet: UNet) -> UNet:
@@ -207,9 +207,10 @@ def fuse(unet: UNet) -> UNet:
 class CompiledUNet:
     """unet(x, t, text, attend) by torch.compile: the whole graph, once per shape; on a GPU replayed as a CUDA graph.
 
-    Takes the UNet over (channels last, projections fused); for inference and the built-in attention only, else
-    ValueError. seconds: by (latents, texts, h, w), what the first call of that shape took, compiling included. note:
-    is told before and after. What was compiled is kept on disk by torch (TORCHINDUCTOR_CACHE_DIR) for the next run.
+    Takes the UNet over (channels last, projections fused); for inference and the built-in attention only, without taps
+    and features, else ValueError. seconds: by (latents, texts, h, w), what the first call of that shape took, compiling
+    included. note: is told before and after. What was compiled is kept on disk by torch (TORCHINDUCTOR_CACHE_DIR) for
+    the next run.
     """
 
     def __init__(self, unet: UNet, backend: str = "inductor", note: Callable[[str], None] | None = None):
@@ -223,9 +224,10 @@ class CompiledUNet:
         setattr(torch._dynamo.config, limit, max(64, getattr(torch._dynamo.config, limit)))
         self.graph = torch.compile(unet.forward, fullgraph=True, dynamic=False, mode=mode, backend=backend)
 
-    def __call__(self, x: Tensor, t: int, text: Tensor, attend: Attend = sdpa) -> Tensor:
-        if attend not in BACKENDS.values():
-            raise ValueError("a compiled UNet takes the built-in attention only; load the model without compile")
+    def __call__(self, x: Tensor, t: int, text: Tensor, attend: Attend = sdpa, feature: Feature = unchanged) -> Tensor:
+        if attend not in BACKENDS.values() or feature is not unchanged:
+            said = "a compiled UNet takes no tap, no feature and the built-in attention only"
+            raise ValueError(f"{said}; load the model without compile")
         if torch.is_grad_enabled() and (x.requires_grad or text.requires_grad):
             raise ValueError("a compiled UNet has no gradient; load the model without compile")
         shape = (len(x), len(text), *x.shape[2:])

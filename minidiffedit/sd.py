@@ -9,31 +9,41 @@ import torch
 from torch import Tensor
 
 from . import fast
-from .attention import Attend, backend, sdpa
+from .attention import Attend, Feature, Tap, backend, sdpa
 from .checkpoint import Checkpoint, load_network, open_checkpoint
 from .clip import CLIPText
 from .ddim import whole
 from .fast import choose_device, choose_dtype
+from .files.configs import Kind, kinds
 from .files.hub import find_model
 from .tokenizer import Tokenizer
 from .unet import UNet
 from .vae import VAE
 
+# By kind of weights: what to do where `given` is not what their UNet reads behind the latent.
+GIVEN: dict[Kind, str] = {
+    "base": "leave it out, or load inpainting or InstructPix2Pix weights",
+    "inpainting": "pass the mask (1: fill) and the latent of the picture without what it covers, or load base weights",
+    "instruct": "pass the picture's latent, not scaled, or load base weights",
+}
+
 
 class StableDiffusion:
     """The three networks and the tokenizer on one device, in one dtype.
 
-    `evaluations` counts UNet rows (texts x latents) since construction; `side` is the picture size of training in
-    pixels, `factor` the pixels per latent cell. `attend` replaces the UNet's attention (see attention.py).
+    `evaluations` counts UNet rows (texts x latents) since construction, `gradients` those of them with a gradient;
+    `side` is the picture size of training in pixels, `factor` the pixels per latent cell, `channels` a cell's numbers,
+    `further` what the UNet reads beside them. `kind` is what the UNet was trained for: "base", "inpainting" or
+    "instruct" (InstructPix2Pix). `attend` replaces the UNet's attention (see attention.py).
     """
 
     def __init__(self, unet: UNet, vae: VAE, clip: CLIPText, tokenizer: Tokenizer, attend: Attend = sdpa):
         self.unet, self.vae, self.clip, self.tokenizer, self.attend = unet, vae, clip, tokenizer, attend
         self.device, self.dtype = unet.conv_in.weight.device, unet.conv_in.weight.dtype
-        self.factor = vae.config.factor
-        self.side = unet.config.sample_size * self.factor
-        self.channels = unet.config.in_channels
-        self.evaluations, self.low_memory, self.name = 0, False, ""
+        inputs, side = unet.conv_in.in_channels, unet.config.sample_size
+        self.factor, self.channels = vae.config.factor, vae.config.latent_channels
+        self.side, self.further, self.kind = side * self.factor, inputs - self.channels, kinds(self.channels)[inputs]
+        self.evaluations, self.gradients, self.low_memory, self.name = 0, 0, False, ""
         self.checkpoint: Checkpoint | None = None  # what `load` was asked for, and found
 
     @classmethod
@@ -102,18 +112,45 @@ class StableDiffusion:
         by_rows = self.low_memory or latent.shape[2:].numel() > 96 * 96  # by size, not by what is free
         return (fast.decode_by_rows(self.vae, z) if by_rows else self.vae.decode(z)).float()
 
-    def eps(self, x_t: Tensor, t: int, texts: Sequence[Tensor]) -> list[Tensor]:
+    def eps(
+        self,
+        x_t: Tensor,
+        t: int,
+        texts: Sequence[Tensor],
+        *,
+        tap: Tap | None = None,
+        feature: Feature | None = None,
+        given: Tensor | None = None,
+    ) -> list[Tensor]:
         """x_t (b, 4, h, w) at timestep t in 0..999; texts: k tensors (1 or b, 77, width) -> k predictions of the noise,
         each (b, 4, h, w) in the model's dtype, from one UNet call of k b rows (which `evaluations` counts).
+
+        tap stands in for every attention, feature sees and may change what the layers make (see attention.py); their
+        rows are all latents under the first text, then under the second. given (1 or b, further, h, w): what the UNet
+        reads behind each latent (see GIVEN). Raises ValueError for texts, t and given that do not fit.
         """
         b = len(x_t)
         if not texts or not b or any(len(text) not in (1, b) for text in texts):
             raise ValueError(f"texts must have 1 or {b} rows for {b} latents, got {[len(text) for text in texts]}")
         whole("t", t, 0, 999)
         text = torch.cat([text.expand(b, -1, -1) for text in texts]).to(self.device, self.dtype)
-        predictions = self.unet(x_t.to(self.device, self.dtype), t, text, self.attend)
+        x = self.with_given(x_t, given).to(self.device, self.dtype)
+        attend = self.attend if tap is None else partial(tap, self.attend)
+        hooks = (attend,) if feature is None else (attend, feature)
+        predictions = self.unet(x, t, text, *hooks)
         self.evaluations += len(predictions)
+        self.gradients += len(predictions) * predictions.requires_grad
         return list(predictions.chunk(len(texts)))
+
+    def with_given(self, x_t: Tensor, given: Tensor | None) -> Tensor:
+        """x_t (b, 4, h, w), with given behind it where the UNet reads more than the latent: (b, 4 + further, h, w)."""
+        got = None if given is None else tuple(given.shape)
+        rows = sorted({1, len(x_t)})
+        fitting = [(n, self.further, *x_t.shape[2:]) for n in rows] if self.further else [None]
+        if got not in fitting:
+            expected = " or ".join(str(shape) for shape in fitting)
+            raise ValueError(f"given must be {expected} with {self.kind} weights, got {got}: {GIVEN[self.kind]}")
+        return x_t if given is None else torch.cat([x_t, given.to(x_t).expand(len(x_t), -1, -1, -1)], dim=1)
 
     def clock(self) -> float:
         """Seconds, after all work given to the device is done."""

@@ -13,14 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import Attend, Site, join_heads, sdpa, split_heads
+from .attention import Attend, Feature, Hooks, Place, Site, join_heads, sdpa, split_heads, unchanged
 
 
 @dataclass(frozen=True)
 class UNetConfig:
     """SD v1's numbers; a folder's config.json may give smaller ones."""
 
-    in_channels: int = 4
+    in_channels: int = 4  # 9 for inpainting, 8 for InstructPix2Pix: the latent, then what is given
     out_channels: int = 4
     block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
     layers_per_block: int = 2
@@ -46,8 +46,9 @@ def fan_out(x: Tensor, rows: int) -> Tensor:
 class ResBlock(nn.Module):
     """Two norm-SiLU-conv stages around the time embedding, and a residual."""
 
-    def __init__(self, c_in: int, c_out: int, time_width: int, groups: int):
+    def __init__(self, c_in: int, c_out: int, time_width: int, groups: int, site: Site):
         super().__init__()
+        self.site = site
         self.norm1 = nn.GroupNorm(groups, c_in, eps=1e-5)
         self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
         self.time_emb_proj = nn.Linear(time_width, c_out)
@@ -55,11 +56,11 @@ class ResBlock(nn.Module):
         self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
         self.conv_shortcut = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
 
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, hooks: Hooks) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x), inplace=True))
         h = h + self.time_emb_proj(F.silu(time))[:, :, None, None]
         h = self.conv2(F.silu(self.norm2(h), inplace=True))
-        return self.conv_shortcut(x) + h
+        return self.conv_shortcut(x) + hooks.feature(self.site, h)
 
 
 class Attention(nn.Module):
@@ -72,9 +73,9 @@ class Attention(nn.Module):
         self.to_k, self.to_v = (nn.Linear(context_width, width, bias=False) for _ in range(2))
         self.to_out = nn.ModuleList([nn.Linear(width, width)])
 
-    def forward(self, x: Tensor, context: Tensor, attend: Attend) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor, hooks: Hooks) -> Tensor:
         q, k, v = (split_heads(y, self.heads) for y in (self.to_q(x), self.to_k(context), self.to_v(context)))
-        return self.to_out[0](join_heads(attend(self.site, q, k, v)))
+        return hooks.feature(self.site, self.to_out[0](join_heads(hooks.attend(self.site, q, k, v))))
 
 
 class GEGLU(nn.Module):
@@ -102,27 +103,27 @@ class FeedForward(nn.Module):
 class TransformerBlock(nn.Module):
     """Self-attention, cross-attention to the text, feed-forward; each pre-normed with a residual."""
 
-    def __init__(self, width: int, text_width: int, heads: int, place: str, level: int, index: int):
+    def __init__(self, width: int, text_width: int, heads: int, place: Place, level: int, index: int):
         super().__init__()
         self.norm1 = nn.LayerNorm(width)
-        self.attn1 = Attention(width, width, heads, Site(place, level, index, "self"))  # type: ignore[arg-type]
+        self.attn1 = Attention(width, width, heads, Site(place, level, index, "self"))
         self.norm2 = nn.LayerNorm(width)
-        self.attn2 = Attention(width, text_width, heads, Site(place, level, index, "cross"))  # type: ignore[arg-type]
+        self.attn2 = Attention(width, text_width, heads, Site(place, level, index, "cross"))
         self.norm3 = nn.LayerNorm(width)
         self.ff = FeedForward(width)
 
-    def forward(self, x: Tensor, text: Tensor, attend: Attend) -> Tensor:
+    def forward(self, x: Tensor, text: Tensor, hooks: Hooks) -> Tensor:
         h = self.norm1(x)
-        x = x + self.attn1(h, h, attend)
+        x = x + self.attn1(h, h, hooks)
         x = fan_out(x, len(text))  # at the first cross-attention of all, where the rows begin to differ
-        x = x + self.attn2(self.norm2(x), text, attend)
+        x = x + self.attn2(self.norm2(x), text, hooks)
         return x + self.ff(self.norm3(x))
 
 
 class SpatialTransformer(nn.Module):
     """A transformer block over the h * w cells, between two 1x1 convolutions, with a residual."""
 
-    def __init__(self, c: int, config: UNetConfig, place: str, level: int, index: int):
+    def __init__(self, c: int, config: UNetConfig, place: Place, level: int, index: int):
         super().__init__()
         self.norm = nn.GroupNorm(config.norm_num_groups, c, eps=1e-6)
         self.proj_in = nn.Conv2d(c, c, 1)
@@ -130,10 +131,10 @@ class SpatialTransformer(nn.Module):
         self.transformer_blocks = nn.ModuleList([block])
         self.proj_out = nn.Conv2d(c, c, 1)
 
-    def forward(self, x: Tensor, text: Tensor, attend: Attend) -> Tensor:
+    def forward(self, x: Tensor, text: Tensor, hooks: Hooks) -> Tensor:
         h, w = x.shape[-2:]
         tokens = self.proj_in(self.norm(x)).flatten(2).transpose(1, 2)  # (b, h w, c)
-        tokens = self.transformer_blocks[0](tokens, text, attend)
+        tokens = self.transformer_blocks[0](tokens, text, hooks)
         return fan_out(x, len(text)) + self.proj_out(tokens.transpose(1, 2).unflatten(2, (h, w)))
 
 
@@ -163,22 +164,26 @@ class DownBlock(nn.Module):
     def __init__(self, c_in: int, c_out: int, time_width: int, config: UNetConfig, level: int):
         super().__init__()
         n, last = config.layers_per_block, level == len(config.block_out_channels) - 1
-        widths = [c_in] + [c_out] * (n - 1)
-        self.resnets = nn.ModuleList(ResBlock(c, c_out, time_width, config.norm_num_groups) for c in widths)
+        widths, groups = [c_in] + [c_out] * (n - 1), config.norm_num_groups
+        self.resnets = nn.ModuleList(
+            ResBlock(c, c_out, time_width, groups, Site("down", level, i, "conv")) for i, c in enumerate(widths)
+        )
+        self.sites = [Site("down", level, i, "block") for i in range(n + 1)]  # the downsampler's is the last
         if not last:
             self.attentions = nn.ModuleList(SpatialTransformer(c_out, config, "down", level, i) for i in range(n))
             self.downsamplers = nn.ModuleList([Downsample(c_out)])
         self.last = last
 
-    def forward(self, x: Tensor, time: Tensor, text: Tensor, attend: Attend) -> tuple[Tensor, list[Tensor]]:
+    def forward(self, x: Tensor, time: Tensor, text: Tensor, hooks: Hooks) -> tuple[Tensor, list[Tensor]]:
         skips = []
         for i, resnet in enumerate(self.resnets):
-            x = resnet(x, time)
+            x = resnet(x, time, hooks)
             if not self.last:
-                x = self.attentions[i](x, text, attend)
+                x = self.attentions[i](x, text, hooks)
+            x = hooks.feature(self.sites[i], x)
             skips.append(x)
         if not self.last:
-            x = self.downsamplers[0](x)
+            x = hooks.feature(self.sites[-1], self.downsamplers[0](x))
             skips.append(x)
         return x, skips
 
@@ -186,13 +191,15 @@ class DownBlock(nn.Module):
 class MidBlock(nn.Module):
     def __init__(self, c: int, time_width: int, config: UNetConfig, level: int):
         super().__init__()
-        self.resnets = nn.ModuleList(ResBlock(c, c, time_width, config.norm_num_groups) for _ in range(2))
+        sites = [Site("mid", level, i, "conv") for i in range(2)]
+        self.resnets = nn.ModuleList(ResBlock(c, c, time_width, config.norm_num_groups, site) for site in sites)
         self.attentions = nn.ModuleList([SpatialTransformer(c, config, "mid", level, 0)])
+        self.site = Site("mid", level, 0, "block")
 
-    def forward(self, x: Tensor, time: Tensor, text: Tensor, attend: Attend) -> Tensor:
-        x = self.resnets[0](x, time)
-        x = self.attentions[0](x, text, attend)
-        return self.resnets[1](x, time)
+    def forward(self, x: Tensor, time: Tensor, text: Tensor, hooks: Hooks) -> Tensor:
+        x = self.resnets[0](x, time, hooks)
+        x = self.attentions[0](x, text, hooks)
+        return hooks.feature(self.site, self.resnets[1](x, time, hooks))
 
 
 class UpBlock(nn.Module):
@@ -202,22 +209,29 @@ class UpBlock(nn.Module):
         super().__init__()
         n, self.has_text = len(skip_widths), level < len(config.block_out_channels) - 1
         widths = [c + skip for c, skip in zip([c_in] + [c_out] * (n - 1), skip_widths)]
-        self.resnets = nn.ModuleList(ResBlock(c, c_out, time_width, config.norm_num_groups) for c in widths)
+        groups = config.norm_num_groups
+        self.resnets = nn.ModuleList(
+            ResBlock(c, c_out, time_width, groups, Site("up", level, i, "conv")) for i, c in enumerate(widths)
+        )
+        self.sites = [Site("up", level, i, "block") for i in range(n)]
         if self.has_text:
             self.attentions = nn.ModuleList(SpatialTransformer(c_out, config, "up", level, i) for i in range(n))
         if level > 0:
             self.upsamplers = nn.ModuleList([Upsample(c_out)])
 
-    def forward(self, x: Tensor, skips: list[Tensor], time: Tensor, text: Tensor, attend: Attend) -> Tensor:
+    def forward(self, x: Tensor, skips: list[Tensor], time: Tensor, text: Tensor, hooks: Hooks) -> Tensor:
         for i, resnet in enumerate(self.resnets):
-            x = resnet(torch.cat([x, fan_out(skips.pop(), len(x))], dim=1), time)
+            x = resnet(torch.cat([x, fan_out(skips.pop(), len(x))], dim=1), time, hooks)
             if self.has_text:
-                x = self.attentions[i](x, text, attend)
-        return self.upsamplers[0](x, skips[-1].shape[-2:]) if skips else x
+                x = self.attentions[i](x, text, hooks)
+            if skips and i == len(self.resnets) - 1:
+                x = self.upsamplers[0](x, skips[-1].shape[-2:])
+            x = hooks.feature(self.sites[i], x)
+        return x
 
 
 class UNet(nn.Module):
-    """eps-prediction: unet(x_t, t, text) has x_t's shape and dtype."""
+    """eps-prediction: unet(x_t, t, text) has the latent's shape and dtype."""
 
     def __init__(self, config: UNetConfig = UNetConfig()):
         super().__init__()
@@ -246,9 +260,12 @@ class UNet(nn.Module):
         self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, widths[0], eps=1e-5)
         self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
 
-    def forward(self, x: Tensor, t: Tensor | int, text: Tensor, attend: Attend = sdpa) -> Tensor:
-        """x (b, 4, h, w) noisy latents of any h, w >= 1; t one timestep 0..999, or (b,) if k = 1; text (k b, 77, width)
-        from CLIP, in x's dtype. Returns the predicted noise (k b, 4, h, w), in x's dtype.
+    def forward(
+        self, x: Tensor, t: Tensor | int, text: Tensor, attend: Attend = sdpa, feature: Feature = unchanged
+    ) -> Tensor:
+        """x (b, 4, h, w) noisy latents of any h, w >= 1, or (b, 8 or 9, h, w) where the UNet takes more; t one timestep
+        0..999, or (b,) if k = 1; text (k b, 77, width) from CLIP, in x's dtype. attend, feature: see attention.py; each
+        site is seen once, in the order of computation. Returns the predicted noise (k b, 4, h, w), in x's dtype.
 
         With k > 1 every latent is asked under k texts, in the order of x.repeat(k): what lies before the first
         cross-attention is computed once for all of them (exact, 5 % of a row at 512 x 512).
@@ -261,11 +278,11 @@ class UNet(nn.Module):
         t = torch.as_tensor(t, device=x.device).reshape(-1)  # one timestep broadcasts over the batch
         time = self.time_embedding(time_features(t, self.config.block_out_channels[0]).to(x.dtype))
         x = self.conv_in(x)
-        skips = [x]
+        skips, hooks = [x], Hooks(attend, feature)
         for down in self.down_blocks:
-            x, made = down(x, time, text, attend)
+            x, made = down(x, time, text, hooks)
             skips += made
-        x = self.mid_block(x, time, text, attend)
+        x = self.mid_block(x, time, text, hooks)
         for up in self.up_blocks:
-            x = up(x, skips, time, text, attend)
+            x = up(x, skips, time, text, hooks)
         return self.conv_out(F.silu(self.conv_norm_out(x)))

@@ -14,7 +14,7 @@ from stubs import latent
 from torch.utils.flop_counter import FlopCounterMode
 
 from minidiffedit import StableDiffusion, edit, fast
-from minidiffedit.attention import Site, sdpa
+from minidiffedit.attention import Hooks, Site
 from minidiffedit.checkpoint import build
 from minidiffedit.cli import main
 from minidiffedit.files.configs import KINDS
@@ -78,13 +78,13 @@ def test_joined_products_are_the_same(kind, context_width):
     plain = Attention(16, context_width, 2, Site("down", 0, 0, kind))
     x = latent(2, 9, 16, dtype=torch.float32)
     context = x if kind == "self" else latent(2, 7, 24, seed=1, dtype=torch.float32)
-    assert error(fast.FusedAttention(plain)(x, context, sdpa), plain(x, context, sdpa)) <= 1e-6
+    assert error(fast.FusedAttention(plain)(x, context, Hooks()), plain(x, context, Hooks())) <= 1e-6
 
 
 def test_every_attention_is_joined():
     unet = fast.fuse(small_unet())
-    kinds = [type(module) for module in unet.modules() if hasattr(module, "site")]
-    assert kinds and set(kinds) == {fast.FusedAttention}
+    kinds = {type(module) for module in unet.modules()}
+    assert fast.FusedAttention in kinds and Attention not in kinds
 
 
 def graphs():
@@ -143,8 +143,14 @@ def test_compiled_numbers(fresh_compiler, dtype, bound):
 def test_what_cannot_be_compiled_is_refused(monkeypatch, folder):
     unet = fast.CompiledUNet(small_unet(), backend="eager")
     x, text = latent(1, 4, 8, 8, dtype=torch.float32), latent(1, 77, 24, dtype=torch.float32)
-    with pytest.raises(ValueError, match="built-in attention only"):
+    advice = "no tap, no feature and the built-in attention only; load the model without compile"
+    with pytest.raises(ValueError, match=advice):
         unet(x, 1, text, lambda site, q, k, v: q)
+    sd = tiny.model()
+    sd.unet = unet
+    for hook in ({"tap": lambda plain, *of: plain(*of)}, {"feature": lambda site, h: h}):
+        with pytest.raises(ValueError, match=advice):
+            sd.eps(x, 1, [text], **hook)
     with pytest.raises(ValueError, match="no gradient"):
         unet(x.requires_grad_(), 1, text)
     with pytest.raises(ValueError, match="exclude each other"):

@@ -24,7 +24,7 @@ from attention_cases import SIZES, TOLERANCE, draw, kernel_errors, reference, re
 from minidiffedit import StableDiffusion, kernels
 from minidiffedit.attention import Site, auto, backend, sdpa
 from minidiffedit.kernels import attend as triton_attend
-from minidiffedit.unet import UNet, UNetConfig
+from minidiffedit.unet import Attention, UNet, UNetConfig
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Triton is made for Linux only")
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -133,7 +133,7 @@ def whole_unet(dtype):
         mock.patch.object(attention, "launch", wraps=attention.launch) as launches,
     ):
         ours = unet.to(dtype)(x.to(dtype), 500, text.to(dtype), attend)
-    sites = sum(hasattr(module, "site") for module in unet.modules())
+    sites = sum(isinstance(module, Attention) for module in unet.modules())
     return relative(ours, plain), relative(unet(x.to(dtype), 500, text.to(dtype)), plain), launches.call_count, sites
 
 

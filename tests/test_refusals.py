@@ -80,7 +80,7 @@ def named(*keys, shape=(4, 768)):
     return lambda entries: {key: ([*shape], "F32") for key in keys}
 
 
-V2, INPAINT = "SD v2 .* use an SD v1 model", "inpainting UNet .* use the base model"
+V2 = "SD v2 .* use an SD v1 model"
 SINGLES = {
     "SD v2, linear proj_in": (proj_in_matrices, V2),
     "SD v2, text width": (width_1024, V2),
@@ -91,8 +91,9 @@ SINGLES = {
     "SD3": (named("model.diffusion_model.joint_blocks.0.x.weight", "text_encoders.clip_l.x"), "not a UNet of SD v1"),
     "Flux": (named("double_blocks.0.img_attn.qkv.weight", "single_blocks.0.linear1.weight"), "not a UNet of SD v1"),
     "diffusers' transformer": (named("transformer_blocks.0.attn.to_q.weight", "x"), "not a UNet of SD v1"),
-    "inpainting": (first_conv(9), INPAINT),
-    "pix2pix": (first_conv(8), "InstructPix2Pix UNet .* use the base model"),
+    "SD v2, inpainting": (lambda e: first_conv(9)(openclip(width_1024(e))), V2),
+    "SDXL, inpainting": (lambda e: first_conv(9)(proj_in_matrices(without(e, UNET + "input_blocks.1.1."))), "SDXL"),
+    "six channels": (first_conv(6), r"1 misshaped: \S+0\.0\.weight is \[320, 6, 3, 3\], not \[320, 4, 3, 3\]"),
     "v2 depth": (first_conv(5), "SD v2 depth .* use an SD v1 base model"),
     "x4 upscaler": (first_conv(7, 256), "x4 upscaler .* use an SD v1 base model"),
     "LoRA, kohya": (named("lora_unet_down.alpha", "lora_te_text.lora_down.weight"), "a LoRA.* merge it"),
@@ -153,9 +154,11 @@ def folder_of(kind, folder):
         hollow_folder(folder)
         config.write_text(config.read_text().replace("768", "1024"))
         return folder
-    elif kind == "inpainting":
+    elif kind == "SD v2, inpainting":
+        hollow_folder(folder, unet=width_1024(unet) | {"conv_in.weight": ([320, 9, 3, 3], "F32")})
+    elif kind == "inpainting by its weights alone":
         return hollow_folder(folder, unet=unet | {"conv_in.weight": ([320, 9, 3, 3], "F32")})
-    elif kind == "inpainting by its config":
+    elif kind == "inpainting by its config alone":
         hollow_folder(folder)
         config.write_text(config.read_text().replace('"in_channels": 4', '"in_channels": 9'))
         return folder
@@ -178,8 +181,9 @@ def folder_of(kind, folder):
         ("SDXL's UNet", "SDXL"),
         ("SD v2", V2),
         ("SD v2 by its config", "the UNet reads texts 1024 wide, the text encoder makes 768"),
-        ("inpainting", INPAINT),
-        ("inpainting by its config", INPAINT),
+        ("SD v2, inpainting", V2),
+        ("inpainting by its weights alone", r"1 misshaped: conv_in.weight is \[320, 9, 3, 3\], not \[320, 4, 3, 3\]"),
+        ("inpainting by its config alone", r"1 misshaped: conv_in.weight is \[320, 4, 3, 3\], not \[320, 9, 3, 3\]"),
         ("fp8", r"text_encoder/model.safetensors is stored in 8-bit floats"),
         ("VAE of another size", r"vae/diffusion.*1 misshaped: quant_conv.bias is \[9\], not \[8\]"),
         ("a single file", "no folder unet/ but v1-5.safetensors: give that file"),

@@ -26,6 +26,9 @@ def add(commands: Any) -> None:
     download.add_argument("--cache-dir", type=Path, metavar="DIR", help="the hub's cache")
 
 
+TRAINED = {"base": "", "inpainting": ", inpainting", "instruct": ", InstructPix2Pix"}
+
+
 def run_info(args: argparse.Namespace) -> dict[str, Any]:
     import math
 
@@ -43,11 +46,14 @@ def run_info(args: argparse.Namespace) -> dict[str, Any]:
             "parameters": sum(math.prod(tensor.shape) for tensor in tensors),
             "dtypes": sorted({tensor.dtype for tensor in tensors}),
         }
-    side = found.configs["unet"].sample_size * found.configs["vae"].factor
     return {
-        "model": args.model, "kind": "Stable Diffusion v1", "layout": found.layout, "training_size": side,
-        "tokenizer": str(found.tokenizer or "packaged"), "networks": networks,
-    }  # fmt: skip
+        "model": args.model,
+        "kind": f"Stable Diffusion v1{TRAINED[found.kind]}",
+        "layout": found.layout,
+        "training_size": found.configs["unet"].sample_size * found.configs["vae"].factor,
+        "tokenizer": str(found.tokenizer or "packaged"),
+        "networks": networks,
+    }
 
 
 def run_verify(args: argparse.Namespace) -> dict[str, Any]:

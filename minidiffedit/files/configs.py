@@ -3,15 +3,16 @@
 import json
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..clip import CLIPConfig
-from .unsupported import FIRST_CONV
 from ..unet import UNetConfig
 from ..vae import VAEConfig
+from .unsupported import FIRST_CONV
 
 LARGEST = 1 << 20  # bytes of a config.json; the official ones have two thousand
 KINDS: dict[str, type] = {"unet": UNetConfig, "vae": VAEConfig, "text_encoder": CLIPConfig}
+Kind = Literal["base", "inpainting", "instruct"]
 
 # What SD v1 has where a config.json may ask for something else; absent or null means SD v1's.
 FIXED: dict[str, dict[str, tuple[Any, ...]]] = {
@@ -41,6 +42,14 @@ FIXED: dict[str, dict[str, tuple[Any, ...]]] = {
 }  # fmt: skip
 
 
+def kinds(latents: int) -> dict[int, Kind]:
+    """Input channels of a UNet for latents of so many channels -> what it was trained for. base: it reads the latent
+    alone; inpainting: a mask and the latent of the picture without what it covers, too; instruct (InstructPix2Pix): the
+    picture's latent, too.
+    """
+    return {latents: "base", 2 * latents + 1: "inpainting", 2 * latents: "instruct"}
+
+
 def read_json(path: Path) -> dict[str, Any]:
     if path.exists() and (not path.is_file() or path.stat().st_size > LARGEST):  # a device, a pipe, a trap
         raise ValueError(f"{path} cannot be read as JSON: it must be a file of at most {LARGEST:,} bytes")
@@ -65,7 +74,7 @@ def read_configs(folder: Path) -> dict[str, Any]:
     unet, vae, text = configs.values()
     if unet.in_channels in FIRST_CONV:
         raise ValueError(f"{folder} is {FIRST_CONV[unet.in_channels]}")
-    if not unet.in_channels == unet.out_channels == vae.latent_channels:
+    if unet.in_channels not in kinds(vae.latent_channels) or unet.out_channels != vae.latent_channels:
         raise ValueError(
             f"{folder}: the UNet has {unet.in_channels} -> {unet.out_channels} channels, "
             f"the VAE's latents {vae.latent_channels}"

@@ -23,8 +23,6 @@ LINEAR_V2 = "an SD v2 checkpoint, which uses another text encoder; use an SD v1 
 SDXL = "an SDXL checkpoint; only SD v1 is supported"
 OTHER = "not a UNet of SD v1 (it looks like SD3, Flux or another transformer); use an SD v1 model"
 FIRST_CONV = {
-    9: "an inpainting UNet (9 input channels); use the base model",
-    8: "an InstructPix2Pix UNet (8 input channels); use the base model",
     5: "the UNet of SD v2 depth (5 input channels); use an SD v1 base model",
     7: "the UNet of the x4 upscaler (7 input channels); use an SD v1 base model",
 }
@@ -157,14 +155,14 @@ def other_model(header: Header, whole: bool) -> str | None:
     ):
         return OTHER
     unet = "model.diffusion_model." if starts("model.diffusion_model.") else ""
-    first = header.get(f"{unet}input_blocks.0.0.weight") or header.get(f"{unet}conv_in.weight")
-    if first and len(first.shape) == 4 and first.shape[1] in FIRST_CONV:
-        return FIRST_CONV[first.shape[1]]
+    inputs = input_channels(header)
+    if inputs in FIRST_CONV:
+        return FIRST_CONV[inputs]
     if starts("cond_stage_model.model."):
         return LINEAR_V2
     blocks = [unet + block for block in ("down_blocks.0.", "input_blocks.1.")]
     attended = [unet + block for block in ("down_blocks.0.attentions.", "input_blocks.1.1.")]
-    if first and starts(*blocks) and not starts(*attended):
+    if inputs and starts(*blocks) and not starts(*attended):
         return SDXL
     for key, info in header.items():
         if key.startswith(unet) and (
@@ -186,6 +184,13 @@ def other_model(header: Header, whole: bool) -> str | None:
         if lacking:
             return f"a checkpoint without its {lacking[0]}; use one that holds all three networks"
     return None
+
+
+def input_channels(header: Header) -> int:
+    """What the UNet's first convolution takes, under any of its names; 0 where there is none."""
+    names = [unet + name for unet in ("model.diffusion_model.", "") for name in ("input_blocks.0.0", "conv_in")]
+    shapes = [header[f"{name}.weight"].shape for name in names if f"{name}.weight" in header]
+    return shapes[0][1] if shapes and len(shapes[0]) == 4 else 0
 
 
 def refuse_name(path: Path) -> None:

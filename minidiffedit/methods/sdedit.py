@@ -1,19 +1,21 @@
 """SDEdit (Meng et al., 2108.01073): lay noise over a guide picture up to a level, and denoise it under a text.
 
-In the manner of `diffedit.py`: the model is one callable, the loops are all here; `arms.py` joins them to pictures.
-Forms: "vp" is SD's own, sqrt(a) x0 + sqrt(1-a) noise; "ve" the same process written for x0 + sigma noise with sigma =
-sqrt((1-a)/a). Between steps a latent is always in the VP form, which the model takes.
+The guide is a photograph, strokes or a pasted composite (`files.images.composite`). Two forms of the same process: "vp"
+is SD's own, sqrt(a) x0 + sqrt(1-a) noise; "ve" is written for x0 + sigma noise with sigma = sqrt((1-a)/a). Between steps
+a latent is always in the VP form, which the model takes. eta = 1 is the paper's SDE, 0 is deterministic (img2img).
+Model rows: 2 K b for each repeat. Left out: the pixel-space checkpoints of the paper, and its 500-step grid.
 """
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 
-from ..ddim import Trajectory, level_at, levels, real, whole
-from ..diffedit import Eps, Track, checked_mask, finite, untracked, working
+from ..ddim import Trajectory, level_at, levels, whole
+from ..diffedit import Eps, checked_mask, finite, working
+from ..options import About, Scale, Seed, Steps, Strength, Within
 
 Form = Literal["vp", "ve"]
 
@@ -45,12 +47,6 @@ def ve_step(x: Tensor, e: Tensor, a: float, a_to: float, eta: float, draw: Itera
 FORMS = {"vp": (vp_noised, vp_step), "ve": (ve_noised, ve_step)}
 
 
-def check_process(eta: Any, repeats: Any, form: Any) -> tuple[float, int, Form]:
-    if form not in FORMS:
-        raise ValueError(f"form must be 'vp' or 've', got {form!r}")
-    return real("eta", eta, 0, 1), whole("repeats", repeats, 1, 100), form
-
-
 def draws(shape: Sequence[int], seed: int | Sequence[int]) -> Iterator[Tensor]:
     """Noises (b, c, h, w) float32 without end; row i is `noises` of seed + i, or of seed[i], in order."""
     b, *one = shape
@@ -70,44 +66,56 @@ def noised(x0: Tensor, noise: Tensor, *, steps: int, strength: float, form: Form
 
 @torch.no_grad()
 def denoise(
-    eps: Eps, trajectory: Trajectory, M: Tensor, target: Any, null: Any, draw: Iterator[Tensor], *,
-    guidance_scale: float, eta: float, form: Form = "vp", record: list[Tensor], track: Track = untracked,
-) -> Tensor:  # fmt: skip
+    eps: Eps,
+    start: Trajectory,
+    M: Tensor,
+    texts: Sequence[Any],
+    draw: Iterator[Tensor],
+    *,
+    guidance_scale: float = 7.5,
+    eta: float = 0.0,
+    form: Form = "vp",
+) -> Tensor:
     """`masked_decode` with eta: what it computes at eta = 0, bit for bit in the form "vp"; M (b or 1, 1, h, w) checked.
 
-    After each step what lies outside M is put back to the trajectory's level just reached. record receives y_K..y_0.
+    texts: null and target, or target alone, unguided. After each step what lies outside M is put back to the level of
+    `start` just reached.
     """
-    (t, a), step, K = levels(trajectory.steps), FORMS[form][1], max(trajectory)
-    y = trajectory[K]
-    record.append(y)
-    for j in track(range(K, 0, -1), "decode"):
-        if guidance_scale == 1:
-            e = eps(y, t[j], [target])[0].to(y)
-        else:
-            e_null, e_text = (e.to(y) for e in eps(y, t[j], [null, target]))
-            e = e_null + guidance_scale * (e_text - e_null)
-        y = M * step(y, e, a[j], a[j - 1], eta, draw) + (1 - M) * trajectory[j - 1]
-        record.append(y)
+    (t, a), step, K = levels(start.steps), FORMS[form][1], max(start)
+    y = start[K]
+    for j in range(K, 0, -1):
+        *e_null, e = (e.to(y) for e in eps(y, t[j], texts))
+        if e_null:
+            e = e_null[0] + guidance_scale * (e - e_null[0])
+        y = M * step(y, e, a[j], a[j - 1], eta, draw) + (1 - M) * start[j - 1]
     return finite(y, "the decoding")
 
 
-def redraw(
-    eps: Eps, x0: Tensor, target: Any, null: Any, *, mask: Tensor | None = None, steps: int = 50, strength: float = 0.5,
-    guidance_scale: float = 7.5, eta: float = 0.0, repeats: int = 1, form: Form = "vp", seed: int | Sequence[int] = 0,
-    record: list[Tensor] | None = None, track: Track = untracked,
-) -> Tensor:  # fmt: skip
-    """SDEdit on latents (2108.01073, algorithm 1; with a mask, its appendix): x0 (b, 4, h, w) -> y_0, the same shape.
+@torch.no_grad()
+def sdedit(
+    eps: Eps,
+    x0: Tensor,
+    target: Any = "",
+    negative: Any = "",
+    mask: Tensor | None = None,
+    *,
+    steps: Steps = 50,
+    strength: Strength = 0.5,
+    guidance_scale: Scale = 7.5,
+    eta: Annotated[float, Within(0, 1, "0: deterministic steps, 1: ancestral")] = 0.0,
+    repeats: Annotated[int, Within(1, 100, "times that noise is laid and taken away")] = 1,
+    form: Annotated[Form, About("how the process is written")] = "vp",
+    seed: Seed = 0,
+) -> Tensor:
+    """SDEdit on latents (algorithm 1; with a mask, the paper's appendix): x0 (b, 4, h, w) -> y_0, the same shape.
 
     mask (b or 1, 1, h, w), bool or float in [0, 1], 1 = redrawn; outside it every level holds x0 under the run's first
-    noise, level 0 x0 itself (the authors' code draws one a repeat, and puts back the level just left). eta: 0
-    deterministic, 1 ancestral, the last step included. Each repeat lays a new noise over the last result.
-    Seeds: see `draws`. Model rows: 2 K b a repeat, K b at guidance 1, none at K = 0 or an empty mask: x0 comes back.
-    Raises ValueError for values out of range, ArithmeticError when the model returns NaN or infinity.
+    noise, level 0 x0 itself (the authors' code draws one a repeat, and puts back the level just left). Each repeat lays
+    a new noise over the last result. The same object as target and negative needs no guidance: half the rows.
     """
     y = x0 = working(x0)
-    g = real("guidance_scale", guidance_scale, -1000, 1000)
-    eta, repeats, form = check_process(eta, repeats, form)
-    draw = draws(x0.shape, seed)
+    texts = [target] if target is negative or guidance_scale == 1 else [negative, target]
+    draw, process = draws(x0.shape, seed), {"guidance_scale": guidance_scale, "eta": eta, "form": form}
     outside = noised(x0, next(draw), steps=steps, strength=strength, form=form)
     M, K = torch.ones_like(x0[:, :1]) if mask is None else checked_mask(mask, x0), max(outside)
     for repeat in range(repeats if K and M.any() else 0):
@@ -115,8 +123,5 @@ def redraw(
         if repeat:
             again = FORMS[form][0](y, next(draw).to(y), levels(steps).a[K])
             start = Trajectory([*outside.prefix(K - 1).values(), M * again + (1 - M) * outside[K]], steps)
-        y = denoise(
-            eps, start, M, target, null, draw, guidance_scale=g, eta=eta, form=form,
-            record=[] if record is None else record, track=track,
-        )  # fmt: skip
+        y = denoise(eps, start, M, texts, draw, **process)  # type: ignore[arg-type]
     return y

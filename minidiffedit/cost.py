@@ -1,0 +1,128 @@
+"""What a run will cost: the method itself, run against a model that knows nothing and counts, on an 8 x 8 latent.
+
+No weights are read. Predicted rows are the rows paid where the method finds something to edit; where it may stop early
+(refine, the inner steps of null-text inversion) they are the most it can pay.
+"""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .attention import Site
+from .files.images import read_mask
+from .run import Job, Plan, Result, execute, inputs_of, result_of
+from .tokenizer import Tokenizer
+from .unet import UNetConfig
+
+CELLS = 8  # a side of the latent that is counted on
+
+
+class Counter:
+    """In the place of a StableDiffusion. Its taps and features see every site of the UNet, one head and channel wide."""
+
+    def __init__(self, weights: str = "base", config: UNetConfig = UNetConfig()):
+        self.kind, self.name, self.config = weights, "a counting model", config
+        self.factor, self.side, self.channels, self.device = 8, 64, 4, torch.device("cpu")
+        self.dtype, self.evaluations, self.gradients = torch.float32, 0, 0
+        self.generator = torch.Generator().manual_seed(0)
+        self._tokenizer: Tokenizer | None = None
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        self._tokenizer = self._tokenizer or Tokenizer()
+        return self._tokenizer
+
+    def clock(self) -> float:
+        return 0.0
+
+    def text(self, prompts: Sequence[str]) -> Tensor:
+        return torch.zeros(len(prompts), 77, 1)
+
+    def random(self, *shape: int) -> Tensor:
+        return torch.randn(shape, generator=self.generator)
+
+    def encode(self, image: Tensor) -> Tensor:
+        return self.random(len(image), self.channels, image.shape[2] // self.factor, image.shape[3] // self.factor)
+
+    def decode(self, latent: Tensor) -> Tensor:
+        h, w = (side * self.factor for side in latent.shape[2:])
+        return torch.zeros(len(latent), 3, h, w)
+
+    def eps(
+        self, x: Tensor, t: int, texts: Sequence[Tensor], *, tap: Any = None, feature: Any = None, given: Any = None
+    ) -> list[Tensor]:
+        rows = len(x) * len(texts)
+        self.evaluations += rows
+        for site, n, m in self.sites(*x.shape[2:]) if tap or feature else ():
+            if tap and site.kind in ("self", "cross"):
+                q, k = self.random(rows, 1, n, 1), self.random(rows, 1, m, 1)
+                tap(plain, site, q, k, k)
+            if feature:
+                h = self.random(rows, n, 1) if site.kind in ("self", "cross") else self.random(rows, 1, n, 1)
+                feature(site, h)
+        e = [self.random(*x.shape) + 0 * text.float().mean() + 0 * x for text in texts]
+        self.gradients += rows if e[-1].requires_grad else 0
+        return e
+
+    def sites(self, h: int, w: int) -> Iterator[tuple[Site, int, int]]:
+        """Each site in the order of a call, its cells, and the keys that its attention has."""
+        n, last = self.config.layers_per_block, len(self.config.block_out_channels) - 1
+        down: list[tuple[Any, int, int]] = [("down", level, i) for level in range(last + 1) for i in range(n)]
+        up = [("up", level, i) for level in reversed(range(last + 1)) for i in range(n + 1)]
+        for place, level, index in [*down, ("mid", last, 0), *up]:
+            cells = -(-h // 2**level) * -(-w // 2**level)
+            yield Site(place, level, index, "conv"), cells, 0
+            if place == "mid" or level < last:
+                yield Site(place, level, index, "self"), cells, cells
+                yield Site(place, level, index, "cross"), cells, 77
+            yield Site(place, level, index, "block"), cells, 0
+
+
+def plain(site: Site, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """An attention's shape, and what must be counted of its gradients."""
+    return q + 0 * v.mean(dim=2, keepdim=True)
+
+
+def cost(settled: Plan, config: UNetConfig = UNetConfig()) -> dict[str, int]:
+    """Model rows by stage that a plan will pay. Raises nothing that the plan has not raised already."""
+    return costs([settled], config)[0]
+
+
+def costs(plans: Sequence[Plan], config: UNetConfig = UNetConfig()) -> list[dict[str, int]]:
+    """The same of several plans on one picture, one after another, each reusing what the ones before it made."""
+    counters: dict[str, Counter] = {}
+    done: list[Result] = []
+    found = []
+    for settled in plans:
+        counter = counters.setdefault(settled.system.weights, Counter(settled.system.weights, config))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they are said when the edit is made
+            made = count_one(settled, counter, [one for one in done if one.sd is counter])  # type: ignore[comparison-overlap]
+        done = [*done, made][-1:]
+        found.append(made.evaluations)
+    return found
+
+
+def count_one(settled: Plan, counter: Counter, reuse: Sequence[Result]) -> Result:
+    small: dict[str, Any] = {"size": 64} if "size" in settled.settings else {}
+    given = dict(settled.given)
+    if given.get("mask") is not None:
+        some = torch.ones if read_mask(given["mask"]).any() else torch.zeros
+        given["mask"] = some(1, 1, CELLS, CELLS)
+    if "reference" in given:
+        given["reference"] = Image.new("RGB", (64, 64), "grey")
+    tiny = replace(settled, settings=settled.settings | small | {"paste": False}, given=given)
+    if "x_T" in inputs_of(settled.system.edit):
+        job = Job(tiny, counter, None, (64, 64))  # type: ignore[arg-type]
+        job.prepare()
+        with torch.no_grad():
+            return result_of(job, job.call("latent").result, None)
+    picture = Image.new("RGB", (64, 64), "grey")
+    return execute(tiny, counter, picture, reuse=reuse)  # type: ignore[arg-type]
+
+

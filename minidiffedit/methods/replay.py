@@ -1,0 +1,22 @@
+"""The plainest editor: walk a path down under another text. After null-text inversion it is that paper's editing without
+attention maps; after DDIM inversion it is the baseline that every method of this family improves on. Model rows: 2 K b.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..diffedit import Eps
+from ..options import Scale
+from ..path import Path
+
+
+@torch.no_grad()
+def replay(eps: Eps, path: Path, target: Any, *, guidance_scale: Scale = 7.5) -> Tensor:
+    """Guided by guidance_scale (2207.12598); each level's null text is the path's."""
+    x = path.rows(1)
+    for j in path.down():
+        e_null, e_text = eps(x, path.t[j], [path.null(j), target])
+        x = path.step(x, e_null + guidance_scale * (e_text - e_null), j)
+    return x

@@ -1,0 +1,81 @@
+"""What an inversion hands to an editor: the levels of one picture, and how to walk them down again.
+
+Five words are all an editor needs, whichever inversion made the path: `path.down()`, `path.null(j)`, `path.pin(x, j)`,
+`path.step(x, e, j)` and `path.rows(n)`. An editor works on several roles at once (source, target, ...): rows of one
+tensor, role after role, each of b pictures.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .ddim import Trajectory, levels
+
+
+class Path(Trajectory):
+    """Levels 0..K of x0 (b, c, h, w), and what belongs to them.
+
+    null: the text of unguided predictions, or nulls: one for each level (null-text inversion). noises: what a step from
+    level j adds (none: DDIM, eta = 0). pinned: an editor's source row is put back on the path at every level.
+    """
+
+    def __init__(
+        self,
+        latents: Sequence[Tensor],
+        steps: int,
+        null: Any = None,
+        *,
+        nulls: Mapping[int, Any] | None = None,
+        noises: Mapping[int, Tensor] | None = None,
+        eta: float = 1.0,
+        pinned: bool = False,
+    ):
+        super().__init__(latents, steps)
+        self.any_null, self.nulls, self.noises = null, dict(nulls or {}), dict(noises or {})
+        self.eta, self.pinned = eta, pinned
+        self.t, self.a = levels(steps)
+
+    @property
+    def top(self) -> int:
+        """K, the noisiest level that the path holds."""
+        return len(self) - 1
+
+    def down(self) -> Iterator[int]:
+        """K, ..., 1: the levels that a step leaves."""
+        return iter(range(self.top, 0, -1))
+
+    def null(self, j: int) -> Any:
+        """The text of the unguided prediction at level j."""
+        return self.nulls.get(j, self.any_null)
+
+    def rows(self, roles: int) -> Tensor:
+        """The top level, once for each role: (roles b, c, h, w)."""
+        return torch.cat([self[self.top]] * roles)
+
+    def texts(self, *texts: Tensor) -> Tensor:
+        """One text a role, each (1 or b, 77, width) -> (roles b, 77, width), in the order of `rows`."""
+        return torch.cat([text.expand(len(self[0]), -1, -1) for text in texts])
+
+    def pin(self, x: Tensor, j: int) -> Tensor:
+        """x (roles b, c, h, w) with its first role put back to level j, if this path pins its source."""
+        return torch.cat([self[j], x[len(self[j]) :]]) if self.pinned else x
+
+    def step(self, x: Tensor, e: Tensor, j: int) -> Tensor:
+        """All rows from level j to j - 1 along their predictions e: DDIM, or with noises the DDPM step."""
+        mean, sigma = mean_and_sigma(x, e, self.a[j], self.a[j - 1], self.eta if self.noises else 0.0)
+        return mean if not self.noises else mean + sigma * self.noises[j].repeat(len(x) // len(self.noises[j]), 1, 1, 1)
+
+    def prefix(self, level: int) -> "Path":
+        """Levels 0..level with what belongs to them."""
+        options = {"nulls": self.nulls, "noises": self.noises, "eta": self.eta, "pinned": self.pinned}
+        return Path([*super().prefix(level).values()], self.steps, self.any_null, **options)  # type: ignore[arg-type]
+
+
+def mean_and_sigma(x: Tensor, e: Tensor, a: float, a_to: float, eta: float) -> tuple[Tensor, float]:
+    """Mean and deviation of the step from alpha_bar a down to a_to along e (2010.02502, eq. 12, sigma by eq. 16)."""
+    sigma = eta * math.sqrt((1 - a_to) / (1 - a) * (1 - a / a_to))
+    predicted_x0 = (x - math.sqrt(1 - a) * e) / math.sqrt(a)
+    return math.sqrt(a_to) * predicted_x0 + math.sqrt(1 - a_to - sigma**2) * e, sigma

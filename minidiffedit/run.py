@@ -1,0 +1,767 @@
+"""Any method by name. What it needs is read from its functions' signatures, so no command knows one from another.
+
+A method's positional parameters are inputs (INPUTS says where each comes from), its keyword-only ones are options with a
+default and a kind (options.py). One name is one value in a run, for inversion, mask and editor alike. The runner hands
+the model over as `eps`, wrapped: counted, watched and in the latents' dtype, so that no method does it.
+
+    settled = plan("masactrl", target="a zebra", source="a horse", steps=20)     # refuses before any weights are read
+    done = execute(settled, sd, "horse.png")                                      # or `edit`, which is both
+"""
+
+import difflib
+import inspect
+import math
+import pathlib
+import secrets
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from importlib import import_module
+from os import PathLike
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from .ddim import Trajectory, alpha_bar, level_at, levels, noises, whole
+from .diffedit import finite
+from .files import images
+from .files.masks import Steering, digest
+from .methods.table import INVERSIONS, MASKS, SYSTEMS, System
+from .options import About, Option, Seed, Within, options_of
+from .path import Path
+
+if TYPE_CHECKING:
+    from .sd import StableDiffusion
+
+Picture = str | PathLike[str] | Image.Image | np.ndarray
+
+
+# ---------------------------------------------------------------- what a user gives, and what methods take
+
+
+class Given(NamedTuple):
+    """An argument of `edit` that is no option. kind: text, mask, picture or pairs."""
+
+    kind: str
+    about: str
+
+
+GIVEN = {
+    "target": Given("text", "what the result shall show"),
+    "source": Given("text", "what the picture shows now"),
+    "negative_prompt": Given("text", "what the edit leads away from"),
+    "mask": Given("mask", "your own mask: white = edited, grey = partly"),
+    "reference": Given("picture", "another picture, whose look or parts are taken"),
+    "edits": Given("pairs", "pairs of texts, source and target, each edited where they differ"),
+}
+
+
+class Input(NamedTuple):
+    """A positional parameter that methods may have. make: job -> its value, and what it is known by when results are
+    reused (plain values; None: it is the same in all runs on one picture). given: the argument that it is made of.
+    """
+
+    make: Callable[["Job"], tuple[Any, Any]]
+    given: str = ""
+
+
+def text_of(name: str) -> Input:
+    return Input(lambda job: (job.texts[job.plan.given[name]], job.plan.given[name]), name)
+
+
+# A new kind of input is one line here, a new method none.
+INPUTS: dict[str, Input] = {
+    "eps": Input(lambda job: (job.eps, None)),
+    "raw_eps": Input(lambda job: (job.raw_eps, None)),
+    "x0": Input(lambda job: (job.x0, None)),
+    "x_T": Input(lambda job: job.x_T()),
+    "null": Input(lambda job: (job.texts[""], "")),
+    "target": text_of("target"),
+    "source": text_of("source"),
+    "negative": text_of("negative_prompt"),
+    "edits": Input(lambda job: job.pairs("edits"), "edits"),
+    "mask": Input(lambda job: job.mask(), "mask"),
+    "x0_outside": Input(lambda job: job.x0_outside(), "mask"),
+    "reference": Input(lambda job: job.encoded("reference"), "reference"),
+    "path": Input(lambda job: job.path()),
+    "found": Input(lambda job: job.found()),
+}
+
+
+def common(
+    *,
+    paste: Annotated[bool, About("put the input's own pixels back outside the mask")] = True,
+    seed: Seed | None = None,
+    size: Annotated[int | None, Within(64, 1024, "shorter side to work at (default: the training size)")] = None,
+) -> None:
+    """The options of every run."""
+
+
+COMMON = options_of(common)
+
+
+# ---------------------------------------------------------------- the plan
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A method with everything settled but the picture. functions: "module:function" of what makes the mask, the path
+    and the latent, as far as the method has them; options: theirs and the common ones; settings: the options' values;
+    given: the arguments that are no options, those left out with their defaults; needs: those that cannot be left out.
+    """
+
+    method: str
+    system: System
+    functions: dict[str, str]
+    options: dict[str, Option]
+    settings: dict[str, Any]
+    given: dict[str, Any]
+    needs: tuple[str, ...]
+
+    @property
+    def masked(self) -> bool:
+        """Whether the editor looks at a mask."""
+        return "mask" in inputs_of(self.system.edit)
+
+    @property
+    def steerable(self) -> bool:
+        return self.masked and "found" not in inputs_of(self.system.edit)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What decides the result, as plain values; of pictures only whether they are given."""
+        kinds = {name: GIVEN[name].kind for name in self.given}
+        plain = {name: value for name, value in self.given.items() if kinds[name] in ("text", "pairs")}
+        return {"method": self.method, **plain, **self.settings}
+
+
+def plan(method: str = "diffedit", *, inversion: str | None = None, **arguments: Any) -> Plan:
+    """Settle a method. arguments: what GIVEN and the method's options name; None for a given one is as good as none.
+
+    method: a name of SYSTEMS, or INVERSION+EDITOR. Raises ValueError for unknown names, what the method does not take,
+    what it needs and did not get, and values out of range; no weights are read. A seed that is None is drawn.
+    """
+    found = blank_plan(method, inversion)
+    given = {name: value for name, value in arguments.items() if name in GIVEN and value is not None}
+    told = {name: value for name, value in arguments.items() if name not in GIVEN}
+    if strange := (given.keys() - found.given.keys()) | (told.keys() - found.options.keys()):
+        name = min(strange)
+        known = [*found.given, *found.options]
+        raise ValueError(f"{found.method} has no option {name!r}{like(name, known)}; it has {', '.join(known)}")
+    if lacking := [name for name in found.needs if name not in given]:
+        said = "; ".join(f"{name}: {GIVEN[name].about}" for name in lacking)
+        raise ValueError(f"{found.method} needs {' and '.join(lacking)} ({said})")
+    settings = {name: found.options[name].check(value) for name, value in (found.settings | told).items()}
+    if settings["seed"] is None:
+        settings["seed"] = secrets.randbelow(2**32)
+    check_levels(settings)
+    given = {name: check_given(name, value) for name, value in (found.given | given).items()}
+    return Plan(found.method, found.system, found.functions, found.options, settings, given, found.needs)
+
+
+def blank_plan(method: str, inversion: str | None = None) -> Plan:
+    """A method with its defaults, what it needs left out as None. Raises ValueError as `plan`."""
+    system = SYSTEMS.get(method)
+    if system is None and "+" in method:
+        own, _, method = method.partition("+")
+        inversion, system = inversion or own, SYSTEMS.get(method)
+    if system is None:
+        raise ValueError(f"no method {method!r}{like(method, SYSTEMS)}; `minidiffedit methods` lists them")
+    if not system.edit:
+        raise ValueError(f"{method} does not work yet: {system.note or system.status}")
+    if inversion and (inversion not in INVERSIONS or not system.inversion):
+        wanted = f"one of {', '.join(INVERSIONS)}" if system.inversion else f"left out: {method} takes no path"
+        raise ValueError(f"the inversion must be {wanted}, got {inversion!r}{like(inversion, INVERSIONS)}")
+    if inversion and inversion != system.inversion:
+        name = f"{inversion}+{method}"
+    else:
+        name, inversion = method, system.inversion
+    places = {"mask": MASKS.get(system.mask, ""), "path": INVERSIONS.get(inversion, ""), "latent": system.edit}
+    functions = {made: place for made, place in places.items() if place}
+    options, given = dict[str, Option](), dict[str, Any]()
+    needs = []
+    for made, place in functions.items():
+        options |= options_of(function_at(place))  # of one name, the editor's default holds
+        for name_of, default in inputs_of(place).items():
+            if not (argument := INPUTS[name_of].given) or (argument == "mask" and "mask" in functions):
+                continue
+            if default is inspect.Parameter.empty:
+                needs += [argument] * (argument not in needs)
+                default = None
+            given.setdefault(argument, default)
+    if "mask" in functions and "found" not in inputs_of(system.edit):
+        given.setdefault("mask", None)  # instead of the computed one
+    options |= COMMON
+    settings = {name: one.default for name, one in options.items()} | system.options
+    settings = {name: value for name, value in settings.items() if name in options}
+    return Plan(name, system, functions, options, settings, given, tuple(needs))
+
+
+def function_at(place: str) -> Callable[..., Any]:
+    """ "module:function", the module in methods/."""
+    module, _, name = place.partition(":")
+    return getattr(import_module(f"{__package__}.methods.{module}"), name)
+
+
+def inputs_of(place: str) -> dict[str, Any]:
+    """A function's positional parameters and their defaults. Raises TypeError for one that no one can provide."""
+    found = inspect.signature(function_at(place)).parameters.values()
+    positional = {p.name: p.default for p in found if p.kind is p.POSITIONAL_OR_KEYWORD}
+    if strange := positional.keys() - INPUTS.keys():
+        raise TypeError(f"{place} asks for {min(strange)!r}; inputs are {', '.join(INPUTS)}")
+    return positional
+
+
+def like(name: str, known: Any) -> str:
+    """A suggestion, if one name is near."""
+    close = difflib.get_close_matches(name.replace("-", "_"), [*known], 1) or difflib.get_close_matches(name, [*known], 1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def check_levels(settings: dict[str, Any]) -> None:
+    """Warn of steps that do not reach full noise, and of a strength that rounds to nothing."""
+    steps = settings.get("steps", 50)
+    if 1000 % steps:
+        top = levels(steps).t[-1]
+        warnings.warn(f"{steps} steps do not divide 1000: the top level is t = {top}, below full noise", stacklevel=3)
+    if "strength" in settings:
+        level_at(settings["strength"], steps)
+
+
+def check_given(name: str, value: Any) -> Any:
+    """Texts must be UTF-8, pairs lists of two texts each; masks and pictures are looked at when they are opened."""
+    kind = GIVEN[name].kind
+    if kind == "text" and (not isinstance(value, str) or value != value.encode(errors="ignore").decode()):
+        raise ValueError(f"{name} must be text (UTF-8), got {value!r}")
+    if kind == "pairs":
+        pairs = [list(pair) if isinstance(pair, tuple | list) else pair for pair in value or ()]
+        if not pairs or any(not isinstance(pair, list) or len(pair) != 2 for pair in pairs):
+            raise ValueError(f"{name} must be pairs (source, target), got {value!r}")
+        return [[check_given("source", pair[0]), check_given("target", pair[1])] for pair in pairs]
+    return value
+
+
+# ---------------------------------------------------------------- the result
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One run of a function that makes a mask or a path: what it depended on, and what it returned."""
+
+    function: str
+    given: dict[str, Any]
+    result: Any = field(repr=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What a run made, whatever the method.
+
+    source, image: PIL RGB at the input's size, before and after (source None: nothing went in). mask: PIL L at that
+    size, white = may change (None: the method has none); paste_mask: PIL L, where it is 0 the image's pixels are the
+    source's (None: nothing was pasted). x0, latent (1, 4, h, w), latent_mask (1, 1, h, w) float32, the mask as it was
+    used. stages: lists of latents by name, "encode": x_0, ..., x_K and "decode": y_K, ..., y_0 (empty where nothing was
+    to do); clean: the x_0 that each prediction of a stage led to. tensors: what else there is to see, by name. verdict:
+    "found", "no difference", "given", "strength 0" or "edited" (no mask). evaluations (model rows) and seconds by
+    stage. settings: all that decided the result. given_mask, steering: as handed in, on the latent grid. calls: masks
+    and paths, for reuse.
+    """
+
+    method: str
+    settings: dict[str, Any]
+    source: Image.Image | None
+    image: Image.Image
+    mask: Image.Image | None
+    paste_mask: Image.Image | None
+    x0: Tensor | None = field(repr=False)
+    latent: Tensor = field(repr=False)
+    latent_mask: Tensor | None = field(repr=False)
+    stages: dict[str, list[Tensor]] = field(repr=False)
+    clean: dict[str, list[Tensor]] = field(repr=False)
+    tensors: dict[str, Tensor] = field(repr=False)
+    verdict: str
+    evaluations: dict[str, int]
+    seconds: dict[str, float]
+    plan: Plan = field(repr=False)
+    calls: tuple[Call, ...] = field(repr=False)
+    sd: "StableDiffusion" = field(repr=False)
+    given_mask: Tensor | None = field(default=None, repr=False)
+    steering: Steering | None = field(default=None, repr=False)
+
+    @property
+    def seed(self) -> int:
+        return self.settings["seed"]
+
+    @property
+    def rows(self) -> int:
+        """Model rows paid in all."""
+        return sum(self.evaluations.values())
+
+    @property
+    def heat(self) -> Tensor | None:
+        """(1, 1, h, w) in [0, 1]: the map that the mask was cut from, where one was sought."""
+        return self.tensors.get("heat")
+
+    @property
+    def coverage(self) -> float | None:
+        """Share of latent cells in the mask."""
+        return None if self.latent_mask is None else float((self.latent_mask > 0).float().mean())
+
+    @property
+    def found(self) -> Any:
+        """What the mask's own function returned, if it ran."""
+        return self.made("mask")
+
+    @property
+    def trajectory(self) -> Trajectory:
+        """The path that was walked down; where nothing was inverted, x_0 alone."""
+        made = self.made("path")
+        return Trajectory([self.x0], self.settings.get("steps", 50)) if made is None else made  # type: ignore[list-item]
+
+    @property
+    def decoded(self) -> tuple[Tensor, ...]:
+        return tuple(self.stages.get("decode", ()))
+
+    def made(self, what: str) -> Any:
+        place = self.plan.functions.get(what)
+        return next((call.result for call in reversed(self.calls) if call.function == place), None)
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the picture with its settings, as `minidiffedit edit` does."""
+        from .files.metadata import describe_result
+
+        images.write_picture(self.image, pathlib.Path(path), describe_result(self))
+
+
+# Why an edit changes nothing, by verdict.
+NOTHING = {
+    "strength 0": "the strength rounds to level 0",
+    "no difference": "the prompts do not differ on this picture",
+    "found": "the mask is empty",
+    "given": "the mask is empty",
+}
+
+
+def nothing_to_edit(plan: Plan, verdict: str) -> str:
+    if verdict == "no difference" and plan.given.get("target") == plan.given.get("source"):
+        return f"the prompts do not differ: both are {plan.given['target'][:60]!r}"
+    return NOTHING.get(verdict, "no pair of prompts finds a cell")
+
+
+# ---------------------------------------------------------------- one run
+
+
+class Step(NamedTuple):
+    """What a watcher of a run sees after each call of the model: the stage, the timestep, the latent (1, 4, h, w) asked
+    about, the clean latent that its prediction leads to, and the model rows paid so far.
+    """
+
+    stage: str
+    t: int
+    x: Tensor
+    clean: Tensor
+    rows: int
+
+
+Watch = Callable[[Step], None]
+MOST_CALLS = 32  # that a result keeps for reuse, the latest used
+STAGES = {"mask": "mask", "path": "encode", "latent": "decode"}  # what a function makes -> the stage's name
+
+
+class Job:
+    """One run of a plan: inputs are made when they are first asked for, equal prompts are one object."""
+
+    def __init__(self, plan: Plan, sd: "StableDiffusion", picture: Image.Image | None, at: tuple[int, int]):
+        self.plan, self.sd, self.picture, self.at = plan, sd, picture, at
+        self.now, self.seconds = "", dict[str, float]()
+        names = {made: STAGES[made] for made in plan.functions} | ({} if picture else {"latent": "generate"})
+        self.stage_of = {made: names[made] for made in plan.functions}
+        self.evaluations = dict.fromkeys(self.stage_of.values(), 0)
+        self.values: dict[str, tuple[Any, Any]] = {}
+        self.known: Sequence[Call] = ()
+        self.bitwise, self.calls, self.watch = False, list[Call](), None
+        self.stages: dict[str, list[Tensor]] = {}
+        self.clean: dict[str, list[Tensor]] = {}
+        self.times: dict[str, int] = {}
+        self.tensors: dict[str, Tensor] = {}
+        self.verdict = "edited"
+        self.given_mask: Tensor | None = None
+        self.steering: Steering | None = None
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        before, rows, start = self.now, self.sd.evaluations, self.sd.clock()
+        self.now = name
+        yield
+        self.now = before
+        self.seconds[name] = self.seconds.get(name, 0.0) + self.sd.clock() - start
+        if name in self.evaluations:
+            self.evaluations[name] += self.sd.evaluations - rows
+
+    # The model.
+
+    def raw_eps(self, x: Tensor, t: int, texts: Sequence[Any], **hooks: Any) -> list[Tensor]:
+        """Predictions in the model's own dtype, counted and watched."""
+        predictions = self.sd.eps(x, t, texts, **hooks)
+        if self.now in ("encode", "decode", "generate"):
+            self.saw(x.detach(), t, [one.detach() for one in predictions])
+        elif self.watch:
+            self.watch(Step(self.now, t, x[-1:], x[-1:], self.sd.evaluations - self.begun))
+        return predictions
+
+    def eps(self, x: Tensor, t: int, texts: Sequence[Any], **hooks: Any) -> list[Tensor]:
+        """The same in x's dtype."""
+        return [e.to(x) for e in self.raw_eps(x, t, texts, **hooks)]
+
+    def saw(self, x: Tensor, t: int, predictions: list[Tensor]) -> None:
+        """Keep the last role's latent and the clean one it leads to; of several calls at one level, the last."""
+        x, first, last = x[-1:], predictions[0][-1:].to(x), predictions[-1][-1:].to(x)
+        a, scale = alpha_bar()[t], self.plan.settings.get("guidance_scale", 1.0)
+        clean = (x - math.sqrt(1 - a) * (first + scale * (last - first))) / math.sqrt(a)
+        latents, cleans = self.stages.setdefault(self.now, []), self.clean.setdefault(self.now, [])
+        if self.times.get(self.now) == t:
+            del latents[-1:], cleans[-1:]
+        self.times[self.now] = t
+        latents.append(x)
+        cleans.append(clean)
+        if self.watch:
+            self.watch(Step(self.now, t, x, clean, self.sd.evaluations - self.begun))
+
+    # The functions of the method.
+
+    def input(self, name: str) -> tuple[Any, Any]:
+        if name not in self.values:
+            self.values[name] = INPUTS[name].make(self)
+        return self.values[name]
+
+    def call(self, made: str) -> Call:
+        """Run the function that makes the mask, the path or the latent, unless an earlier run's call was the same."""
+        place = self.plan.functions[made]
+        function, asked = function_at(place), {name: self.input(name) for name in inputs_of(place)}
+        options = {name: self.plan.settings[name] for name in options_of(function)}
+        given = {name: key for name, (_, key) in asked.items() if key is not None} | options
+        same = [call for call in self.known if call.function == place and call.given == given]
+        if same and made != "latent":
+            self.calls.append(same[-1])
+            return same[-1]
+        handles = {"record": self.tensors, "earlier": self.earlier(place, given)}
+        handles = {name: one for name, one in handles.items() if name in inspect.signature(function).parameters}
+        with self.stage(self.stage_of[made]):
+            call = Call(place, given, function(*(value for value, _ in asked.values()), **options, **handles))
+        self.calls += [call] if made != "latent" else []
+        return call
+
+    def earlier(self, place: str, given: dict[str, Any]) -> Callable[..., Iterator[Any]]:
+        """earlier(*but, exact=True): results of the same function given the same but for some names, the latest first.
+        exact=False: what can be made of them rounds otherwise than a run without, so that some runs do without.
+        """
+
+        def without(names: tuple[str, ...], one: dict[str, Any]) -> dict[str, Any]:
+            return {name: value for name, value in one.items() if name not in names}
+
+        def find(*but: str, exact: bool = True) -> Iterator[Any]:
+            for call in reversed(self.known if exact or not self.bitwise else ()):
+                if call.function == place and without(but, call.given) == without(but, given):
+                    yield call.result
+
+        return find
+
+    # The inputs.
+
+    def prepare(self, x0: Tensor | None = None) -> None:
+        """Texts and the picture's latent, unless it is known, before any loop."""
+        self.begun = self.sd.evaluations
+        prompts = [""]
+        for name, value in self.plan.given.items():
+            kind = GIVEN[name].kind
+            prompts += [value] if kind == "text" else [one for pair in value for one in pair] if kind == "pairs" else []
+        with self.stage("text"):
+            self.texts = {prompt: self.sd.text([prompt]) for prompt in dict.fromkeys(prompts)}
+        if self.picture:
+            with self.stage("vae encode"):
+                self.x0 = self.encode(images.to_tensor(self.picture, self.at)) if x0 is None else x0
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        return finite(self.sd.encode(pixels), "the VAE")
+
+    def x_T(self) -> tuple[Tensor, Any]:
+        h, w = (side // self.sd.factor for side in reversed(self.at))
+        seed = self.plan.settings["seed"]
+        return noises((self.sd.channels, h, w), 1, seed).to(self.sd.device), seed
+
+    def pairs(self, name: str) -> tuple[list[tuple[Tensor, Tensor]], Any]:
+        pairs = self.plan.given[name]
+        return [(self.texts[source], self.texts[target]) for source, target in pairs], pairs
+
+    def mask(self) -> tuple[Tensor | None, Any]:
+        """The mask as it is used: given or found, then steered; None where the method may do without."""
+        M = self.given_mask
+        if M is not None:
+            self.verdict = "given"
+        elif "mask" in self.plan.functions:
+            found, _ = self.input("found")
+            M, self.verdict = found.mask.float(), found.verdict[0]
+            tensors = vars(found).items()
+            self.tensors |= {name: one for name, one in tensors if isinstance(one, Tensor) and name != "mask"}
+        if M is not None and self.steering and self.verdict != "no difference":
+            M = self.steering(M)
+        return M, None if M is None else digest(M)
+
+    def found(self) -> tuple[Any, Any]:
+        """What the mask's function returned."""
+        call = self.call("mask")
+        return call.result, call.given
+
+    def path(self) -> tuple[Path, Any]:
+        call = self.call("path")
+        finite(call.result[call.result.top], "the encoding")
+        return call.result, [call.function, call.given]
+
+    def x0_outside(self) -> tuple[Tensor, Any]:
+        """The latent of the picture with grey where the mask is not below one half."""
+        assert self.picture
+        M, known_by = self.input("mask")
+        inside = F.interpolate(M.cpu(), (self.at[1], self.at[0]), mode="nearest") >= 0.5
+        return self.encode(torch.where(inside, 0.0, images.to_tensor(self.picture, self.at))), known_by
+
+    def encoded(self, name: str) -> tuple[Tensor, Any]:
+        """Another picture's latent, at the working size."""
+        pixels = images.to_tensor(images.to_rgb(images.read_picture(self.plan.given[name])), self.at)
+        return self.encode(pixels), digest(pixels[:, :1])
+
+
+# ---------------------------------------------------------------- the doors
+
+
+def open_picture(sd: "StableDiffusion", image: Picture, size: int | None) -> tuple[Image.Image, tuple[int, int]]:
+    """The picture as RGB, and the (width, height) that the model works on."""
+    picture = images.to_rgb(images.read_picture(image))
+    return picture, images.working_size(picture.size, sd.side if size is None else size, sd.factor)
+
+
+def check_fits(plan: Plan, sd: "StableDiffusion") -> None:
+    if plan.system.weights != sd.kind:
+        raise ValueError(
+            f"{plan.method} needs {plan.system.weights} weights (a UNet with other input channels), and "
+            f"{sd.name or 'this model'} is {sd.kind}; give another --model"
+        )
+
+
+def check_same(reuse: Result, sd: "StableDiffusion", picture: Image.Image, at: tuple[int, int]) -> None:
+    if reuse.sd is not sd or reuse.settings["working_size"] != at:
+        raise ValueError("reuse= holds a result by another model or at another working size")
+    if reuse.source is None or reuse.source.size != picture.size or reuse.source.tobytes() != picture.tobytes():
+        raise ValueError("reuse= holds a result of another picture")
+
+
+def begin(
+    plan: Plan,
+    sd: "StableDiffusion",
+    image: Picture,
+    *,
+    steering: Steering | None = None,
+    reuse: Sequence[Result] = (),
+    watch: Watch | None = None,
+    bitwise: bool = False,
+) -> Job:
+    """A job with its picture, texts and given mask in hand; errors as `edit`."""
+    check_fits(plan, sd)
+    picture, at = open_picture(sd, image, plan.settings["size"])
+    job = Job(plan, sd, picture, at)
+    if (mask := plan.given.get("mask")) is not None:
+        job.given_mask = images.latent_mask(mask, picture.size, at, sd.factor).to(sd.device)
+    if steering and not plan.steerable:
+        raise ValueError(f"{plan.method} has no mask that could be steered")
+    job.steering = steering.at(picture.size, at, sd.factor) if steering else None
+    for one in reuse:
+        check_same(one, sd, picture, at)
+    job.known, job.watch, job.bitwise = [call for one in reuse for call in one.calls], watch, bitwise
+    job.prepare(reuse[0].x0 if reuse else None)
+    return job
+
+
+@torch.no_grad()
+def execute(plan: Plan, sd: "StableDiffusion", image: Picture, **options: Any) -> Result:
+    """Run a plan on a picture; options as in `begin`. Raises ValueError for files it cannot use, ArithmeticError for NaN."""
+    job = begin(plan, sd, image, **options)
+    latent, M = None, None
+    if "strength" in plan.settings and level_at(plan.settings["strength"], plan.settings.get("steps", 50)) == 0:
+        job.verdict = "strength 0"
+    else:
+        M, _ = job.input("mask") if plan.masked else (None, None)
+        if M is None or M.any():
+            latent = finite(job.call("latent").result, "the edit")
+    if latent is None:
+        warnings.warn(f"nothing to edit: {nothing_to_edit(plan, job.verdict)}; the source comes back", stacklevel=3)
+    return result_of(job, latent, M)
+
+
+def result_of(job: Job, latent: Tensor | None, M: Tensor | None) -> Result:
+    """The pictures of a job and all that is known of it; latent None: nothing was edited."""
+    plan, picture, sd = job.plan, job.picture, job.sd
+    image, feathered = picture.copy() if picture else None, None
+    if M is None and plan.masked and (job.given_mask is not None or "mask" in plan.functions):
+        M = torch.zeros_like(job.x0[:, :1])
+    if latent is not None:
+        with job.stage("vae decode"):
+            image = images.to_picture(finite(sd.decode(latent), "the VAE"), picture.size if picture else job.at)
+        if M is not None and plan.settings["paste"]:
+            feathered = images.paste_mask(M > 0, picture.size)  # soft values have blended in the latents already
+            image = Image.composite(image, picture, feathered)
+    if picture:
+        image.info = dict(picture.info)
+        job.stages["encode"] = [*job.values["path"][0].values()] if "path" in job.values else []
+    decoding = job.stage_of["latent"]
+    job.stages[decoding] = [*job.stages.get(decoding, []), latent] if latent is not None else []
+    kind = "none" if M is None else "given" if job.given_mask is not None else "computed"
+    settings = plan.record | {"working_size": job.at} | ({"mask": kind} if picture else {})
+    used = {id(call) for call in job.calls}
+    calls = [*(call for call in job.known if id(call) not in used), *job.calls][-MOST_CALLS:]
+    settings |= {"steering": said} if job.steering and (said := job.steering.settings()) else {}
+    return Result(
+        method=plan.method,
+        settings=settings,
+        source=picture,
+        image=image,
+        mask=None if M is None or picture is None else images.mask_picture(M, picture.size),
+        paste_mask=feathered,
+        x0=job.x0 if picture else None,
+        latent=job.x0 if latent is None else latent,
+        latent_mask=M,
+        stages=job.stages,
+        clean=job.clean,
+        tensors=job.tensors,
+        verdict=job.verdict,
+        evaluations=job.evaluations,
+        seconds=job.seconds,
+        plan=plan,
+        calls=tuple(calls),
+        sd=sd,
+        given_mask=job.given_mask,
+        steering=job.steering,
+    )
+
+
+def edit(
+    sd: "StableDiffusion",
+    image: Picture,
+    method: str = "diffedit",
+    *,
+    target: str | None = None,
+    source: str | None = None,
+    mask: Picture | Tensor | None = None,
+    negative_prompt: str | None = None,
+    inversion: str | None = None,
+    steering: Steering | None = None,
+    reuse: Result | Sequence[Result] = (),
+    watch: Watch | None = None,
+    bitwise: bool = False,
+    **options: Any,
+) -> Result:
+    """Edit a picture so that `target` describes it, changing as little as possible, by any method of the table.
+
+    image: path, PIL image or uint8 array; its shorter side is resized to the model's training size (or `size`), and the
+    result has the input's size. method: a name that `minidiffedit methods` lists, or INVERSION+EDITOR; inversion:
+    another one for the method. source: what the picture shows now. mask: path, PIL image, array or tensor at picture or
+    latent size, white = edited. steering: what to do with the mask, computed or given (see files/masks.py). options:
+    the method's own (`minidiffedit methods NAME`), and paste, seed, size: seed None draws one (with reuse: takes its).
+    reuse: earlier results on the same picture by the same model, whatever the method; what still holds of them is not
+    computed again (bitwise: only where that changes no bit). watch: called after each call of the model.
+
+    Where nothing is to edit the source comes back, and a warning says so. Raises ValueError for arguments and files it
+    cannot use, before any weights are touched as far as it can, ArithmeticError for NaN.
+    """
+    earlier = [reuse] if isinstance(reuse, Result) else [*reuse]
+    if earlier and options.get("seed") is None:
+        options["seed"] = earlier[0].seed
+    given = {"target": target, "source": source, "mask": mask, "negative_prompt": negative_prompt}
+    given = {name: value for name, value in given.items() if value is not None}
+    settled = plan(method, inversion=inversion, **given, **options)
+    return execute(settled, sd, image, steering=steering, reuse=earlier, watch=watch, bitwise=bitwise)
+
+
+def resume(
+    state: Result,
+    *,
+    mask: Picture | Tensor | None = None,
+    steering: Steering | None = None,
+    watch: Watch | None = None,
+    **changes: Any,
+) -> Result:
+    """The edit again with some of `edit`'s arguments changed, equal to a fresh one to the model's rounding.
+
+    A given mask stays until another comes or an option of the computed mask does; so does the steering. What the
+    changes leave as it was is not paid for again. Raises as `edit` does.
+    """
+    settled, kept = changed(state.plan, changes, mask)
+    mask = state.given_mask if kept else mask
+    settled = replace(settled, given=settled.given | {"mask": mask} if settled.masked else settled.given)
+    done = execute(settled, state.sd, state.source, steering=steering or state.steering, reuse=[state], watch=watch)
+    if kept and "mask" in state.settings:
+        done.settings["mask"] = state.settings["mask"]  # which may name the file
+    return done
+
+
+def changed(old: Plan, changes: dict[str, Any], mask: Any = None) -> tuple[Plan, bool]:
+    """A plan with some arguments changed, and whether a mask that was given to it still holds."""
+    own = options_of(function_at(old.functions["mask"])).keys() if "mask" in old.functions else set()
+    shared = {name for made, place in old.functions.items() if made != "mask" for name in options_of(function_at(place))}
+    kept = mask is None and not changes.keys() & (own - shared - COMMON.keys())
+    given = {name: value for name, value in old.given.items() if name != "mask"}
+    arguments = {**given, **old.settings, **changes}
+    needed = {"mask": old.given.get("mask") if kept else mask}  # of a plan read from a file it is not at hand
+    return plan(old.method, **arguments, **{k: v for k, v in needed.items() if v is not None}), kept
+
+
+def picture_mask(
+    sd: "StableDiffusion", image: Picture, method: str = "diffedit", *, steering: Steering | None = None, **arguments: Any
+) -> Result:
+    """The mask that `edit` would use, alone, as a Result whose image is the source; arguments and errors as there."""
+    watch = arguments.pop("watch", None)
+    settled = plan(method, **arguments)
+    if "mask" not in settled.functions:
+        raise ValueError(f"{method} finds no mask")
+    with torch.no_grad():
+        job = begin(settled, sd, image, steering=steering, watch=watch)
+        M, _ = job.input("mask")
+    if job.verdict == "no difference":
+        warnings.warn(f"the mask is empty: {nothing_to_edit(settled, job.verdict)}", stacklevel=2)
+    done = result_of(job, None, M)
+    return replace(done, evaluations={"mask": done.evaluations["mask"]})
+
+
+def generate(
+    sd: "StableDiffusion",
+    prompt: str,
+    *,
+    width: int | None = None,
+    height: int | None = None,
+    watch: Watch | None = None,
+    **options: Any,
+) -> Result:
+    """Text to picture: plain guided DDIM from noise. width, height: pixels, multiples of 8 (default: training size);
+    options: negative_prompt, steps, guidance_scale, seed. Model rows: 2 N, or N at guidance 1. Raises as `edit` does.
+    """
+    settled = plan("text-to-image", target=prompt, **options)
+    at = picture_size(width, height, sd.side, sd.factor)
+    check_fits(settled, sd)
+    job = Job(settled, sd, None, at)
+    job.watch = watch
+    with torch.no_grad():
+        job.prepare()
+        return result_of(job, finite(job.call("latent").result, "the sampling"), None)
+
+
+def picture_size(width: int | None, height: int | None, side: int, factor: int) -> tuple[int, int]:
+    """The size of a picture to be made. Raises ValueError for one that is too large, or no multiple of `factor`."""
+    w, h = (side if one is None else whole(name, one, 64, 16384) for name, one in (("width", width), ("height", height)))
+    if w % factor or h % factor:
+        raise ValueError(f"width and height must be multiples of {factor}, got {w} x {h}")
+    if w * h > images.MOST_PIXELS:
+        raise ValueError(f"at most 1024 x 1024 pixels are made, got {w} x {h}")
+    return w, h
