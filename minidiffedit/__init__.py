@@ -1,55 +1,55 @@
-"""DiffEdit on Stable Diffusion v1, from scratch in PyTorch.
+"""Text-driven image editing on Stable Diffusion v1, from scratch in PyTorch: DiffEdit and its family.
 
 Reading order, each file resolving an unknown of the one before: diffedit (the algorithm), ddim, sd, unet, attention,
-vae, clip, tokenizer, checkpoint; editor joins the first to the rest. The names below are resolved on first use, so that
-importing the package costs nothing.
+vae, clip, tokenizer, checkpoint; then path, options and run, which runs any file of methods/ by name. The names below
+are resolved on first use, so that importing the package costs nothing.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .arms import Redrawn, arm, composite, sdedit
     from .ddim import Trajectory, alpha_bar, level_at, levels, move, noises
     from .diffedit import Eps, Mask, Track, encode, find_mask, masked_decode, sample, threshold_maps
-    from .editor import Edit, Generation, PictureMask, edit, generate, picture_mask
-    from .views.figures import Figure, figure
     from .files.hub import HubError, download
-    from .regions import Regions, edit_regions, regional_decode
-    from .views.report import report_page, save_report
-    from .sd import StableDiffusion
-    from .views.sheet import Sheet, contact_sheet
-    from .files.states import load_state, resume, save_state
+    from .files.images import composite
     from .files.masks import Steering
+    from .files.states import load_state, save_state
+    from .path import Path
+    from .run import Plan, Result, Step, edit, execute, generate, picture_mask, plan, resume
+    from .sd import StableDiffusion
     from .tokenizer import Tokenizer
-    from .views.watch import Watch
+    from .views.figures import Figure, figure
+    from .views.previews import Previews
+    from .views.report import report_page, save_report
+    from .views.sheet import Sheet, contact_sheet
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOME = {
-    "arms": ("Redrawn", "arm", "composite", "sdedit"),
-    "ddim": ("Trajectory", "alpha_bar", "level_at", "levels", "move", "noises"),
-    "diffedit": ("Eps", "Mask", "Track", "encode", "find_mask", "masked_decode", "sample", "threshold_maps"),
-    "editor": ("Edit", "Generation", "PictureMask", "edit", "generate", "picture_mask"),
-    "views.figures": ("Figure", "figure"),
-    "files.hub": ("HubError", "download"),
-    "regions": ("Regions", "edit_regions", "regional_decode"),
-    "views.report": ("report_page", "save_report"),
-    "sd": ("StableDiffusion",),
-    "views.sheet": ("Sheet", "contact_sheet"),
-    "files.states": ("load_state", "resume", "save_state"),
-    "files.masks": ("Steering",),
-    "tokenizer": ("Tokenizer",),
-    "views.watch": ("Watch",),
+    "ddim": "Trajectory alpha_bar level_at levels move noises",
+    "diffedit": "Eps Mask Track encode find_mask masked_decode sample threshold_maps",
+    "files.hub": "HubError download",
+    "files.images": "composite",
+    "files.masks": "Steering",
+    "files.states": "load_state save_state",
+    "path": "Path",
+    "run": "Plan Result Step edit execute generate picture_mask plan resume",
+    "sd": "StableDiffusion",
+    "tokenizer": "Tokenizer",
+    "views.figures": "Figure figure",
+    "views.previews": "Previews",
+    "views.report": "report_page save_report",
+    "views.sheet": "Sheet contact_sheet",
 }
-_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names.split()}
 
 __all__ = [
-    "Edit", "Eps", "Figure", "Generation", "HubError", "Mask", "PictureMask", "Redrawn", "Regions", "Sheet",
-    "StableDiffusion", "Steering", "Tokenizer", "Track", "Trajectory", "Watch", "alpha_bar", "arm", "composite",
-    "contact_sheet", "download", "edit", "edit_regions", "encode", "figure", "find_mask", "generate", "level_at",
-    "levels", "load_state", "masked_decode", "move", "noises", "picture_mask", "regional_decode", "report_page",
-    "resume", "sample", "save_report", "save_state", "sdedit", "threshold_maps",
+    "Eps", "Figure", "HubError", "Mask", "Path", "Plan", "Previews", "Result", "Sheet", "StableDiffusion",
+    "Steering", "Step", "Tokenizer", "Track", "Trajectory", "alpha_bar", "composite", "contact_sheet", "download",
+    "edit", "encode", "execute", "figure", "find_mask", "generate", "level_at", "levels", "load_state",
+    "masked_decode", "move", "noises", "picture_mask", "plan", "report_page", "resume", "sample", "save_report",
+    "save_state", "threshold_maps",
 ]  # fmt: skip
 
 

@@ -1,7 +1,8 @@
 """The command line: reads the arguments, runs the command, says its result or its error.
 
 Results go to stdout, progress and warnings to stderr. Exit codes: 0 done, 1 failure, 2 usage, 130 Ctrl-C, 143 SIGTERM.
-Only argparse is imported before a command runs, so that --help answers at once. The commands stand in `commands/`.
+Options of a method come from its signature, so that only the command and the method that were asked for are imported.
+The commands stand in `commands/`.
 """
 
 import argparse
@@ -16,12 +17,15 @@ from collections.abc import Iterator
 from typing import Any
 
 from . import __version__
-from .commands import batch, bench, editing, evaluate, figures, models, redraw, report
-from .commands.common import shown
+from .commands import editing, many, methods, models, pages
+from .commands.common import Command, shown
 
 # What torch, its libraries and the system say when memory ends; the third is oneDNN's, as terse as it stands.
 NO_MEMORY = ("out of memory", "allocate memory", "could not create a primitive", "bad_alloc", "failed to map segment")
-GROUPS = (editing, figures, redraw, models, report, batch, bench, evaluate)
+COMMANDS: dict[str, Command] = {
+    name: command for group in (editing, methods, pages, many, models) for name, command in group.COMMANDS.items()
+}
+GONE = {"sdedit": "edit --method sdedit"}  # commands of before, and what they are now
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -49,7 +53,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(argv: list[str] | None, interrupted: list[int]) -> int:
-    args = build_parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    if words and words[0] in GONE:
+        print(f"error: `{words[0]}` is `minidiffedit {GONE[words[0]]}` now", file=sys.stderr)
+        return 2
+    args = build_parser(words).parse_args(words)
     args.interrupted = interrupted  # for commands that had to import much
     try:
         with spoken_warnings(args.quiet):
@@ -59,19 +67,25 @@ def run(argv: list[str] | None, interrupted: list[int]) -> int:
             traceback.print_exc()
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
-    code = result.pop("exit", 0)  # of a command that can fail in part
+    code = result.pop("exit", 0) if isinstance(result, dict) else 0  # of a command that can fail in part
     print(json.dumps(result) if args.json else args.say(result))
     return code
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser(words: list[str]) -> argparse.ArgumentParser:
+    """The parser for these words: every command by name, the options of the one that is among them."""
     parser = argparse.ArgumentParser(
-        prog="minidiffedit", description="DiffEdit: text-driven image editing with an automatic mask, on SD v1."
+        prog="minidiffedit", description="Text-driven image editing on Stable Diffusion v1: DiffEdit and its family."
     )
     parser.add_argument("--version", action="version", version=f"minidiffedit {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for group in GROUPS:
-        group.add(commands)
+    for name, command in COMMANDS.items():
+        own = command.parser(commands, name)
+        if words[:1] == [name]:
+            try:
+                command.add(own, words[1:])
+            except ValueError as error:  # a method that there is not, say
+                own.error(shown(str(error)))
     return parser
 
 

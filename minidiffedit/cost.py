@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .attention import Site
 from .files.images import read_mask
-from .run import Job, Plan, Result, execute, inputs_of, result_of
+from .run import GIVEN, Plan, Result, blank_plan, execute, execute_without_picture, inputs_of, plan
 from .tokenizer import Tokenizer
 from .unet import UNetConfig
 
@@ -23,7 +23,7 @@ CELLS = 8  # a side of the latent that is counted on
 
 
 class Counter:
-    """In the place of a StableDiffusion. Its taps and features see every site of the UNet, one head and channel wide."""
+    """In the place of a StableDiffusion. Taps and features see every site of its UNet, one head or channel wide."""
 
     def __init__(self, weights: str = "base", config: UNetConfig = UNetConfig()):
         self.kind, self.name, self.config = weights, "a counting model", config
@@ -118,11 +118,14 @@ def count_one(settled: Plan, counter: Counter, reuse: Sequence[Result]) -> Resul
         given["reference"] = Image.new("RGB", (64, 64), "grey")
     tiny = replace(settled, settings=settled.settings | small | {"paste": False}, given=given)
     if "x_T" in inputs_of(settled.system.edit):
-        job = Job(tiny, counter, None, (64, 64))  # type: ignore[arg-type]
-        job.prepare()
-        with torch.no_grad():
-            return result_of(job, job.call("latent").result, None)
+        return execute_without_picture(tiny, counter, (64, 64))  # type: ignore[arg-type]
     picture = Image.new("RGB", (64, 64), "grey")
     return execute(tiny, counter, picture, reuse=reuse)  # type: ignore[arg-type]
 
 
+def rows_at_defaults(method: str) -> int:
+    """Model rows in all that a method pays where everything it needs is given and it finds something to edit."""
+    found = blank_plan(method)
+    made_up = {"text": "another text", "mask": torch.ones(1, 1, CELLS, CELLS), "pairs": [["one text", "another text"]]}
+    given: dict[str, Any] = {name: made_up.get(GIVEN[name].kind) for name in found.needs}
+    return sum(cost(plan(method, seed=0, **given)).values())

@@ -66,11 +66,11 @@ class Option:
             return None
         if self.choices:
             if value not in self.choices:
-                raise ValueError(f"{self.name} must be one of {', '.join(self.choices)}, got {value!r}")
-            return value
+                raise ValueError(f"{self.name} must be one of {', '.join(map(str, self.choices))}, got {value!r}")
+            return self.choices[self.choices.index(value)]
         if self.numeric:
             low, high = (-1e9, 1e9) if self.low is None or self.high is None else (self.low, self.high)
-            return whole(self.name, value, int(low), int(high)) if self.type is int else real(self.name, value, low, high)
+            return (whole if self.type is int else real)(self.name, value, *map(self.type, (low, high)))
         if not isinstance(value, self.type):
             wanted = "True or False" if self.type is bool else "text"
             raise ValueError(f"{self.name} must be {wanted}, got {value!r}")

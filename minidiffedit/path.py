@@ -6,13 +6,17 @@ tensor, role after role, each of b pictures.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .ddim import Trajectory, levels
+
+# eps(x, t, texts, *, tap=None, feature=None, given=None) -> one prediction per text: `sd.eps`, whose hooks see and change
+# what happens inside the UNet (attention.py). Methods that use no hook ask for diffedit's `Eps`.
+HookedEps = Callable[..., Sequence[Tensor]]
 
 
 class Path(Trajectory):

@@ -1,8 +1,8 @@
 """Any method by name. What it needs is read from its functions' signatures, so no command knows one from another.
 
-A method's positional parameters are inputs (INPUTS says where each comes from), its keyword-only ones are options with a
-default and a kind (options.py). One name is one value in a run, for inversion, mask and editor alike. The runner hands
-the model over as `eps`, wrapped: counted, watched and in the latents' dtype, so that no method does it.
+A method's positional parameters are inputs (INPUTS says where each comes from), its keyword-only ones are options with
+a default and a kind (options.py). One name is one value in a run, for inversion, mask and editor alike. The runner
+hands the model over as `eps`, wrapped: counted, watched and in the latents' dtype, so that no method does it.
 
     settled = plan("masactrl", target="a zebra", source="a horse", steps=20)     # refuses before any weights are read
     done = execute(settled, sd, "horse.png")                                      # or `edit`, which is both
@@ -166,12 +166,10 @@ def plan(method: str = "diffedit", *, inversion: str | None = None, **arguments:
 
 def blank_plan(method: str, inversion: str | None = None) -> Plan:
     """A method with its defaults, what it needs left out as None. Raises ValueError as `plan`."""
-    system = SYSTEMS.get(method)
-    if system is None and "+" in method:
+    if method not in SYSTEMS and "+" in method:
         own, _, method = method.partition("+")
-        inversion, system = inversion or own, SYSTEMS.get(method)
-    if system is None:
-        raise ValueError(f"no method {method!r}{like(method, SYSTEMS)}; `minidiffedit methods` lists them")
+        inversion = inversion or own
+    system = known_system(method)
     if not system.edit:
         raise ValueError(f"{method} does not work yet: {system.note or system.status}")
     if inversion and (inversion not in INVERSIONS or not system.inversion):
@@ -185,7 +183,7 @@ def blank_plan(method: str, inversion: str | None = None) -> Plan:
     functions = {made: place for made, place in places.items() if place}
     options, given = dict[str, Option](), dict[str, Any]()
     needs = []
-    for made, place in functions.items():
+    for place in functions.values():
         options |= options_of(function_at(place))  # of one name, the editor's default holds
         for name_of, default in inputs_of(place).items():
             if not (argument := INPUTS[name_of].given) or (argument == "mask" and "mask" in functions):
@@ -200,6 +198,14 @@ def blank_plan(method: str, inversion: str | None = None) -> Plan:
     settings = {name: one.default for name, one in options.items()} | system.options
     settings = {name: value for name, value in settings.items() if name in options}
     return Plan(name, system, functions, options, settings, given, tuple(needs))
+
+
+def known_system(method: str) -> System:
+    """A row of the table by its name or by INVERSION+EDITOR's second. Raises ValueError, with a suggestion."""
+    system = SYSTEMS.get(method) or SYSTEMS.get(method.partition("+")[2])
+    if system is None:
+        raise ValueError(f"no method {method!r}{like(method, SYSTEMS)}; `minidiffedit methods` lists them")
+    return system
 
 
 def function_at(place: str) -> Callable[..., Any]:
@@ -219,7 +225,7 @@ def inputs_of(place: str) -> dict[str, Any]:
 
 def like(name: str, known: Any) -> str:
     """A suggestion, if one name is near."""
-    close = difflib.get_close_matches(name.replace("-", "_"), [*known], 1) or difflib.get_close_matches(name, [*known], 1)
+    close = [one for wanted in (name, name.replace("-", "_")) for one in difflib.get_close_matches(wanted, [*known], 1)]
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
@@ -384,7 +390,11 @@ class Job:
         self.evaluations = dict.fromkeys(self.stage_of.values(), 0)
         self.values: dict[str, tuple[Any, Any]] = {}
         self.known: Sequence[Call] = ()
-        self.bitwise, self.calls, self.watch = False, list[Call](), None
+        self.bitwise, self.calls = False, list[Call]()
+        self.watch: Watch | None = None
+        self.x0: Tensor = torch.empty(0)  # until `prepare`
+        self.texts: dict[str, Tensor] = {}
+        self.begun = 0
         self.stages: dict[str, list[Tensor]] = {}
         self.clean: dict[str, list[Tensor]] = {}
         self.times: dict[str, int] = {}
@@ -587,10 +597,11 @@ def begin(
 
 @torch.no_grad()
 def execute(plan: Plan, sd: "StableDiffusion", image: Picture, **options: Any) -> Result:
-    """Run a plan on a picture; options as in `begin`. Raises ValueError for files it cannot use, ArithmeticError for NaN."""
+    """Run a plan on a picture; options as in `begin`. Raises ValueError for unfit files, ArithmeticError for NaN."""
     job = begin(plan, sd, image, **options)
     latent, M = None, None
     if "strength" in plan.settings and level_at(plan.settings["strength"], plan.settings.get("steps", 50)) == 0:
+        M, _ = job.input("mask") if job.given_mask is not None else (None, None)
         job.verdict = "strength 0"
     else:
         M, _ = job.input("mask") if plan.masked else (None, None)
@@ -604,13 +615,13 @@ def execute(plan: Plan, sd: "StableDiffusion", image: Picture, **options: Any) -
 def result_of(job: Job, latent: Tensor | None, M: Tensor | None) -> Result:
     """The pictures of a job and all that is known of it; latent None: nothing was edited."""
     plan, picture, sd = job.plan, job.picture, job.sd
-    image, feathered = picture.copy() if picture else None, None
+    image, feathered = picture.copy() if picture else Image.new("RGB", job.at), None
     if M is None and plan.masked and (job.given_mask is not None or "mask" in plan.functions):
         M = torch.zeros_like(job.x0[:, :1])
     if latent is not None:
         with job.stage("vae decode"):
             image = images.to_picture(finite(sd.decode(latent), "the VAE"), picture.size if picture else job.at)
-        if M is not None and plan.settings["paste"]:
+        if M is not None and picture and plan.settings["paste"]:
             feathered = images.paste_mask(M > 0, picture.size)  # soft values have blended in the latents already
             image = Image.composite(image, picture, feathered)
     if picture:
@@ -701,6 +712,7 @@ def resume(
     settled, kept = changed(state.plan, changes, mask)
     mask = state.given_mask if kept else mask
     settled = replace(settled, given=settled.given | {"mask": mask} if settled.masked else settled.given)
+    assert state.source  # only what worked on a picture is saved and goes on
     done = execute(settled, state.sd, state.source, steering=steering or state.steering, reuse=[state], watch=watch)
     if kept and "mask" in state.settings:
         done.settings["mask"] = state.settings["mask"]  # which may name the file
@@ -709,26 +721,28 @@ def resume(
 
 def changed(old: Plan, changes: dict[str, Any], mask: Any = None) -> tuple[Plan, bool]:
     """A plan with some arguments changed, and whether a mask that was given to it still holds."""
-    own = options_of(function_at(old.functions["mask"])).keys() if "mask" in old.functions else set()
-    shared = {name for made, place in old.functions.items() if made != "mask" for name in options_of(function_at(place))}
-    kept = mask is None and not changes.keys() & (own - shared - COMMON.keys())
+    own = {made: {*options_of(function_at(place))} for made, place in old.functions.items()}
+    of_the_mask = own.pop("mask", set()) - set[str]().union(COMMON, *own.values())
+    kept = mask is None and not changes.keys() & of_the_mask
     given = {name: value for name, value in old.given.items() if name != "mask"}
     arguments = {**given, **old.settings, **changes}
     needed = {"mask": old.given.get("mask") if kept else mask}  # of a plan read from a file it is not at hand
     return plan(old.method, **arguments, **{k: v for k, v in needed.items() if v is not None}), kept
 
 
-def picture_mask(
-    sd: "StableDiffusion", image: Picture, method: str = "diffedit", *, steering: Steering | None = None, **arguments: Any
-) -> Result:
+def picture_mask(sd: "StableDiffusion", image: Picture, method: str = "diffedit", **arguments: Any) -> Result:
     """The mask that `edit` would use, alone, as a Result whose image is the source; arguments and errors as there."""
-    watch = arguments.pop("watch", None)
-    settled = plan(method, **arguments)
+    handles = {name: arguments.pop(name) for name in ("steering", "watch") if name in arguments}
+    return execute_mask(plan(method, **arguments), sd, image, **handles)
+
+
+@torch.no_grad()
+def execute_mask(settled: Plan, sd: "StableDiffusion", image: Picture, **options: Any) -> Result:
+    """Run a plan as far as its mask; options as in `begin`."""
     if "mask" not in settled.functions:
-        raise ValueError(f"{method} finds no mask")
-    with torch.no_grad():
-        job = begin(settled, sd, image, steering=steering, watch=watch)
-        M, _ = job.input("mask")
+        raise ValueError(f"{settled.method} finds no mask")
+    job = begin(settled, sd, image, **options)
+    M, _ = job.input("mask")
     if job.verdict == "no difference":
         warnings.warn(f"the mask is empty: {nothing_to_edit(settled, job.verdict)}", stacklevel=2)
     done = result_of(job, None, M)
@@ -747,19 +761,25 @@ def generate(
     """Text to picture: plain guided DDIM from noise. width, height: pixels, multiples of 8 (default: training size);
     options: negative_prompt, steps, guidance_scale, seed. Model rows: 2 N, or N at guidance 1. Raises as `edit` does.
     """
-    settled = plan("text-to-image", target=prompt, **options)
-    at = picture_size(width, height, sd.side, sd.factor)
+    return execute_without_picture(plan("text-to-image", target=prompt, **options), sd, (width, height), watch)
+
+
+@torch.no_grad()
+def execute_without_picture(
+    settled: Plan, sd: "StableDiffusion", size: tuple[int | None, int | None], watch: Watch | None = None
+) -> Result:
+    """Run a plan that starts from noise; size: (width, height) in pixels, None: the training size."""
     check_fits(settled, sd)
-    job = Job(settled, sd, None, at)
+    job = Job(settled, sd, None, picture_size(*size, sd.side, sd.factor))
     job.watch = watch
-    with torch.no_grad():
-        job.prepare()
-        return result_of(job, finite(job.call("latent").result, "the sampling"), None)
+    job.prepare()
+    return result_of(job, finite(job.call("latent").result, "the sampling"), None)
 
 
 def picture_size(width: int | None, height: int | None, side: int, factor: int) -> tuple[int, int]:
     """The size of a picture to be made. Raises ValueError for one that is too large, or no multiple of `factor`."""
-    w, h = (side if one is None else whole(name, one, 64, 16384) for name, one in (("width", width), ("height", height)))
+    w = side if width is None else whole("width", width, 64, 16384)
+    h = side if height is None else whole("height", height, 64, 16384)
     if w % factor or h % factor:
         raise ValueError(f"width and height must be multiples of {factor}, got {w} x {h}")
     if w * h > images.MOST_PIXELS:

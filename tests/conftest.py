@@ -24,6 +24,17 @@ def sd():
 
 
 @pytest.fixture(scope="session")
+def inpainting():
+    """The same for a UNet of 9 channels."""
+    return tiny.model(9)
+
+
+@pytest.fixture(scope="session")
+def picture():
+    return tiny.picture()
+
+
+@pytest.fixture(scope="session")
 def folder(tmp_path_factory):
     """The tiny model on disk; tests that change files copy it."""
     return tiny.write_folder(tmp_path_factory.mktemp("models") / "tiny")

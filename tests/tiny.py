@@ -1,9 +1,15 @@
-"""A Stable Diffusion v1 small enough for tests, with random weights, in memory and as a folder in the hub's layout."""
+"""A Stable Diffusion v1 small enough for tests, with random weights, in memory and as a folder in the hub's layout.
+
+channels: what the UNet reads of each cell: 4, or 8 and 9 for the weights of InstructPix2Pix and of inpainting.
+"""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from minidiffedit import StableDiffusion, Tokenizer
@@ -43,10 +49,10 @@ CONFIGS = {
 }  # fmt: skip
 
 
-def networks() -> tuple[UNet, VAE, CLIPText]:
+def networks(channels: int = 4) -> tuple[UNet, VAE, CLIPText]:
     """Random, with every norm and bias away from its initial 1 or 0, so that none can be left out unnoticed."""
     generator = torch.Generator().manual_seed(0)
-    made = UNet(UNET), VAE(VAE_), CLIPText(CLIP)
+    made = UNet(replace(UNET, in_channels=channels)), VAE(VAE_), CLIPText(CLIP)
     for module in made:
         for name, p in module.named_parameters():
             scale = 0.3 if p.ndim == 1 or "embedding.weight" in name else (3 / p[0].numel()) ** 0.5
@@ -56,12 +62,24 @@ def networks() -> tuple[UNet, VAE, CLIPText]:
     return made
 
 
-def model() -> StableDiffusion:
+def model(channels: int = 4) -> StableDiffusion:
     """In the layout of a loaded one, so that both give the same bits."""
-    unet, vae, clip = networks()
+    unet, vae, clip = networks(channels)
     for module in (unet, vae):
         module.to(memory_format=torch.channels_last)
     return StableDiffusion(unet, vae, clip, Tokenizer())
+
+
+def picture() -> Image.Image:
+    """Random pixels; neither side is a multiple of 8."""
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (75, 93, 3), dtype=np.uint8))
+
+
+def box() -> Image.Image:
+    """A mask for it."""
+    mask = Image.new("L", (93, 75))
+    mask.paste(255, (20, 10, 50, 40))
+    return mask
 
 
 def tensors(network: str, module: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -76,12 +94,13 @@ FILES = {
 }
 
 
-def write_folder(folder: Path, dtype: torch.dtype = torch.float32) -> Path:
-    for (network, file), module in zip(FILES.items(), networks()):
+def write_folder(folder: Path, dtype: torch.dtype = torch.float32, channels: int = 4) -> Path:
+    for (network, file), module in zip(FILES.items(), networks(channels)):
         (folder / network).mkdir(parents=True)
         state = {name: tensor.to(dtype) for name, tensor in tensors(network, module).items()}
         save_file(state, folder / network / file)
-        (folder / network / "config.json").write_text(json.dumps(CONFIGS[network]))
+        config = CONFIGS[network] | ({"in_channels": channels} if network == "unet" else {})
+        (folder / network / "config.json").write_text(json.dumps(config))
     (folder / "scheduler").mkdir()
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER))
     return folder

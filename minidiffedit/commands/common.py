@@ -1,19 +1,23 @@
-"""What the commands share: options first, then what runs before and after a model."""
+"""What the commands share: options first, made from a method's signature, then what runs before and after a model."""
 
 import argparse
 import contextlib
-import inspect
 import os
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import __version__
 from ..files.metadata import identity
 
+if TYPE_CHECKING:
+    from ..options import Option
+    from ..run import Plan, Result, Step
+
 LONGEST_LINE = 800  # characters of an error or a warning
+MASKS = ("mask", "union", "subtract")
 
 
 def shown(text: str) -> str:
@@ -22,71 +26,136 @@ def shown(text: str) -> str:
     return line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE // 2]} [...] {line[-LONGEST_LINE // 3 :]}"
 
 
-# ---------------------------------------------------------------- options
+class Command(NamedTuple):
+    """about: one line of help. add: puts the options into a parser, given the words after the command's name. run:
+    makes a result of the arguments, which `say` puts into words.
+    """
+
+    about: str
+    add: Callable[[argparse.ArgumentParser, list[str]], None]
+    run: Callable[[argparse.Namespace], Any]
+    say: Callable[[Any], str]
+
+    def parser(self, commands: Any, name: str) -> argparse.ArgumentParser:
+        """allow_abbrev is off: --mask-t would be --mask-threshold today and two options tomorrow."""
+        text = self.about[0].upper() + self.about[1:] + "."
+        parser = commands.add_parser(name, help=self.about, description=text, allow_abbrev=False)
+        parser.set_defaults(run=self.run, say=self.say)
+        parser.add_argument("--json", action="store_true", help="print one JSON object")
+        parser.add_argument("--quiet", action="store_true", help="no progress, no warnings")
+        parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        return parser
 
 
-def add_command(commands: Any, name: str, run: Any, say: Any, text: str) -> argparse.ArgumentParser:
-    """allow_abbrev is off: --mask-t would be --mask-threshold today and two options tomorrow."""
-    parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False)
-    parser.set_defaults(run=run, say=say)
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--quiet", action="store_true", help="no progress, no warnings")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    return parser
+# ---------------------------------------------------------------- options from signatures
 
 
-def add_input(parser: argparse.ArgumentParser, output: str) -> None:
+def asked_plan(words: list[str]) -> "Plan":
+    """The method that the words name, with its defaults; without --method the first that takes what is given."""
+    from ..methods.table import SYSTEMS
+    from ..run import GIVEN, blank_plan
+
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--method")
+    early.add_argument("--inversion")
+    known, _ = early.parse_known_args(words)
+    if known.method:
+        return blank_plan(known.method, known.inversion)
+    found = blank_plan("diffedit", known.inversion)
+    flags = {word.partition("=")[0] for word in words}
+    for name in GIVEN:
+        if flag(name) in flags and name not in found.given:
+            plans = (blank_plan(system) for system, row in SYSTEMS.items() if row.edit)
+            found = next((one for one in plans if name in one.needs), found)
+    return found
+
+
+def flag(name: str) -> str:
+    """--mask-threshold for mask_threshold; of what can be given several times the singular."""
+    return f"--{name.replace('_', '-')}" if name != "edits" else "--edit"
+
+
+def add_method(parser: argparse.ArgumentParser, settled: "Plan", needed: bool = True) -> None:
+    """--method and --inversion, and all that the method can be given and told."""
+    parser.add_argument("--method", metavar="NAME", help=f"how to edit ({settled.method}), see `minidiffedit methods`")
+    parser.add_argument("--inversion", metavar="NAME", help="another way to the noise, for methods that invert")
+    parser.set_defaults(method=settled.method, inversion=None)
+    add_given(parser, settled, needed)
+    add_options(parser.add_argument_group(f"options of {settled.method}"), settled)
+
+
+def add_given(parser: Any, settled: "Plan", needed: bool = True) -> None:
+    from ..run import GIVEN
+
+    for name in settled.given:
+        kind, about = GIVEN[name]
+        options: dict[str, Any] = {"help": about, "default": argparse.SUPPRESS}
+        options["required"] = needed and name in settled.needs
+        if kind == "pairs":
+            options |= {"action": "append", "type": prompt_pair, "metavar": "A=>B"}
+        else:
+            options |= {"type": str, "metavar": "TEXT"} if kind == "text" else {"type": Path, "metavar": "FILE"}
+        parser.add_argument(flag(name), dest=name, **options)
+
+
+def add_options(group: Any, settled: "Plan", *without: str) -> None:
+    """A flag for each option; those not given are not set, so that the method's defaults hold."""
+    for name, one in settled.options.items():
+        if name in without:
+            continue
+        value = settled.settings[name]
+        about = f"{one.about} ({'none' if value is None else value})".replace("%", "%%").strip()
+        if one.type is bool:
+            action = {"action": argparse.BooleanOptionalAction}
+            group.add_argument(flag(name), default=argparse.SUPPRESS, help=one.about, **action)
+        else:
+            kind = {"choices": one.choices} if one.choices else {"metavar": LETTERS.get(one.type, "TEXT")}
+            group.add_argument(flag(name), type=parsed(one), default=argparse.SUPPRESS, help=about, **kind)
+
+
+LETTERS = {int: "N", float: "X"}
+
+
+def parsed(one: "Option") -> Callable[[str], Any]:
+    def parse(text: str) -> Any:
+        try:
+            return one.parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return parse
+
+
+def arguments(args: argparse.Namespace, settled: "Plan") -> dict[str, Any]:
+    """What was given and told, by name, masks and pictures opened."""
+    from ..run import GIVEN
+
+    found = {name: value for name, value in vars(args).items() if name in settled.given or name in settled.options}
+    for name in found.keys() & GIVEN.keys():
+        if GIVEN[name].kind == "mask":
+            found[name] = open_mask(found[name])
+        elif GIVEN[name].kind == "picture":
+            from ..files.images import read_picture
+
+            found[name] = read_picture(found[name])
+    return found
+
+
+def settled_plan(args: argparse.Namespace) -> "Plan":
+    from ..run import blank_plan, plan
+
+    given = arguments(args, blank_plan(args.method, args.inversion))
+    return plan(args.method, inversion=args.inversion, **given)
+
+
+# ---------------------------------------------------------------- options that are no method's
+
+
+def add_image(parser: argparse.ArgumentParser, output: str) -> None:
     either = parser.add_mutually_exclusive_group(required=True)
     either.add_argument("picture", nargs="?", type=Path, metavar="IMAGE", help="PNG, JPEG or WebP, any size")
     either.add_argument("--image", type=Path, metavar="IMAGE", help="the same, as an option")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help=output)
-    parser.add_argument(
-        "--size", type=int, metavar="PX",
-        help="shorter side to work at, 64..1024 (default: the training size); the result has the picture's size",
-    )  # fmt: skip
-    add_seed(parser)
-
-
-def add_picture(
-    parser: argparse.ArgumentParser, output: str, several: bool = False, target_needed: bool = True
-) -> None:
-    add_input(parser, output)
-    either = parser.add_mutually_exclusive_group(required=target_needed)
-    either.add_argument("--target", metavar="TEXT", help="what the result shall show")
-    if several:
-        either.add_argument(
-            "--edit", dest="edits", action="append", type=prompt_pair, metavar="A=>B",
-            help="instead of source and target, any number of times: several edits at once, each with its own mask",
-        )  # fmt: skip
-    parser.add_argument("--source", default="", metavar="TEXT", help="what the picture shows now (may be left out)")
-    parser.add_argument("--chunk", type=int, metavar="N", help="maps per model call; fewer need less memory")
-
-
-def add_seed(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--seed", type=int, metavar="S", help="0 and up (default: drawn, and printed)")
-
-
-def add_sampling(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--steps", type=int, default=50, metavar="N", help="sampling steps, 1..999 (%(default)s)")
-    parser.add_argument(
-        "--guidance-scale", type=float, default=7.5, metavar="G", help="how strictly to follow the text (%(default)s)"
-    )
-
-
-def add_mask_options(parser: argparse.ArgumentParser) -> Any:
-    group = parser.add_argument_group("mask")
-    group.add_argument(
-        "--mask-strength", type=float, default=0.5, metavar="S", help="noise at which texts differ, 0..1 (%(default)s)"
-    )
-    group.add_argument("--maps", type=int, default=10, metavar="N", help="maps that are averaged (%(default)s)")
-    group.add_argument(
-        "--mask-clip", type=clip_value, default=3.0, metavar="C",
-        help="cut values at C times the mean, or none; less gives larger masks (%(default)s)",
-    )  # fmt: skip
-    group.add_argument(
-        "--mask-threshold", type=float, default=0.5, metavar="T", help="0..1; less gives larger masks (%(default)s)"
-    )
-    return group
 
 
 def add_steering(parser: argparse.ArgumentParser) -> None:
@@ -103,24 +172,15 @@ def add_dry_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="only print what it would cost; no model is loaded")
 
 
+def add_no_metadata(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--no-metadata", action="store_true", help="write no settings into the picture")
+
+
 def prompt_pair(text: str) -> tuple[str, str]:
     source, arrow, target = text.partition("=>")
     if not arrow:
         raise argparse.ArgumentTypeError(f"SOURCE=>TARGET is wanted, got {text!r}")
     return source.strip(), target.strip()
-
-
-def clip_value(text: str) -> float | None:
-    try:
-        return None if text.lower() == "none" else float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"a number or none is wanted, got {text!r}") from None
-
-
-def pixels(text: str) -> int:
-    if not text.isdecimal() or int(text) < 64 or int(text) % 8:
-        raise argparse.ArgumentTypeError(f"a multiple of 8 from 64 is wanted, got {text!r}")
-    return int(text)
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -154,14 +214,6 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 # ---------------------------------------------------------------- before and after the model
 
 
-def checked_settings(args: argparse.Namespace, function: Any) -> dict[str, Any]:
-    """The options that are arguments of `edit`, `picture_mask` or `generate`, by name."""
-    from ..editor import check_settings
-
-    names = inspect.signature(function).parameters.keys() - {"image", "mask"}
-    return check_settings({name: value for name, value in vars(args).items() if name in names})
-
-
 def picture_and_output(args: argparse.Namespace, word: str, *others: Path | None) -> tuple[Any, Path]:
     """The picture, read, and where the result goes; `others` go beside it."""
     from ..files.images import read_picture, working_size
@@ -169,8 +221,9 @@ def picture_and_output(args: argparse.Namespace, word: str, *others: Path | None
     path = args.picture or args.image
     output = args.output or Path(f"{path.stem}-{word}.png")
     picture = read_picture(path)
-    working_size(picture.size, 512 if args.size is None else args.size)
-    inputs = [path, *(getattr(args, name, None) for name in ("mask", "union", "subtract"))]
+    size = getattr(args, "size", None)
+    working_size(picture.size, 512 if size is None else size)
+    inputs = [path, *(getattr(args, name, None) for name in (*MASKS, "reference"))]
     state, report = (getattr(args, name, None) for name in ("save_state", "report"))
     check_outputs(inputs, [output, *others], picture.size, state, report)
     check_masks(args, picture.size)
@@ -182,28 +235,37 @@ def check_masks(args: argparse.Namespace, size: tuple[int, int], at: tuple[int, 
 
     at: the working size, where it is known. Where the model is not here yet, nothing is refused.
     """
-    masks = [open_mask(path) for name in ("mask", "union", "subtract") if (path := getattr(args, name, None))]
-    grid = model_grid(args) if any(mask.size != size for mask in masks) else None
-    if grid:
+    masks = [open_mask(path) for name in MASKS if (path := getattr(args, name, None))]
+    configs = model_configs(args) if any(mask.size != size for mask in masks) else None
+    if configs:
         from ..files.images import latent_mask, working_size
 
-        side, factor = grid
+        factor = configs["vae"].factor
+        side = getattr(args, "size", None) or configs["unet"].sample_size * factor
         for mask in masks:
-            latent_mask(mask, size, at or working_size(size, args.size or side, factor), factor)
+            latent_mask(mask, size, at or working_size(size, side, factor), factor)
 
 
-def model_grid(args: argparse.Namespace) -> tuple[int, int] | None:
-    """Training size and pixels per latent cell, from the model's configs; None where only loading can tell."""
+def model_configs(args: argparse.Namespace) -> dict[str, Any] | None:
+    """The networks' configs, from the model's small files; None where only loading can tell."""
     from ..files.configs import KINDS, read_configs
     from ..files.hub import DEFAULT, HubError, find_model
 
     where = args.revision, args.cache_dir
     try:
         path = find_model(args.model or DEFAULT, *where, local_files_only=True, variant=args.variant)
-        configs = read_configs(path) if path.is_dir() else {network: kind() for network, kind in KINDS.items()}
+        return read_configs(path) if path.is_dir() else {network: kind() for network, kind in KINDS.items()}
     except HubError:
         return None
-    return configs["unet"].sample_size * configs["vae"].factor, configs["vae"].factor
+
+
+def predicted(args: argparse.Namespace, *plans: "Plan") -> list[dict[str, int]]:
+    """Model rows by stage of plans on one picture, each reusing the ones before it; no weights are read."""
+    from ..cost import costs
+    from ..unet import UNetConfig
+
+    configs = model_configs(args)
+    return costs(plans, configs["unet"] if configs else UNetConfig())
 
 
 def open_mask(path: Path | None) -> Any:
@@ -301,39 +363,46 @@ def say_note(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def tracker(quiet: bool) -> Any:
-    """A progress bar per stage, silent where stderr is no terminal."""
+def tracker(quiet: bool, unit: str = "step") -> Any:
+    """A progress bar over items, silent where stderr is no terminal."""
     from huggingface_hub.utils import tqdm
 
-    def track(items: Iterable[Any], stage: str) -> Iterable[Any]:
-        return tqdm(items, desc=stage, unit="step", disable=True if quiet else None, file=sys.stderr)
+    def track(items: Iterable[Any], stage: str, total: int | None = None) -> Iterable[Any]:
+        return tqdm(items, desc=stage, total=total, unit=unit, disable=True if quiet else None, file=sys.stderr)
 
     return track
 
 
-BAR = "{desc:<17} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} samples, {elapsed} gone, {remaining} left"
+BAR = "{desc:<9} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} samples, {elapsed} gone, {remaining} left"
 
 
 @contextlib.contextmanager
-def progress(quiet: bool, sd: Any, rows: dict[str, int]) -> Iterator[Any]:
-    """One progress bar over all stages, silent where stderr is no terminal: the stage and its step, samples (model
-    rows) done of those predicted by stage in `rows`, time left.
+def progress(quiet: bool, rows: dict[str, int], *watchers: Any) -> Iterator[Any]:
+    """A watcher that shows one progress bar over all stages, silent where stderr is no terminal: the stage, samples
+    (model rows) done of those predicted, time left; `watchers` look on too.
     """
     from huggingface_hub.utils import tqdm
 
-    begun, hidden = sd.evaluations, True if quiet else None
-    with tqdm(total=sum(rows.values()), bar_format=BAR, disable=hidden, file=sys.stderr) as bar:
+    with tqdm(total=sum(rows.values()), bar_format=BAR, disable=True if quiet else None, file=sys.stderr) as bar:
+        before = 0
 
-        def track(items: Iterable[Any], stage: str) -> Iterable[Any]:
-            steps = list(items)
-            for done, item in enumerate(steps, 1):
-                bar.set_description_str(f"{stage} {done}/{len(steps)}")
-                yield item
-                bar.update(sd.evaluations - begun - bar.n)
+        def watch(step: "Step") -> None:
+            nonlocal before
+            bar.set_description_str(step.stage)
+            bar.update(step.rows - before if step.rows >= before else step.rows)  # a new run begins at nothing
+            before = step.rows
+            for one in watchers:
+                one(step)
 
-        yield track
+        yield watch
         bar.total = bar.n  # less than predicted where nothing was found, or refining stopped early
         bar.refresh()
+
+
+def dry_run(settled: "Plan", rows: dict[str, int]) -> dict[str, Any]:
+    """The result of a run that is not made."""
+    paid = {"rows": {"predicted": sum(rows.values()), "paid": 0}, "seed": settled.settings["seed"]}
+    return {"method": settled.method, **paid, "evaluations": rows, "settings": settled.record}
 
 
 def say_cost(rows: dict[str, int]) -> str:
@@ -342,10 +411,34 @@ def say_cost(rows: dict[str, int]) -> str:
     return f"UNet rows {each} ({', '.join(rows)}) = {sum(rows.values())}"
 
 
-def text_of(args: argparse.Namespace, settings: dict[str, Any], prompt: str) -> dict[str, str]:
+def text_chunks(args: argparse.Namespace, settings: dict[str, Any]) -> dict[str, str]:
+    """The metadata of a picture with these settings, none where it is not wanted."""
     from ..files.metadata import metadata
 
-    return {} if args.no_metadata else metadata(settings, prompt)
+    return {} if args.no_metadata else metadata(settings, prompt_of(settings))
+
+
+def prompt_of(settings: dict[str, Any]) -> str:
+    return settings.get("target") or "; ".join(target for _, target in settings.get("edits", ()))
+
+
+def record_of(args: argparse.Namespace, done: "Result") -> dict[str, Any]:
+    """The settings of a result with its model, its mask and pictures by the hash of their files."""
+    from ..files.metadata import model_hash
+
+    files = {name: path for name in done.plan.given if isinstance(path := getattr(args, name, None), Path)}
+    done.settings.update({name: model_hash(path) for name, path in files.items()})
+    return done.settings | identity(done.sd)
+
+
+def outcome(done: "Result", rows: dict[str, int], record: dict[str, Any]) -> dict[str, Any]:
+    """What every command says of a run."""
+    said: dict[str, Any] = {
+        "method": done.method, "seed": done.seed, "verdict": done.verdict, "coverage": done.coverage,
+        "rows": {"predicted": sum(rows.values()), "paid": done.rows}, "evaluations": done.evaluations,
+        "seconds": done.seconds, "settings": record,
+    }  # fmt: skip
+    return said | {"model": describe(done.sd), "versions": versions()}
 
 
 def describe(sd: Any) -> dict[str, Any]:

@@ -1,32 +1,49 @@
-"""info, verify and download."""
+"""info, verify, download and bench: what a model is, and what this machine makes of it."""
 
 import argparse
+import contextlib
+import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .common import add_command, add_model, describe, load, tracker, versions
+from .common import Command, add_model, describe, load, progress, versions
+
+TRAINED = {"base": "", "inpainting": ", inpainting", "instruct": ", InstructPix2Pix"}  # what a UNet is made for
 
 
-def add(commands: Any) -> None:
-    info = add_command(commands, "info", run_info, say_info, "what a model file or folder is, from its headers alone")
-    info.add_argument("model", metavar="MODEL", help="folder, .safetensors file or cached hub id")
-    info.add_argument("--variant", choices=("fp16", "non_ema"), help="which of a folder's weights")
-    info.add_argument("--revision", help="of a hub id: branch, tag or full commit")
-    info.add_argument("--cache-dir", type=Path, metavar="DIR", help="the hub's cache")
+def add_info(parser: argparse.ArgumentParser, words: list[str]) -> None:
+    parser.add_argument("model", metavar="MODEL", help="folder, .safetensors file or cached hub id")
+    parser.add_argument("--variant", choices=("fp16", "non_ema"), help="which of a folder's weights")
+    add_hub(parser)
 
-    verify = add_command(commands, "verify", run_verify, say_verify, "check a model: sha256, headers, one known edit")
-    add_model(verify)
 
-    download = add_command(commands, "download", run_download, lambda r: r["path"], "fetch official weights")
-    download.add_argument(
+def add_hub(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--revision", help="of a hub id: branch, tag or full commit")
+    parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="the hub's cache")
+
+
+def add_verify(parser: argparse.ArgumentParser, words: list[str]) -> None:
+    add_model(parser)
+
+
+def add_download(parser: argparse.ArgumentParser, words: list[str]) -> None:
+    parser.add_argument(
         "id", nargs="?", metavar="ID", help="hub id (default: stable-diffusion-v1-5/stable-diffusion-v1-5)"
     )
-    download.add_argument("--variant", choices=("fp16", "non_ema"), help="fp16: half the size, enough for a GPU")
-    download.add_argument("--revision", help="branch, tag or full commit")
-    download.add_argument("--cache-dir", type=Path, metavar="DIR", help="the hub's cache")
+    parser.add_argument("--variant", choices=("fp16", "non_ema"), help="fp16: half the size, enough for a GPU")
+    add_hub(parser)
 
 
-TRAINED = {"base": "", "inpainting": ", inpainting", "instruct": ", InstructPix2Pix"}
+def add_bench(parser: argparse.ArgumentParser, words: list[str]) -> None:
+    parser.add_argument("--size", type=int, metavar="PX", help="side of the pictures, 64..1024 (default: the model's)")
+    parser.add_argument("--steps", type=int, default=4, metavar="N", help="sampling steps of the edit (%(default)s)")
+    parser.add_argument("--maps", type=int, default=2, metavar="N", help="maps of its mask (%(default)s)")
+    parser.add_argument("--repeats", type=int, default=3, metavar="R", help="timed calls per stage (%(default)s)")
+    parser.add_argument("--tiny", action="store_true", help="random weights of a tiny model, to try the command itself")
+    add_model(parser)
+    parser.epilog = "Without --model: random weights of SD v1's shapes, 2 or 4 GB in a temporary folder."
 
 
 def run_info(args: argparse.Namespace) -> dict[str, Any]:
@@ -57,10 +74,11 @@ def run_info(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def run_verify(args: argparse.Namespace) -> dict[str, Any]:
-    from ..many.verify import verify
+    from ..many.verify import COUNTS, verify
 
     sd = load(args)
-    return verify(sd, tracker(args.quiet)) | {"model": describe(sd), "versions": versions()}
+    with progress(args.quiet, COUNTS) as watch:
+        return verify(sd, watch) | {"model": describe(sd), "versions": versions()}
 
 
 def run_download(args: argparse.Namespace) -> dict[str, Any]:
@@ -87,3 +105,94 @@ def say_info(result: dict[str, Any]) -> str:
         lines.append(f"  {name}: {network['parameters']:,} parameters in {network['tensors']} tensors, "
                      f"{' '.join(network['dtypes'])}, {network['file']}")  # fmt: skip
     return "\n".join([*lines, f"  tokenizer: {result['tokenizer']}"])
+
+
+# ---------------------------------------------------------------- bench
+
+
+PLAIN = {"attention": "sdpa", "compile": False, "low_memory": False}
+
+
+def run_bench(args: argparse.Namespace) -> dict[str, Any]:
+    from ..many.bench import bench
+
+    if args.tiny and args.model:
+        raise ValueError("--tiny has random weights; leave out --model")
+    with weights(args) as folder:
+
+        def loaded(plain: bool) -> Any:
+            options = {name: value for name, value in PLAIN.items() if plain and hasattr(args, name)}
+            return load(argparse.Namespace(**vars(args) | {"model": folder} | options))
+
+        found = bench(
+            loaded, size=args.size, steps=args.steps, maps=args.maps, repeats=args.repeats,
+            say=lambda line: None if args.quiet else print(f"measuring: {line}", file=sys.stderr, flush=True),
+        )  # fmt: skip
+    found["model"] = {"id": args.model or f"random, {'tiny' if args.tiny else 'full size'}"} | found["model"]
+    options = {name: getattr(args, name) for name in PLAIN if hasattr(args, name)}
+    return found | {"options": options, "versions": versions()}
+
+
+@contextlib.contextmanager
+def weights(args: argparse.Namespace) -> Iterator[str]:
+    """The model that was asked for, or random weights in a folder that does not stay."""
+    if args.model:
+        yield args.model
+        return
+    from ..many.bench import FULL, TINY, parameters, write_random
+    from ..fast import choose_device, choose_dtype
+
+    configs = TINY if args.tiny else FULL
+    dtype = choose_dtype(args.dtype, choose_device(args.device), parameters(configs))
+    with tempfile.TemporaryDirectory(prefix="minidiffedit-bench-") as folder:
+        yield str(write_random(Path(folder), configs, dtype))
+
+
+def say_bench(found: dict[str, Any]) -> str:
+    machine, model, ceiling, memory = (found[name] for name in ("machine", "model", "ceiling", "memory"))
+    options = ", ".join(f"{name} {value}" for name, value in found["options"].items()) or "the plain path"
+    lines = [
+        f"{machine['name']}, {machine['threads']} threads, torch {machine['torch']}, load {machine['load_average']}",
+        f"{model['id']}, {model['dtype']}, {model['size']} x {model['size']} pixels; {options}",
+        f"matrix products reach {ceiling['tflop_per_s']:.3f} TFLOP/s ({ceiling['side']} x {ceiling['side']})", "",
+        f"{'stage':16} {'samples':>7} {'first':>8} {'seconds':>8} {'least':>8} {'most':>8} {'TFLOP':>7} {'TFLOP/s':>8} "
+        f"{'of best':>7} {'cores':>5}  error",
+    ]  # fmt: skip
+    for name, row in found["stages"].items():
+        lines.append(
+            f"{name:16} {row['samples']:7} {row['first_seconds']:8.3f} {row['seconds']:8.3f} {row['least']:8.3f} "
+            f"{row['most']:8.3f} {row['tflop']:7.3f} {row['tflop_per_s']:8.3f} {row['of_ceiling']:7.0%} "
+            f"{row['cpu_over_wall']:5.2f}  {say_error(row)}"
+        )
+    lines += ["", "attention inside the plain UNet, 2 texts"]
+    for name, row in found["attention"].items():
+        said = (
+            f"cannot run: {row['cannot_run']}" if "cannot_run" in row else f"{row['seconds']:.3f} s  {say_error(row)}"
+        )
+        lines.append(f"{name:16} {said}")
+    edit = found["edit"]
+    rows, further = (" + ".join(str(n) for n in one["rows"].values()) for one in (edit, edit["further"]))
+    each = ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in edit["seconds"].items())
+    lines += [
+        "", f"an edit, {edit['steps']} steps, {edit['maps']} maps: {rows} rows, {edit['seconds_in_all']:.2f} s "
+        f"({each}), {edit['tflop_per_s']:.3f} TFLOP/s, {edit['of_ceiling']:.0%} of the best",
+        f"a further edit of the picture: {further} rows, {edit['further']['over_first']:.2f} of that time",
+        f"loaded in {found['load_seconds']:.1f} s; peak memory "
+        + (f"{memory['peak_bytes'] / 2**30:.2f} GiB, {memory['peak_over_weights']:.2f} x the weights"
+           if memory["peak_bytes"] else "unknown: this system does not tell it"),
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def say_error(row: dict[str, Any]) -> str:
+    if "error" not in row:
+        return ""
+    return f"{row['error']:.1e}" + ("" if row["error"] <= row["error_bound"] else f" ABOVE {row['error_bound']:.0e}")
+
+
+COMMANDS = {
+    "info": Command("what a model file or folder is, from its headers alone", add_info, run_info, say_info),
+    "verify": Command("check a model: sha256, headers, one known edit", add_verify, run_verify, say_verify),
+    "download": Command("fetch official weights", add_download, run_download, lambda result: result["path"]),
+    "bench": Command("measure this machine: seconds, rates, memory, errors", add_bench, run_bench, say_bench),
+}

@@ -23,6 +23,8 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
+from ..ddim import whole
+
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 LONGEST_SIDE = {"PNG": 2**31 - 1, "JPEG": 65500, "WEBP": 16383}  # what the encoders take
 LONGEST_EXIF = 65533  # one JPEG segment
@@ -267,6 +269,35 @@ def kept_cells(source: Any, picture: tuple[int, int], latent: tuple[int, int]) -
     if not bool(((cells >= 0) & (cells <= 1)).all()):  # also false for NaN
         return None
     return cells if grey_picture(cells, picture).tobytes() == source.tobytes() else None  # painted in since
+
+
+def composite(
+    image: Any, patch: Any, box: tuple[int, int, int, int], mask: Any = None
+) -> tuple[Image.Image, Image.Image]:
+    """A patch pasted in pixels, for SDEdit to blend in: (composite PIL RGB, region PIL L, white = pasted).
+
+    box: (left, top, right, bottom) in the image's pixels, to which the patch is resized (Lanczos); mask: which of the
+    patch's pixels are pasted, at its size, soft values mix. `edit(sd, composite, "sdedit", mask=region)` redraws
+    the patch alone, without mask= its surroundings too. Raises ValueError for a box that is not inside the image, or a
+    mask of another size than the patch.
+    """
+    picture, piece = (to_rgb(read_picture(one)) for one in (image, patch))
+    left, top, right, bottom = box = tuple(whole("box", side, 0, 2**31 - 1) for side in box)  # type: ignore[assignment]
+    if not (left < right <= picture.width and top < bottom <= picture.height):
+        raise ValueError(f"box must lie inside the picture of {picture.width} x {picture.height}, got {box}")
+    shape = Image.new("L", piece.size, 255)
+    if mask is not None:
+        values = torch.from_numpy(read_mask(mask))[None, None]
+        if values.shape[:1:-1] != piece.size:
+            raise ValueError(f"the mask must have the patch's size {piece.size}, got {tuple(values.shape[:1:-1])}")
+        shape = grey_picture(values, (piece.width, piece.height))
+    size, region = (right - left, bottom - top), Image.new("L", picture.size)
+    region.paste(shape.resize(size, Image.Resampling.BOX), box)
+    laid = picture.copy()
+    laid.paste(piece.resize(size, Image.Resampling.LANCZOS), box)
+    result = Image.composite(laid, picture, region)
+    result.info = dict(picture.info)
+    return result, region
 
 
 def paste_mask(mask: Tensor, size: tuple[int, int]) -> Image.Image:

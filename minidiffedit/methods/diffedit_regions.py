@@ -1,8 +1,8 @@
 """Several edits of one picture in one call: each where its own texts differ, on one encoding, decoded together.
 
 Ours; DiffEdit (2210.11427) has one mask. Each pair of texts has the mask that `contrast` would find; a cell that two
-claim goes to the earlier pair. Every cell is guided to the target of the mask that holds it. Model rows of k edits with s
-different sources: (k + s) n b for the masks, K b for the encoding, (k + 1) K b for the decoding.
+claim goes to the earlier pair. Every cell is guided to the target of the mask that holds it. Model rows of k edits with
+s different sources: (k + s) n b for the masks, K b for the encoding, (k + 1) K b for the decoding.
 """
 
 import warnings

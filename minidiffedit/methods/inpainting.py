@@ -1,6 +1,6 @@
-"""SD inpainting (Rombach et al., 2112.10752, section 4.5): a UNet that sees the mask and the picture without its inside.
+"""SD inpainting (Rombach et al., 2112.10752, section 4.5): a UNet that sees the mask and the picture around it.
 
-Nine input channels: the noisy latent (4), the mask (1, 1 = fill), the latent of the picture with grey under the mask (4).
+Nine input channels: the noisy latent (4), the mask (1 = fill), the latent of the picture with grey under the mask (4).
 Plain guided DDIM from noise; what lies outside is painted again by the model and pasted back by the runner. Needs the
 inpainting checkpoint (conv_in of 9 channels). Model rows: 2 N b. Left out: strength below 1 (start from the picture).
 """
@@ -11,14 +11,15 @@ import torch
 from torch import Tensor
 
 from ..ddim import levels, move
-from ..diffedit import Eps, working
+from ..diffedit import working
 from ..options import Scale, Seed, Steps
+from ..path import HookedEps
 from .sdedit import draws
 
 
 @torch.no_grad()
 def inpaint(
-    eps: Eps,
+    eps: HookedEps,
     x0: Tensor,
     mask: Tensor,
     x0_outside: Tensor,

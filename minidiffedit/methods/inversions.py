@@ -29,8 +29,8 @@ def ddim(
     refine: Refine = 1,
     earlier: Any = None,
 ) -> Path:
-    """DDIM inversion (Song et al., 2010.02502, section 4.3). Model rows: at most K b refine; a path that is known up to a
-    higher level costs none. An editor's source row walks back by itself and drifts as far as the inversion errs.
+    """DDIM inversion (Song et al., 2010.02502, section 4.3). An editor's source row walks back by itself, and drifts as
+    far as the inversion errs. Model rows: at most K b refine; none for a path that is known up to a higher level.
     """
     unread = ["strength"] + ["source"] * (encode_text == "null")
     for known in earlier(*unread) if earlier else ():

@@ -12,14 +12,13 @@ import torch
 from torch import Tensor
 
 from ..attention import Attend, Site
-from ..diffedit import Eps
 from ..options import Scale, Within
-from ..path import Path
+from ..path import HookedEps, Path
 
 
 @torch.no_grad()
 def masactrl(
-    eps: Eps,
+    eps: HookedEps,
     path: Path,
     target: Any,
     source: Any = "",

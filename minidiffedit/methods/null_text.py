@@ -1,10 +1,10 @@
 """Null-text inversion (Mokady et al., 2211.09794): one null text for each level, found by gradients, so that guided
 decoding under the source text follows the path of an unguided inversion.
 
-Section 3.2 and 3.3, algorithm 1. For levels K..1: from the null text of the level above, at most `inner_steps` of Adam on
-|move(x, e_null + w (e_text - e_null)) - x*_{j-1}|^2, then x takes the step. The authors' schedule: rate 1e-2 (1 - i/100),
-stop below 1e-5 + 2e-5 i. e_text does not depend on the null text and is predicted once. Model rows: K for the path, K for
-e_text, at most K inner_steps with gradient, K for the steps. One picture at a time.
+Section 3.2 and 3.3, algorithm 1. For levels K..1: from the null text of the level above, at most `inner_steps` of Adam
+on |move(x, e_null + w (e_text - e_null)) - x*_{j-1}|^2, then x takes the step. The authors' schedule: rate
+1e-2 (1 - i/100), stop below 1e-5 + 2e-5 i. e_text does not depend on the null text and is predicted once. Model rows: K
+for the path, K for e_text, at most K inner_steps with gradient, K for the steps. One picture at a time.
 """
 
 from typing import Annotated, Any
@@ -57,7 +57,8 @@ def null_text(
 
 def optimised(null: Tensor, goal: Tensor, stepped: Any, most: int, rate: float, enough: float) -> Tensor:
     """Adam (Kingma and Ba, 1412.6980) on |stepped(null) - goal|^2, mean over values, until it is below `enough`."""
-    null, mean, square = null.detach().float().clone(), 0.0, 0.0
+    null = null.detach().float().clone()
+    mean, square = torch.zeros_like(null), torch.zeros_like(null)
     for k in range(1, most + 1):
         with torch.enable_grad():
             variable = null.requires_grad_()

@@ -1,5 +1,7 @@
-"""The plainest editor: walk a path down under another text. After null-text inversion it is that paper's editing without
-attention maps; after DDIM inversion it is the baseline that every method of this family improves on. Model rows: 2 K b.
+"""The plainest editor: walk a path down under another text. Model rows: 2 K b.
+
+After null-text inversion it is that paper's editing without attention maps; after DDIM inversion it is the baseline
+that every method of this family improves on.
 """
 
 from typing import Any

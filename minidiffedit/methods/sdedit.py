@@ -1,8 +1,8 @@
 """SDEdit (Meng et al., 2108.01073): lay noise over a guide picture up to a level, and denoise it under a text.
 
 The guide is a photograph, strokes or a pasted composite (`files.images.composite`). Two forms of the same process: "vp"
-is SD's own, sqrt(a) x0 + sqrt(1-a) noise; "ve" is written for x0 + sigma noise with sigma = sqrt((1-a)/a). Between steps
-a latent is always in the VP form, which the model takes. eta = 1 is the paper's SDE, 0 is deterministic (img2img).
+is SD's own, sqrt(a) x0 + sqrt(1-a) noise; "ve" is written for x0 + sigma noise, sigma = sqrt((1-a)/a). Between steps a
+latent is always in the VP form, which the model takes. eta = 1 is the paper's SDE, 0 is deterministic (img2img).
 Model rows: 2 K b for each repeat. Left out: the pixel-space checkpoints of the paper, and its 500-step grid.
 """
 

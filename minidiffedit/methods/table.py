@@ -2,26 +2,36 @@
 published combination of what is there is a row alone.
 """
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 
 
-class System(NamedTuple):
-    """paper: its arXiv number, or its authors and place. edit: "module:function" in this folder, empty where there is none
-    yet. inversion, mask: rows of INVERSIONS and MASKS, where the editor takes a path and a mask. options: where their
-    defaults differ from the functions' own. status: L1 works and is proven on small weights (`tests/`), todo, blocked.
-    letter: A inference on plain SD v1, B with gradients, C a checkpoint of its own, D another network. weights: base,
-    inpainting or instruct. note: what is missing, or why it is blocked.
+@dataclass(frozen=True)
+class System:
+    """paper: its arXiv number, or where it is described. edit: "module:function" in this folder, empty where there is
+    none yet. inversion, mask: rows of INVERSIONS and MASKS, where the editor takes a path and a mask. options: where
+    their defaults differ from the functions' own. status: L1 (works, proven on small weights in `tests/`), todo or
+    blocked. letter: A inference on plain SD v1, B with gradients, C a checkpoint of its own, D another network.
+    weights: base, inpainting or instruct. note: what it is, what is missing, or why it is blocked.
     """
 
     paper: str
     edit: str = ""
     inversion: str = ""
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = field(default_factory=dict)
     mask: str = ""
     status: str = "L1"
     letter: str = "A"
     weights: str = "base"
     note: str = ""
+
+
+def todo(paper: str, letter: str, note: str = "not written yet") -> System:
+    return System(paper, status="todo", letter=letter, note=note)
+
+
+def blocked(paper: str, why: str) -> System:
+    return System(paper, status="blocked", letter="D", note=why)
 
 
 # What makes a `path` of a picture; any of them feeds any editor that takes one.
@@ -39,18 +49,87 @@ MASKS = {
 }
 
 PAPER = {"encode_text": "null", "strength": 0.8}  # DiffEdit's encoding: under no text, up to .8 of the noise
+CLIP_IMAGE = "needs CLIP's image tower, which no SD v1 file has"
 
 SYSTEMS = {
+    # DiffEdit and the arms of its ablation
     "diffedit": System("2210.11427", "diffedit:decode", "ddim", PAPER, mask="contrast"),
     "diffedit-regions": System("2210.11427", "diffedit_regions:decode_edits", "ddim", PAPER, mask="contrasts"),
     "user-mask": System("2210.11427", "diffedit:decode", "ddim", PAPER, note="DiffEdit's decoding under your mask"),
     "encode-only": System("2210.11427", "diffedit:decode_all", "ddim", PAPER, note="DiffEdit without its mask"),
     "mask-only": System("2210.11427", "diffedit:decode", "noise", mask="contrast", note="DiffEdit from random noise"),
     "reconstruction": System("2210.11427", "diffedit:reconstruct", "ddim", PAPER, note="what the encoding loses"),
+    # noise and denoise
     "sdedit": System("2108.01073", "sdedit:sdedit"),
-    "masactrl": System("2304.08465", "masactrl:masactrl", "direct"),
-    "null-text-inversion": System("2211.09794", "replay:replay", "null-text", letter="B"),
-    "replay": System("2010.02502", "replay:replay", "ddim", note="an inversion decoded under another text"),
-    "sd-inpainting": System("2112.10752", "inpainting:inpaint", letter="C", weights="inpainting"),
     "text-to-image": System("2112.10752", "text_to_image:text_to_image", note="no picture goes in: `generate`"),
+    "blended-latent-diffusion": todo("2206.02779", "A"),
+    "null-text-guidance": todo("2305.06710", "A"),
+    "noise-diffusion": todo("2403.08840", "A"),
+    # inversions and what they feed
+    "replay": System("2010.02502", "replay:replay", "ddim", note="an inversion decoded under another text"),
+    "null-text-inversion": System("2211.09794", "replay:replay", "null-text", letter="B"),
+    "negative-prompt-inversion": todo("2305.16807", "A"),
+    "pnp-inversion": todo("2310.01506", "A", "its inversion works as `direct`; its row waits for prompt-to-prompt"),
+    "direct-inversion": todo("2211.07825", "A", "known from its abstract only"),
+    "edit-friendly-ddpm": todo("2304.06140", "A"),
+    "cycle-diffusion": todo("2210.05559", "A"),
+    "ledits++": todo("2311.16711", "A"),
+    "proxedit": todo("2306.05414", "A"),
+    "sde-diffedit": todo("2311.01410", "A"),
+    "sde-drag": todo("2311.01410", "A"),
+    # attention, features, words
+    "masactrl": System("2304.08465", "masactrl:masactrl", "direct"),
+    "prompt-to-prompt": todo("2208.01626", "A"),
+    "plug-and-play": todo("2211.12572", "A"),
+    "pfb-diff": todo("2306.16894", "A"),
+    "ti-guided-edit": todo("2401.02126", "A"),
+    "cross-image-attention": todo("2311.03335", "A"),
+    "tf-icon": todo("2307.12493", "A"),
+    "tic-inversion": todo("2312.14611", "A", "known from its abstract only"),
+    # gradients, drags, weights of one picture
+    "dds": todo("2304.07090", "B"),
+    "sds": todo("2209.14988", "B"),
+    "cds": todo("2311.18608", "B"),
+    "dpl": todo("2309.15664", "B"),
+    "style-diffusion": todo("2303.15649", "B"),
+    "mag-edit": todo("2312.11396", "B"),
+    "baret": todo("2312.05482", "B", "known from its abstract only"),
+    "kv-inversion": todo("2309.16608", "B", "known from its abstract only"),
+    "disentanglement": todo("2212.08698", "B"),
+    "drag-diffusion": todo("2306.14435", "B"),
+    "drag-noise": todo("2404.01050", "B"),
+    "dragon-diffusion": todo("2307.02421", "B"),
+    "imagic": todo("2210.09276", "B"),
+    "sine": todo("2212.04489", "B"),
+    "latent-inversion": todo("2402.08601", "B", "known from its abstract only"),
+    # checkpoints of their own
+    "sd-inpainting": System("2112.10752", "inpainting:inpaint", letter="C", weights="inpainting"),
+    "inpaint-anything": todo(
+        "2304.06790", "C", "fill and replace are `sd-inpainting` under your mask; its row is missing"
+    ),
+    "instruct-pix2pix": todo("2211.09800", "C"),
+    "magicbrush": todo("2306.10012", "C"),
+    "hive": todo("2303.09618", "C"),
+    "watch-your-steps": todo("2308.08947", "C"),
+    "paint-by-example": todo("2211.13227", "C", "needs its CLIP vision tower and mapper"),
+    "controlnet": todo("2302.05543", "C"),
+    # what another network found is given as a file
+    "instructedit": todo(
+        "2305.18047", "D", "DiffEdit under a mask and captions of other networks, as `user-mask` takes"
+    ),
+    "mfl": todo("2212.07603", "D", "many samples under a segmentation's mask, ranked; the ranker is missing"),
+    "diffusion-clip": todo("2110.02711", "D", CLIP_IMAGE),
+    "blended-diffusion": todo("2111.14818", "D", CLIP_IMAGE),
+    "style-diffusion-wang": todo("Wang et al., ICCV 2023", "D", CLIP_IMAGE),
+    "b-lora": todo("2403.14572", "D", "made for SDXL's blocks"),
+    "sige": todo("2211.02048", "A", "an engine for edits of small regions, not a method"),
+    # other networks
+    "dream-inpainter": blocked("2312.03771", "its weights were not published"),
+    "moe-controller": blocked("2309.04372", "neither code nor weights were published"),
+    "drag-gan": blocked("2305.10973", "a StyleGAN2, not a diffusion model"),
+    "glide": blocked("2112.10741", "pixel-space networks of its own"),
+    "sora": blocked("OpenAI, 2024", "a video model without public weights"),
+    "cyclegan": blocked("1703.10593", "a GAN without text"),
+    "ct-dual-stream": blocked("a CT super-resolution network", "trained on CT scans, no text"),
+    "controlnet++": blocked("2404.07987", "its consistency training needs other networks"),
 }

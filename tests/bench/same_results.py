@@ -267,7 +267,7 @@ def make_runs(root: Path, work: Path, inputs: Path, names: list[str]) -> None:
         return md.edit(sd, image, reuse=before, **s) if call == "again" else make(call, sd, image, s)
 
     for number, name in enumerate(names):
-        folder, found = work / str(number), dict[str, str]()
+        folder, found = work / str(number), dict[str, Any]()
         folder.mkdir()
         dtype, settings, done = "float32", dict[str, Any](), None
         try:

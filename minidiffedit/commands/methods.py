@@ -1,0 +1,91 @@
+"""methods: every editing system, what it needs and costs, and whether it works."""
+
+import argparse
+import inspect
+from typing import Any
+
+from .common import Command, flag
+
+
+def add_methods(parser: argparse.ArgumentParser, words: list[str]) -> None:
+    parser.add_argument("name", nargs="?", metavar="NAME", help="one method: its paper, inputs and options")
+
+
+def run_methods(args: argparse.Namespace) -> Any:
+    from ..methods.table import SYSTEMS
+
+    if args.name is None:
+        return [row_of(name) for name in SYSTEMS]
+    return row_of(args.name) | details(args.name)
+
+
+def row_of(name: str) -> dict[str, Any]:
+    """One system as plain values; rows at the defaults, None where it does not run."""
+    from ..cost import rows_at_defaults
+    from ..methods.table import SYSTEMS
+    from ..run import blank_plan, known_system
+
+    system = known_system(name)
+    needs = list(blank_plan(name).needs) if system.edit else []
+    return {
+        "name": name if name in SYSTEMS else blank_plan(name).method,
+        "paper": system.paper,
+        "class": system.letter,
+        "status": system.status,
+        "weights": system.weights,
+        "needs": needs,
+        "rows": rows_at_defaults(name) if system.edit else None,
+        "note": system.note,
+    }
+
+
+def details(name: str) -> dict[str, Any]:
+    """What the signatures and docstrings say."""
+    from ..run import GIVEN, blank_plan, function_at, known_system
+
+    if not known_system(name).edit:
+        return {"about": "", "functions": {}, "given": {}, "options": {}}
+    found = blank_plan(name)
+    function = function_at(found.functions["latent"])
+    module = inspect.getmodule(function)
+    options = {
+        one: {"default": found.settings[one], "about": option.about, "choices": [*option.choices] or None}
+        for one, option in found.options.items()
+    }
+    return {
+        "about": inspect.cleandoc(f"{module.__doc__ if module else ''}\n\n{function.__doc__ or ''}"),
+        "functions": found.functions,
+        "given": {one: GIVEN[one].about for one in found.given},
+        "options": options,
+    }
+
+
+def say_methods(result: Any) -> str:
+    if isinstance(result, dict):
+        return say_one(result)
+    width = max(len(row["name"]) for row in result)
+    lines = [f"{'name':{width}}  {'paper':12} {'status':8} {'rows':>6}  weights     needs"]
+    for row in result:
+        row |= {
+            "rows": "" if row["rows"] is None else row["rows"],
+            "needs": ", ".join(row["needs"]) or row["note"][:60],
+        }
+        lines.append(
+            f"{row['name']:{width}}" + "  {paper:12} {status:8} {rows:>6}  {weights:10}  {needs}".format(**row)
+        )
+    lines.append("rows: UNet rows at the defaults. `minidiffedit methods NAME` shows one; INVERSION+EDITOR combines.")
+    return "\n".join(lines)
+
+
+def say_one(row: dict[str, Any]) -> str:
+    lines = [f"{row['name']}: arXiv {row['paper']}, {row['status']}, {row['weights']} weights", row["note"]]
+    lines += [row["about"], ""]
+    lines += [f"  {flag(name):20} {about}{'' if name in row['needs'] else ' (may be left out)'}"
+              for name, about in row["given"].items()]  # fmt: skip
+    lines += [f"  {flag(name):20} {one['about']} ({one['default']})" for name, one in row["options"].items()]
+    if row["rows"] is not None:
+        lines.append(f"\n{row['rows']} UNet rows at the defaults")
+    return "\n".join(line for i, line in enumerate(lines) if line or i != 1)
+
+
+COMMANDS = {"methods": Command("list the editing methods, or show one", add_methods, run_methods, say_methods)}
