@@ -124,8 +124,9 @@ def count_one(settled: Plan, counter: Counter, reuse: Sequence[Result]) -> Resul
 
 
 def rows_at_defaults(method: str) -> int:
-    """Model rows in all that a method pays where everything it needs is given and it finds something to edit."""
+    """Model rows in all that a method pays with a target and what else it needs, where it finds something to edit."""
     found = blank_plan(method)
     made_up = {"text": "another text", "mask": torch.ones(1, 1, CELLS, CELLS), "pairs": [["one text", "another text"]]}
-    given: dict[str, Any] = {name: made_up.get(GIVEN[name].kind) for name in found.needs}
+    wanted = {*found.needs, "target"} & found.given.keys()
+    given: dict[str, Any] = {name: made_up.get(GIVEN[name].kind) for name in wanted}
     return sum(cost(plan(method, seed=0, **given)).values())

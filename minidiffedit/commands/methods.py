@@ -9,12 +9,14 @@ from .common import Command, flag
 
 def add_methods(parser: argparse.ArgumentParser, words: list[str]) -> None:
     parser.add_argument("name", nargs="?", metavar="NAME", help="one method: its paper, inputs and options")
+    parser.add_argument("--markdown", action="store_true", help="the list as the table of methods/README.md")
 
 
 def run_methods(args: argparse.Namespace) -> Any:
     from ..methods.table import SYSTEMS
 
     if args.name is None:
+        args.say = say_markdown if args.markdown else args.say
         return [row_of(name) for name in SYSTEMS]
     return row_of(args.name) | details(args.name)
 
@@ -53,7 +55,7 @@ def details(name: str) -> dict[str, Any]:
         for one, option in found.options.items()
     }
     return {
-        "about": inspect.cleandoc(f"{module.__doc__ if module else ''}\n\n{function.__doc__ or ''}"),
+        "about": "\n\n".join(filter(None, (inspect.getdoc(module), inspect.getdoc(function)))),
         "functions": found.functions,
         "given": {one: GIVEN[one].about for one in found.given},
         "options": options,
@@ -74,6 +76,26 @@ def say_methods(result: Any) -> str:
             f"{row['name']:{width}}" + "  {paper:12} {status:8} {rows:>6}  {weights:10}  {needs}".format(**row)
         )
     lines.append("rows: UNet rows at the defaults. `minidiffedit methods NAME` shows one; INVERSION+EDITOR combines.")
+    return "\n".join(lines)
+
+
+def say_markdown(result: list[dict[str, Any]]) -> str:
+    lines = ["| method | paper | status | class | needs | rows | |", "|---|---|---|---|---|---|---|"]
+    for row in result:
+        number = row["paper"]
+        paper = f"[{number}](https://arxiv.org/abs/{number})" if number[:4].isdecimal() else number
+        rows = "" if row["rows"] is None else f"{row['rows']:,}"
+        weights = "" if row["weights"] == "base" else f"{row['weights']} weights; "
+        cells = (
+            f"`{row['name']}`",
+            paper,
+            row["status"],
+            row["class"],
+            ", ".join(row["needs"]),
+            rows,
+            weights + row["note"],
+        )
+        lines.append(f"| {' | '.join(cells)} |".replace("|  |", "| |"))
     return "\n".join(lines)
 
 

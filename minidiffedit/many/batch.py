@@ -45,9 +45,9 @@ Outcome = tuple[str, dict[str, Any]]
 
 @dataclass(frozen=True)
 class Task:
-    """A row that can be made. files: its picture ("image"), masks and other pictures; hashes: their sha256 in hex; plan:
-    with the seed, files as paths; shaping: the steering's options; content: sha256 of all that decides the result but
-    the model.
+    """A row that can be made. files: its picture ("image"), masks and other pictures; hashes: their sha256 in hex;
+    plan: with the seed, files as paths; shaping: the steering's options; content: sha256 of all that decides the result
+    but the model.
     """
 
     row: Row
@@ -70,25 +70,24 @@ class Task:
         """Grows with the level up to which the picture is inverted."""
         return self.plan.settings.get("strength", 1.0) * self.plan.settings.get("steps", 0)
 
-    def told(self, made: str, *but: str) -> str:
-        """What the function that makes the mask or the path depends on besides the picture, but for some options."""
-        if (place := self.plan.functions.get(made)) is None:
+    @property
+    def path(self) -> str:
+        """Tasks of one picture for which it is the same have one path, up to their depths."""
+        if (place := self.plan.functions.get("path")) is None:
             return ""
         texts = [self.plan.record.get(INPUTS[name].given) for name in inputs_of(place)]
-        options = [self.plan.settings[name] for name in options_of(function_at(place)) if name not in but]
+        options = [self.plan.settings[name] for name in options_of(function_at(place)) if name != "strength"]
         return json.dumps([self.plan.settings["size"], place, texts, options])
 
 
 def in_order(tasks: list[Task]) -> list[Task]:
-    """One picture's tasks so that each can share with those before: where paths differ in their depth alone, the deepest
-    comes first, with those of the same mask behind it.
-    """
-    paths = {id(task): task.told("path", "strength") for task in tasks}
+    """One picture's tasks so that each can share with those before: of one path the deepest first, then equal texts."""
+    paths = {id(task): task.path for task in tasks}
     deepest = {paths[id(task)]: task for task in sorted(tasks, key=lambda task: task.depth)}
 
     def place(task: Task) -> tuple[Any, ...]:
-        first, mask = deepest[paths[id(task)]], task.told("mask")
-        return -first.depth, paths[id(task)], mask != first.told("mask"), mask, -task.depth, task.row.number
+        first, texts = deepest[paths[id(task)]], {name: task.plan.record.get(name) for name in task.plan.given}
+        return -first.depth, paths[id(task)], task is not first, json.dumps(texts), -task.depth, task.row.number
 
     return sorted(tasks, key=place)
 
@@ -203,7 +202,7 @@ class Editor:
                 raise ValueError(f"{path} was written to during the run; run the batch again")
         given = {name: one for name, one in opened.items() if name in task.plan.given}
         settled = replace(task.plan, given=task.plan.given | given)
-        laid_over = {name: one for name, one in opened.items() if name not in given}
+        laid_over: dict[str, Any] = {name: one for name, one in opened.items() if name not in given}
         steering = Steering(**task.shaping, **laid_over) if task.shaping or laid_over else None
         reuse = [last] if last and last.settings["size"] == settled.settings["size"] else []
         return execute(settled, sd, picture, steering=steering, reuse=reuse, bitwise=True)

@@ -56,10 +56,10 @@ def columns() -> list[str]:
 def read_manifest(path: Path, defaults: dict[str, Any]) -> list[Row]:
     """A .jsonl or .csv file, a folder with manifest.jsonl or manifest.csv in it, or one of pictures alone -> its rows.
 
-    `-` and `_` are alike in a column's name; an empty cell or null counts as not given. defaults: values by column for
-    the rows that do not give their own; rows whose method lacks an option go without it. Raises ValueError for a file
-    that cannot be read as a whole, naming the line, and for a default that no row's method has. One bad value fails
-    its row alone.
+    `-` and `_` are alike in a column's name; an empty cell or null counts as not given, and text stands for a value as
+    on a command line. defaults: values by column for the rows that do not give their own; rows whose method lacks an
+    option go without it. Raises ValueError for a file that cannot be read as a whole, naming the line, and for a default
+    that no row's method has. One bad value fails its row alone.
     """
     found = [path / name for name in ("manifest.jsonl", "manifest.csv") if (path / name).is_file()]
     if len(found) > 1:
@@ -67,7 +67,7 @@ def read_manifest(path: Path, defaults: dict[str, Any]) -> list[Row]:
     path = found[0] if found else path
     rows, taken = list[Row](), dict[str, int]()
     for number, cells in enumerate(cells_of(path), 1):
-        row = read_row(number, cells, defaults, text=path.suffix.lower() == ".csv")
+        row = read_row(number, cells, defaults)
         name = unicodedata.normalize("NFC", str(row.output)).casefold()
         if row.output is not None and taken.setdefault(name, number) != number:
             row = replace(row, output=None, fault=f"output {row.output!r} is row {taken[name]}'s already")
@@ -80,68 +80,74 @@ def read_manifest(path: Path, defaults: dict[str, Any]) -> list[Row]:
     return rows
 
 
-def cells_of(path: Path) -> Iterable[dict[str, Any]]:
-    if path.is_dir():
-        names = sorted(p.name for p in path.iterdir() if p.suffix.lower() in PICTURES and not p.name.startswith("."))
-        return ({"image": name} for name in names)
-    if not path.is_file():
-        raise ValueError(f"{path} is not a regular file" if path.exists() else f"{path}: no such file or folder")
-    if path.suffix.lower() not in READERS:
-        raise ValueError(f"{path}: a manifest is a .jsonl file, a .csv file or a folder")
-    return READERS[path.suffix.lower()](path, columns())
-
-
-def read_row(number: int, cells: dict[str, Any], defaults: dict[str, Any], text: bool = False) -> Row:
-    """text: all cells are words of a table, which are parsed as those of a command line."""
+def read_row(number: int, cells: dict[str, Any], defaults: dict[str, Any]) -> Row:
     given = {name: value for name, value in cells.items() if value is not None}
     image, output = given.pop("image", ""), given.pop("output", None)
     try:
         if not isinstance(image, str) or not image:
-            image, wrong = "", image
+            wrong, image = image, ""
             raise ValueError(f"image must be a path, got {wrong!r}")
         if output is not None:
             check_output(output)
-        return Row(number, image, options_of_row(given, defaults, text), output)
+        return Row(number, image, options_of_row(given, defaults), output)
     except ValueError as error:
         return Row(number, image, given, fault=str(error))
 
 
-def options_of_row(given: dict[str, Any], defaults: dict[str, Any], text: bool) -> dict[str, Any]:
-    """A row's own values and the defaults that its method can use. Raises ValueError for unknown methods and words."""
+def options_of_row(given: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """A row's own values and the defaults that its method has. Raises ValueError for unknown methods and words."""
     if "method" in given:  # a default inversion belongs to the default method
         defaults = {name: value for name, value in defaults.items() if name != "inversion"}
     named = {name: (defaults | given).get(name) for name in ("method", "inversion")}
     if wrong := [name for name, value in named.items() if not isinstance(value, str | None)]:
         raise ValueError(f"{wrong[0]} must be a name, got {named[wrong[0]]!r}")
     blank = blank_plan(named["method"] or "diffedit", named["inversion"])
-    words = blank.options | (SHAPING if blank.steerable else {})
-    known = {*named, *blank.given, *words, *(LAID_OVER if blank.steerable else ())}
-    options = {name: value for name, value in defaults.items() if name in known} | given
-    for name in given.keys() & words.keys():
-        value, option = given[name], words[name]
-        if isinstance(value, str) and (text or (option.none and value.lower() == "none")):
-            options[name] = option.parse(value)
-    return options
+    options = blank.options | (SHAPING if blank.steerable else {})
+    known = {*named, *blank.given, *options, *(LAID_OVER if blank.steerable else ())}
+    words = {name: given[name] for name in given.keys() & options.keys() if isinstance(given[name], str)}
+    parsed = {name: options[name].parse(word) for name, word in words.items()}
+    return {name: value for name, value in defaults.items() if name in known} | given | parsed
 
 
-# ---------------------------------------------------------------- the two kinds of file
+# ---------------------------------------------------------------- the files
 
 
-def read_jsonl(path: Path, known: list[str]) -> Iterator[dict[str, Any]]:
-    lines = lines_of(path)
-    for number in itertools.count(1):
-        try:
-            if not (line := next(lines, "")):
-                return
-            if line.isspace():
-                continue
+class Lines:
+    """The lines of a file in UTF-8, and the number of the last one that was read."""
+
+    def __init__(self, path: Path):
+        self.path, self.number = path, 0
+
+    def __iter__(self) -> Iterator[str]:
+        with self.path.open(encoding="utf-8-sig", newline="") as file:
+            for self.number in itertools.count(1):
+                if not (line := file.readline(LONGEST_ROW + 1)):
+                    return
+                if len(line) > LONGEST_ROW:
+                    raise ValueError(f"it is longer than {LONGEST_ROW:,} characters")
+                yield line
+
+
+def jsonl(lines: Lines) -> Iterator[dict[str, Any]]:
+    for line in lines:
+        if not line.isspace():
             row = json.loads(line, object_pairs_hook=unique)
             if not isinstance(row, dict):
                 raise ValueError("an object {...} is wanted")
-            check_columns(row, known)
-        except (ValueError, RecursionError) as error:  # the first also for what is no UTF-8
-            raise ValueError(f"{path}, line {number}: {error}") from error
-        yield {name.replace("-", "_"): value for name, value in row.items()}
+            yield row
+
+
+def table(lines: Lines) -> Iterator[dict[str, Any]]:
+    """CSV; the empty cells are None."""
+    reader = csv.reader(lines, strict=True)
+    header = [name.strip() for name in next(reader, [])]
+    for cells in filter(None, reader):
+        if len(cells) != len(header):
+            raise ValueError(f"{len(header)} cells are wanted, got {len(cells)}")
+        yield unique([(name, cell or None) for name, cell in zip(header, cells)])
+
+
+READERS: dict[str, Callable[[Lines], Iterator[dict[str, Any]]]] = {".jsonl": jsonl, ".csv": table}
 
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -150,37 +156,29 @@ def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def read_csv(path: Path, known: list[str]) -> Iterator[dict[str, Any]]:
-    reader = csv.reader(lines_of(path), strict=True)
+def cells_of(path: Path) -> Iterator[dict[str, Any]]:
+    """The cells of each row by column."""
+    if path.is_dir():
+        names = sorted(p.name for p in path.iterdir() if p.suffix.lower() in PICTURES and not p.name.startswith("."))
+        yield from ({"image": name} for name in names)
+        return
+    if not path.is_file():
+        raise ValueError(f"{path} is not a regular file" if path.exists() else f"{path}: no such file or folder")
+    if (read := READERS.get(path.suffix.lower())) is None:
+        raise ValueError(f"{path}: a manifest is a .jsonl file, a .csv file or a folder")
+    lines, known = Lines(path), columns()
     try:
-        header = [name.strip() for name in next(reader, [])]
-        check_columns(header, known)
-        names = [name.replace("-", "_") for name in header]
-        for cells in filter(None, reader):
-            if len(cells) != len(names):
-                raise ValueError(f"{len(names)} cells are wanted, got {len(cells)}")
-            yield {name: cell for name, cell in zip(names, cells) if cell}
-    except (ValueError, csv.Error) as error:
-        raise ValueError(f"{path}, line {max(reader.line_num, 1)}: {error}") from error
-
-
-READERS: dict[str, Callable[[Path, list[str]], Iterator[dict[str, Any]]]] = {".jsonl": read_jsonl, ".csv": read_csv}
-
-
-def lines_of(path: Path) -> Iterator[str]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        for line in iter(lambda: file.readline(LONGEST_ROW + 1), ""):
-            if len(line) > LONGEST_ROW:
-                raise ValueError(f"it is longer than {LONGEST_ROW:,} characters")
-            yield line
-
-
-def check_columns(names: Iterable[str], known: list[str]) -> None:
-    plain = [name.replace("-", "_") for name in names]
-    if unknown := [name for name, one in zip(names, plain) if one not in known]:
-        raise ValueError(f"unknown column {unknown[0]!r}{like(unknown[0], known)}; accepted are {', '.join(known)}")
-    if "image" not in plain or len({*plain}) < len(plain):
-        raise ValueError(f"one column image and each other at most once are wanted, got {', '.join(plain) or 'none'}")
+        for row in read(lines):
+            plain = unique([(name.replace("-", "_"), value) for name, value in row.items()])
+            if unknown := [name for name in plain if name not in known]:
+                raise ValueError(
+                    f"unknown column {unknown[0]!r}{like(unknown[0], known)}; there are {', '.join(known)}"
+                )
+            if "image" not in plain:
+                raise ValueError(f"a column image is wanted, got {', '.join(plain) or 'none'}")
+            yield plain
+    except (ValueError, csv.Error, RecursionError) as error:  # ValueError also for what is no UTF-8
+        raise ValueError(f"{path}, line {max(lines.number, 1)}: {error}") from error
 
 
 # ---------------------------------------------------------------- names and folders

@@ -1,0 +1,161 @@
+"""Latents to look at without the autoencoder, and a run to look at while it goes on.
+
+A linear map from latent to RGB is fitted on the spot to the picture at hand. It has no constants, so it serves any
+checkpoint and any picture. What it cannot show is all that lies below a latent cell.
+"""
+
+import math
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..ddim import whole
+from ..files import images
+
+if TYPE_CHECKING:
+    from ..run import Step
+    from ..sd import StableDiffusion
+
+ROUNDING = 1e-12  # a variance below which a picture is one colour
+SOFTEST = 1e-3  # of a soft mask, below which the step under it is not solved for: it would show rounding
+LOWEST = 1  # the timestep of the lowest level, after which a clean latent is reached
+
+
+def predicted_x0(x: Tensor, x_next: Tensor, a: float, a_next: float) -> Tensor:
+    """The clean latent on which a DDIM step from x at alpha_bar a to x_next at a_next was based; any shape.
+
+    Both lie on sqrt(a) x0 + sqrt(1 - a) eps with the step's own x0 and eps (2010.02502, eq. 12): two equations, two
+    unknowns. Raises ValueError for one and the same level.
+    """
+    if a == a_next:
+        raise ValueError("a step between equal noise levels says nothing of x0")
+    s, s_next = math.sqrt(1 - a), math.sqrt(1 - a_next)
+    return (s * x_next - s_next * x) / (s * math.sqrt(a_next) - s_next * math.sqrt(a))
+
+
+def decoded_x0(y: Tensor, y_next: Tensor, x_next: Tensor, x0: Tensor, M: Tensor, a: float, a_next: float) -> Tensor:
+    """The same of a step of a masked decoding, which was blended: y_next = M step + (1 - M) x_next. x_next and x0
+    are of the encoding; outside the mask M (1, 1, h, w) the answer is x0, under a soft one the blend.
+    """
+    step = (y_next - (1 - M) * x_next) / M.clamp(min=SOFTEST)
+    return torch.where(M >= SOFTEST, M * predicted_x0(y, step, a, a_next) + (1 - M) * x0, x0)
+
+
+class LatentRGB(NamedTuple):
+    """rgb = latent @ matrix + bias, in [0, 1]: matrix (c, 3), bias (3,), float32 on the CPU; explained: the share that
+    the map accounts for of the variance of the picture, averaged over each cell's pixels (1 where it has none).
+    """
+
+    matrix: Tensor
+    bias: Tensor
+    explained: float
+
+
+def fit(x0: Tensor, picture: Image.Image) -> LatentRGB:
+    """Least squares between a clean latent x0 (1, c, h, w) and its picture (RGB, any size), averaged over each cell.
+
+    Where cells are too few or too alike for one answer, the smallest map is taken. Raises ValueError for several
+    latents or a picture that is not RGB, ArithmeticError for NaN or infinity.
+    """
+    if x0.ndim != 4 or len(x0) != 1 or 0 in x0.shape or picture.mode != "RGB":
+        raise ValueError(f"expected a latent (1, c, h, w) and an RGB picture, got {tuple(x0.shape)} and {picture.mode}")
+    rows = cells(x0)
+    if not bool(torch.isfinite(rows).all()):
+        raise ArithmeticError("the latent holds NaN or infinity")
+    reduced = np.asarray(picture.resize((x0.shape[3], x0.shape[2]), Image.Resampling.BOX))
+    colours = torch.from_numpy(reduced.reshape(-1, 3) / 255)
+    known = torch.cat([rows, torch.ones(len(rows), 1, dtype=rows.dtype)], dim=1)
+    solved = torch.linalg.lstsq(known, colours, driver="gelsd").solution  # gelsd: any rank
+    left, spread = (known @ solved - colours).square().sum(), (colours - colours.mean(dim=0)).square().sum()
+    explained = 1.0 if spread < ROUNDING * len(rows) else float(1 - left / spread)
+    return LatentRGB(solved[:-1].float(), solved[-1].float(), explained)
+
+
+def apply(rgb: LatentRGB, latent: Tensor) -> Image.Image:
+    """A latent (1, c, h, w), noisy or not -> PIL RGB of w x h pixels, one per cell; what leaves [0, 1] is clipped."""
+    if latent.ndim != 4 or latent.shape[:2] != (1, len(rgb.matrix)):
+        raise ValueError(f"expected a latent (1, {len(rgb.matrix)}, h, w), got {tuple(latent.shape)}")
+    colours = cells(latent) @ rgb.matrix.double() + rgb.bias.double()
+    pixels = (colours.clamp(0, 1) * 255).round().to(torch.uint8)
+    return Image.fromarray(pixels.reshape(*latent.shape[2:], 3).numpy())
+
+
+def cells(latent: Tensor) -> Tensor:
+    """(1, c, h, w) -> (h w, c) float64 on the CPU."""
+    return latent[0].detach().to("cpu", torch.float64).flatten(1).T
+
+
+class Previews:
+    """Watches a run, of any method, and writes the clean picture that its latents point to now into a folder.
+
+    Files are named NN-STAGE-tTTT.png by stage and timestep, and have the working size. Every `every` steps of a stage
+    one is written, and one for its last step. picture: the run's; None, where nothing goes in. decode: by the
+    autoencoder, sharper and slower, instead of the linear map. `files` lists what was written. Raises ValueError for a
+    folder that cannot be used.
+
+        edit(sd, picture, target="a zebra", watch=Previews(sd, picture, "previews"))
+    """
+
+    def __init__(
+        self,
+        sd: "StableDiffusion",
+        picture: Image.Image | None,
+        folder: str | Path,
+        every: int = 5,
+        decode: bool = False,
+    ):
+        self.sd, self.folder, self.every = sd, Path(folder), whole("preview_every", every, 1, 999)
+        self.picture = None if picture is None else images.to_rgb(picture)
+        self.decode = decode or picture is None
+        self.files: list[Path] = []
+        self.last: Step | None = None
+        self.steps = 0  # of the stage so far; several calls at one timestep are one step
+        self.map: LatentRGB | None = None
+        check_folder(self.folder)
+
+    def __call__(self, step: "Step") -> None:
+        """A step is over when another follows, so that of several calls at one timestep the last one counts."""
+        if self.last and self.last[:2] != step[:2]:
+            if self.steps % self.every == 0 or self.last.stage != step.stage:
+                self.write(self.last)
+            self.steps = self.steps if self.last.stage == step.stage else 0
+        if not self.last or self.last[:2] != step[:2]:
+            self.steps += 1
+        self.last = step
+        if step.t == LOWEST:
+            self.write(step)
+
+    def write(self, step: "Step") -> None:
+        """One step's picture; the mask has none, and the same step again replaces its file."""
+        if step.stage == "mask":
+            return
+        name = f"{step.stage}-t{step.t:03d}.png"
+        if not (self.files and self.files[-1].name.endswith(name)):
+            self.files.append(self.folder / f"{len(self.files) + 1:02d}-{name}")
+        self.folder.mkdir(exist_ok=True)
+        images.write_picture(self.shown(step.clean), self.files[-1])
+
+    @torch.no_grad()
+    def shown(self, clean: Tensor) -> Image.Image:
+        if self.decode:
+            return images.to_picture(self.sd.decode(clean))
+        size = (clean.shape[3] * self.sd.factor, clean.shape[2] * self.sd.factor)
+        if self.map is None:
+            assert self.picture
+            self.map = fit(self.sd.encode(images.to_tensor(self.picture, size)), self.picture)
+        return apply(self.map, clean).resize(size, Image.Resampling.BICUBIC)
+
+
+def check_folder(folder: Path) -> None:
+    """Raises ValueError unless previews can go there: into a new folder, or an empty one."""
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; --preview names a folder")
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} is not empty; name a new folder for the previews")
+    if not folder.exists() and not folder.parent.is_dir():
+        raise ValueError(f"{folder}: there is no folder {folder.parent}")
