@@ -29,6 +29,7 @@ class Counter:
         self.kind, self.name, self.config = weights, "a counting model", config
         self.factor, self.side, self.channels, self.device = 8, 64, 4, torch.device("cpu")
         self.dtype, self.evaluations, self.gradients = torch.float32, 0, 0
+        self.t, self.again = -1, 0
         self.generator = torch.Generator().manual_seed(0)
         self._tokenizer: Tokenizer | None = None
 
@@ -65,7 +66,10 @@ class Counter:
             if feature:
                 h = self.random(rows, n, 1) if site.kind in ("self", "cross") else self.random(rows, 1, n, 1)
                 feature(site, h)
-        e = [self.random(*x.shape) + 0 * text.float().mean() + 0 * x for text in texts]
+        # Of several calls at one level each changes less, so that what stops when it is near enough goes on to its last.
+        self.again = self.again + 1 if t == self.t else 0
+        self.t, size = t, 10 * 0.93**self.again
+        e = [size * self.random(*x.shape).sign() + 0 * text.float().mean() + 0 * x for text in texts]
         self.gradients += rows if e[-1].requires_grad else 0
         return e
 
@@ -80,7 +84,11 @@ class Counter:
             if place == "mid" or level < last:
                 yield Site(place, level, index, "self"), cells, cells
                 yield Site(place, level, index, "cross"), cells, 77
+            if place == "mid":
+                yield Site(place, level, 1, "conv"), cells, 0
             yield Site(place, level, index, "block"), cells, 0
+            if place == "down" and index == n - 1 and level < last:
+                yield Site(place, level, n, "block"), cells, 0  # the downsampler
 
 
 def plain(site: Site, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -96,14 +104,15 @@ def cost(settled: Plan, config: UNetConfig = UNetConfig()) -> dict[str, int]:
 def costs(plans: Sequence[Plan], config: UNetConfig = UNetConfig()) -> list[dict[str, int]]:
     """The same of several plans on one picture, one after another, each reusing what the ones before it made."""
     counters: dict[str, Counter] = {}
-    done: list[Result] = []
+    done: dict[str, list[Result]] = {}  # by kind of weights: the last result, which holds what those before it made
     found = []
     for settled in plans:
-        counter = counters.setdefault(settled.system.weights, Counter(settled.system.weights, config))
+        kind = settled.system.weights
+        counter = counters.setdefault(kind, Counter(kind, config))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they are said when the edit is made
-            made = count_one(settled, counter, [one for one in done if one.sd is counter])  # type: ignore[comparison-overlap]
-        done = [*done, made][-1:]
+            made = count_one(settled, counter, done.get(kind, []))
+        done[kind] = [made]
         found.append(made.evaluations)
     return found
 
@@ -126,7 +135,7 @@ def count_one(settled: Plan, counter: Counter, reuse: Sequence[Result]) -> Resul
 def rows_at_defaults(method: str) -> int:
     """Model rows in all that a method pays with a target and what else it needs, where it finds something to edit."""
     found = blank_plan(method)
-    made_up = {"text": "another text", "mask": torch.ones(1, 1, CELLS, CELLS), "pairs": [["one text", "another text"]]}
+    made_up = {"mask": torch.ones(1, 1, CELLS, CELLS), "pairs": [["one text", "another text"]]}
     wanted = {*found.needs, "target"} & found.given.keys()
-    given: dict[str, Any] = {name: made_up.get(GIVEN[name].kind) for name in wanted}
+    given: dict[str, Any] = {name: made_up.get(GIVEN[name].kind, name) for name in wanted}  # a text is its own name
     return sum(cost(plan(method, seed=0, **given)).values())

@@ -272,10 +272,10 @@ class Result:
     size, white = may change (None: the method has none); paste_mask: PIL L, where it is 0 the image's pixels are the
     source's (None: nothing was pasted). x0, latent (1, 4, h, w), latent_mask (1, 1, h, w) float32, the mask as it was
     used. stages: lists of latents by name, "encode": x_0, ..., x_K and "decode": y_K, ..., y_0 (empty where nothing was
-    to do); clean: the x_0 that each prediction of a stage led to. tensors: what else there is to see, by name. verdict:
-    "found", "no difference", "given", "strength 0" or "edited" (no mask). evaluations (model rows) and seconds by
-    stage. settings: all that decided the result. given_mask, steering: as handed in, on the latent grid. calls: masks
-    and paths, for reuse.
+    to do); clean: the x_0 that each prediction of a stage led to, outside a mask the source's. tensors: what else there
+    is to see, by name. verdict: "found", "no difference", "given", "strength 0" or "edited" (no mask). evaluations
+    (model rows) and seconds by stage. settings: all that decided the result. given_mask, steering: as handed in, on the
+    latent grid. calls: masks and paths, for reuse.
     """
 
     method: str
@@ -364,7 +364,7 @@ def nothing_to_edit(plan: Plan, verdict: str) -> str:
 
 class Step(NamedTuple):
     """What a watcher of a run sees after each call of the model: the stage, the timestep, the latent (1, 4, h, w) asked
-    about, the clean latent that its prediction leads to, and the model rows paid so far.
+    about, the clean latent that its prediction leads to (outside a mask the source's), and the model rows paid so far.
     """
 
     stage: str
@@ -433,6 +433,8 @@ class Job:
         x, first, last = x[-1:], predictions[0][-1:].to(x), predictions[-1][-1:].to(x)
         a, scale = alpha_bar()[t], self.plan.settings.get("guidance_scale", 1.0)
         clean = (x - math.sqrt(1 - a) * (first + scale * (last - first))) / math.sqrt(a)
+        if self.now == "decode" and (M := self.values.get("mask", (None,))[0]) is not None:
+            clean = M * clean + (1 - M) * self.x0
         latents, cleans = self.stages.setdefault(self.now, []), self.clean.setdefault(self.now, [])
         if self.times.get(self.now) == t:
             del latents[-1:], cleans[-1:]
@@ -581,6 +583,8 @@ def begin(
 ) -> Job:
     """A job with its picture, texts and given mask in hand; errors as `edit`."""
     check_fits(plan, sd)
+    if "x_T" in inputs_of(plan.system.edit):
+        raise ValueError(f"{plan.method} takes no picture: it begins with noise (`generate`)")
     picture, at = open_picture(sd, image, plan.settings["size"])
     job = Job(plan, sd, picture, at)
     if (mask := plan.given.get("mask")) is not None:
@@ -724,8 +728,9 @@ def changed(old: Plan, changes: dict[str, Any], mask: Any = None) -> tuple[Plan,
     own = {made: {*options_of(function_at(place))} for made, place in old.functions.items()}
     of_the_mask = own.pop("mask", set()) - set[str]().union(COMMON, *own.values())
     kept = mask is None and not changes.keys() & of_the_mask
-    given = {name: value for name, value in old.given.items() if name != "mask"}
-    arguments = {**given, **old.settings, **changes}
+    fresh = blank_plan(old.method, changes.get("inversion"))  # another inversion has other options
+    given = {name: value for name, value in old.given.items() if name != "mask" and name in fresh.given}
+    arguments = {**given, **{name: value for name, value in old.settings.items() if name in fresh.options}, **changes}
     needed = {"mask": old.given.get("mask") if kept else mask}  # of a plan read from a file it is not at hand
     return plan(old.method, **arguments, **{k: v for k, v in needed.items() if v is not None}), kept
 

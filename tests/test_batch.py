@@ -15,9 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from minidiffedit import StableDiffusion, cli
+from minidiffedit import StableDiffusion, Steering, cli
 from minidiffedit.many import batch
-from minidiffedit.many.batch import Editor, check_output, grouped, read_manifest, settle, within
+from minidiffedit.many.batch import Editor, settle
+from minidiffedit.many.manifest import Row, check_output, columns, grouped, read_manifest, within
+from minidiffedit.methods.table import SYSTEMS
+from minidiffedit.run import blank_plan, edit
 
 FAST = ["--steps", "5", "--maps", "2"]
 ROWS = [
@@ -120,6 +123,75 @@ def test_every_row_is_the_single_edit_bit_for_bit(here, folder, capsys):
     assert done["evaluations"] == sum(sum(r["evaluations"].values()) for r in records) < paid
 
 
+METHODS = [
+    {"method": "sdedit", "target": "a cow", "strength": 0.6, "eta": 0.5, "repeats": 2},
+    {"method": "sdedit", "mask": "m.png", "target": "a cow", "form": "ve", "feather": 1},
+    {"method": "masactrl", "source": "a horse", "target": "a zebra", "first_step": 2},
+    {"method": "masactrl", "inversion": "ddim", "target": "a zebra", "strength": 0.8},
+    {"method": "masactrl", "inversion": "ddim", "target": "a zebra", "strength": 0.4},
+    {"method": "null-text-inversion", "source": "a horse", "target": "a zebra", "inner_steps": 2},
+    {"method": "null-text-inversion", "source": "a horse", "target": "a cow", "inner_steps": 2, "seed": 4},
+    {"method": "direct+replay", "source": "a horse", "target": "a zebra"},
+    {"source": "a horse", "target": "a zebra", "mask_threshold": 0.3},
+    {"source": "a horse", "target": "a zebra", "mask_threshold": 0.7, "strength": 0.4},
+    {"source": "a horse", "target": "a cow", "seed": 4},
+    {"method": "mask-only", "source": "a horse", "target": "a zebra", "subtract": "m.png"},
+    {"method": "user-mask", "mask": "m.png", "target": "a zebra", "invert": True},
+    {"method": "diffedit-regions", "edits": [["a horse", "a zebra"], ["", "a cow"]], "mask_threshold": 0.2},
+    {"method": "reconstruction", "source": "a horse"},
+]
+
+
+def test_rows_of_any_method_are_the_single_edit_bit_for_bit(here, folder, capsys):
+    """By `edit` alone, on a model of its own; what methods share, they share across methods too."""
+    jsonl("m.jsonl", [{"image": "a.png", "steps": 5, "paste": False} | row for row in METHODS])
+    done = ran(capsys, folder)
+    assert (done["made"], done["failed"]) == (len(METHODS), 0)
+    sd, steering, paid = StableDiffusion.load(folder, device="cpu"), ("feather", "subtract", "invert"), 0
+    for row, record in zip(METHODS, table("out/results.jsonl")):
+        given = {"steps": 5, "paste": False, "seed": record["seed"]} | row
+        has = blank_plan(given.get("method", "diffedit"), given.get("inversion")).options
+        given |= {"maps": 2} if "maps" in has else {}  # of the command's own defaults, see FAST
+        over = {name: given.pop(name) for name in steering if name in given}
+        alone = edit(sd, "a.png", **given, steering=Steering(**over) if over else None)
+        made = Image.open(Path("out", record["output"]))
+        assert made.tobytes() == alone.image.tobytes() and record["verdict"] == alone.verdict, row
+        assert record["method"] == alone.method and record["coverage"] == alone.coverage
+        assert all(n <= alone.evaluations[stage] for stage, n in record["evaluations"].items()), row
+        paid += alone.rows
+    assert done["evaluations"] < paid
+    rows = [record["evaluations"] for record in table("out/results.jsonl")]
+    assert rows[4]["encode"] == rows[5]["encode"] == 0 < rows[3]["encode"]  # a part of a path, and the same path
+
+
+def test_every_column_of_every_method_is_known():
+    known = columns()
+    assert len({*known}) == len(known) and {"image", "output", "method", "inversion", "union", "largest"} <= {*known}
+    for name, system in SYSTEMS.items():
+        if system.edit:
+            assert {*blank_plan(name).given, *blank_plan(name).options} <= {*known}, name
+
+
+def test_defaults_go_to_the_rows_whose_method_takes_them(here):
+    jsonl("m.jsonl", [
+        {"image": "a.png", "target": "t"}, {"image": "a.png", "method": "sdedit"},
+        {"image": "a.png", "method": "masactrl", "target": "u", "strength": "0.5", "seed": "none"},
+    ])  # fmt: skip
+    defaults = {
+        "method": "replay",
+        "inversion": "direct",
+        "eta": 0.5,
+        "maps": 3,
+        "target": "d",
+        "dilate": 2,
+        "mask": None,
+    }
+    one, two, three = (row.options() for row in read_manifest(Path("m.jsonl"), defaults))
+    assert one == {"image": "a.png", "method": "replay", "inversion": "direct", "target": "t"}
+    assert two == {"image": "a.png", "method": "sdedit", "eta": 0.5, "target": "d", "dilate": 2}
+    assert three == {"image": "a.png", "method": "masactrl", "target": "u", "strength": 0.5, "seed": None}
+
+
 def test_rows_of_a_picture_share_latent_encoding_and_equal_maps(here, folder, capsys, monkeypatch):
     jsonl("m.jsonl", [
         {"image": "a.png", "source": "s", "target": "t", "strength": 0.4},
@@ -169,15 +241,15 @@ def test_what_a_bad_row_leaves_behind_is_not_shared(here, folder, capsys, monkey
     """A NaN in one row's decoding; the next row of the picture is made from scratch and equals its single edit."""
     jsonl("m.jsonl", [ROWS[0], ROWS[6], ROWS[3]])
     ran(capsys, folder, out="whole")
-    real = batch.edit
+    real = batch.execute
 
-    def sick(sd, image, **options):
-        done = real(sd, image, **options)
-        if options["target"] == "a cow" and options["mask_clip"] is None:
+    def sick(plan, sd, image, **options):
+        done = real(plan, sd, image, **options)
+        if plan.given["target"] == "a cow" and plan.settings["mask_clip"] is None:
             raise ArithmeticError("the VAE: the model returned NaN")
         return done
 
-    monkeypatch.setattr(batch, "edit", sick)
+    monkeypatch.setattr(batch, "execute", sick)
     done = ran(capsys, folder, code=1)
     assert (done["made"], done["failed"]) == (2, 1) and done["errors"][0]["row"] == 2
     whole = files("whole")
@@ -189,12 +261,12 @@ def test_what_a_bad_row_leaves_behind_is_not_shared(here, folder, capsys, monkey
 
 def test_seeds_follow_from_the_content_alone(here):
     def seed(**row):
-        (made,) = (batch.read_row(1, {"image": "a.png", "target": "t", "source": "s"} | row, {}),)
-        return settle(made, Path()).settings["seed"]
+        own = {"image": "a.png", "target": "t", "source": "s"} | row
+        return settle(Row(1, own, {}), Path()).plan.settings["seed"]
 
     assert seed() == seed(strength=0.5, mask_threshold=0.3, output="x.png", steps=7)
     assert len({seed(), seed(target="u"), seed(source=""), seed(image="b.png"), seed(target="s", source="t")}) == 5
-    assert seed(seed=0) == 0 and 0 <= seed() < 2**32
+    assert seed(seed=0) == 0 and 0 <= seed() < 2**32 and seed(method="replay", output="y.png") == seed()
     shutil.copy("a.png", "copy.png")
     assert seed(image="copy.png") == seed()
     picture(2).save("a.png")
@@ -206,7 +278,7 @@ def test_seeds_follow_from_the_content_alone(here):
 
 def interrupted_after(monkeypatch, rows):
     left = [rows]
-    real = batch.edit
+    real = batch.execute
 
     def stopping(*arguments, **options):
         if not left[0]:
@@ -214,7 +286,7 @@ def interrupted_after(monkeypatch, rows):
         left[0] -= 1
         return real(*arguments, **options)
 
-    monkeypatch.setattr(batch, "edit", stopping)
+    monkeypatch.setattr(batch, "execute", stopping)
 
 
 @pytest.mark.parametrize("rows", [0, 3])
@@ -268,14 +340,14 @@ def test_a_row_is_made_again_when_anything_of_it_changed(here, folder, capsys):
 def test_a_picture_that_changes_during_the_run_fails(here, folder, capsys, monkeypatch):
     """It would stand in the table under the content it no longer has."""
     jsonl("m.jsonl", [{"image": "a.png", "target": "t"}, {"image": "a.png", "target": "u"}])
-    real = batch.edit
+    real = batch.execute
 
     def overwriting(*arguments, **options):
         done = real(*arguments, **options)
         picture(9).save("a.png")
         return done
 
-    monkeypatch.setattr(batch, "edit", overwriting)
+    monkeypatch.setattr(batch, "execute", overwriting)
     done = ran(capsys, folder, code=1)
     assert (done["made"], done["failed"]) == (1, 1) and "during the run" in done["errors"][0]["error"]
 
@@ -408,14 +480,16 @@ def test_csv_jsonl_and_folders_say_the_same(here):
         writer.writeheader()
         writer.writerows(rows)
     found = read_manifest(Path("rows.jsonl"), {"source": "s"})
-    assert found == read_manifest(Path("rows.csv"), {"source": "s"}) and found[0].options["source"] == "s"
-    assert found[0].options["paste"] is False and found[1].options["strength"] == 0.5
+    same = read_manifest(Path("rows.csv"), {"source": "s"})
+    assert [row.options() for row in found] == [row.options() for row in same]
+    one, two = (row.options() for row in same)
+    assert one["source"] == "s" and one["paste"] is False and one["mask_clip"] is None and two["strength"] == 0.5
     Path("pictures").mkdir()
     for name in ("b.PNG", "a.png", ".hidden.png", "notes.txt"):
         shutil.copy("a.png", Path("pictures", name))
     assert [(row.number, row.image) for row in read_manifest(Path("pictures"), {})] == [(1, "a.png"), (2, "b.PNG")]
     shutil.copy("rows.csv", "pictures/manifest.csv")
-    assert read_manifest(Path("pictures"), {"source": "s"}) == found
+    assert read_manifest(Path("pictures"), {"source": "s"}) == same
 
 
 def test_a_folder_of_pictures_and_options_for_all(here, folder, capsys):
@@ -428,29 +502,29 @@ def test_a_folder_of_pictures_and_options_for_all(here, folder, capsys):
     assert done["made"] == 2 and all(
         s["mask_clip"] is None and s["seed"] == 3 and len(s["mask"]) == 10 for s in settings
     )
-    assert ran(capsys, folder, manifest="pictures", out="none", code=1)["errors"][0]["error"].startswith(
-        "target is missing"
-    )
+    done = ran(capsys, folder, manifest="pictures", out="none", code=1)
+    assert done["errors"][0]["error"].startswith("diffedit needs target (target: what the result shall show)")
     assert "an input" in failed(capsys, "--target", "t", manifest="pictures", out="pictures")
 
 
 @pytest.mark.parametrize("content, word", [
     (b"", "no rows"), (b"\n \n", "no rows"), (b"{", "line 1"), (b'{"image": "a.png", "target": "t"}\n[1]', "line 2"),
-    (b'{"image": "a.png", "prompt": "t"}', "accepted are image, output, target"), (b'{"target": "t"}', "column image"),
-    (b'{"image": "a.png", "image": "b.png"}', "twice"), (b'{"image": "a.png", "mask-clip": 1, "mask_clip": 1}', "once"),
-    (b"\xff\xfe", "utf-8"), (b"[" * 99999, "line 1"), (b'{"image": "' + b"a" * (1 << 20) + b'"}', "longer than"),
+    (b'{"image": "a.png", "prompt": "t"}', "there are image, output, method"), (b'{"target": "t"}', "column image"),
+    (b'{"image": "a.png", "image": "b.png"}', "twice"), (b'{"image": "a.png", "seed": 1, "seed": 1}', "twice"),
+    (b'{"image": "a.png", "mask-clip": 1, "mask_clip": 1}', "twice"), (b"\xff\xfe", "utf-8"),
+    (b"[" * 99999, "line 1"), (b'{"image": "' + b"a" * (1 << 20) + b'"}', "longer than"),
     (b'{"image": "a.png", "seed": ' + b"9" * 5000 + b"}", "line 1"),
-], ids=range(12))  # fmt: skip
+], ids=range(13))  # fmt: skip
 def test_what_is_no_jsonl_manifest_is_refused(here, capsys, content, word):
     Path("m.jsonl").write_bytes(content)
     assert word in failed(capsys) and not Path("out").exists()
 
 
 @pytest.mark.parametrize("content, word", [
-    (b"", "column image"), (b"image,target\n", "no rows"), (b"image,prompt\na.png,t\n", "accepted are image"),
-    (b"image,image\na,b\n", "once"), (b"image,target\na.png\n", "2 cells"), (b"image,target\na.png,t,u\n", "line 2"),
+    (b"", "no rows"), (b"image,target\n", "no rows"), (b"image,tarket\na.png,t\n", "did you mean 'target'"),
+    (b"image,image\na,b\n", "twice"), (b"image,target\na.png\n", "2 cells"), (b"image,target\na.png,t,u\n", "line 2"),
     (b'image,target\na.png,"t\n', "line 2"), (b"image,target\na.png," + b"t" * 140000, "line 2"),
-    (b"image\tt\n", "unknown column"), (b"image,target\na\x00.png,t\n", ""),
+    (b"image\tt\na\tt\n", "unknown column"), (b"image,target\na\x00.png,t\n", ""),
 ], ids=range(10))  # fmt: skip
 def test_what_is_no_csv_manifest_is_refused(here, capsys, content, word):
     Path("m.csv").write_bytes(content)
@@ -478,7 +552,7 @@ def test_what_is_no_manifest_is_refused(here, capsys):
 
 
 BAD = [
-    ({"target": None}, "target is missing"), ({"target": 5}, "target must be text"), ({"target": "\ud800"}, "UTF-8"),
+    ({"target": None}, "needs target"), ({"target": 5}, "target must be text"), ({"target": "\ud800"}, "UTF-8"),
     ({"image": "none.png"}, "no such file"), ({"image": "cut.png"}, "cut"), ({"image": "."}, "not a regular file"),
     ({"image": "../out.png"}, "leads out"), ({"image": "/etc/passwd"}, "leads out"), ({"image": 3}, "must be a path"),
     ({"image": "x/../../a.png"}, "leads out"), ({"image": "a\0.png"}, "must be a path"), ({"image": "pipe"}, "regular"),
@@ -486,13 +560,19 @@ BAD = [
     ({"union": 5}, "must be a path"), ({"strength": 2}, "strength"), ({"strength": "x"}, "strength"),
     ({"steps": 0}, "steps"), ({"steps": 1.5}, "steps"), ({"steps": True}, "steps"), ({"seed": -1}, "seed"),
     ({"mask_threshold": float("nan")}, "mask_threshold"), ({"mask_clip": "x"}, "mask_clip"), ({"size": 9}, "size"),
-    ({"paste": "no"}, "paste must be true or false"), ({"largest": 1}, "largest"), ({"dilate": "x"}, "dilate"),
+    ({"paste": "maybe"}, "paste must be true or false"), ({"largest": 1}, "largest"), ({"dilate": "x"}, "dilate"),
     ({"encode_text": "x"}, "encode_text"), ({"chunk": 0}, "chunk"), ({"guidance_scale": [1]}, "guidance_scale"),
     ({"output": "../x.png"}, "plain file name"), ({"output": "/x.png"}, "plain"), ({"output": "CON.png"}, "reserved"),
     ({"output": "x.gif"}, "end in"), ({"output": "x"}, "end in"), ({"output": 5}, "plain"), ({"output": ""}, "plain"),
     ({"output": "a\\b.png"}, "plain"), ({"output": "c:x.png"}, "plain"), ({"output": ".x.png"}, "plain"),
     ({"output": "x\n.png"}, "plain"), ({"output": "lpt1.a.png"}, "reserved"), ({"output": "x" * 250 + ".png"}, "long"),
     ({"output": "a-0123456789.png"}, "chosen"), ({"output": "FINE.png"}, "row 1's already"), ({"output": []}, "plain"),
+    ({"method": "x"}, "no method 'x'"), ({"method": "difedit"}, "did you mean 'diffedit'"), ({"method": 5}, "a name"),
+    ({"method": "sdedit", "maps": 3}, "no option 'maps'"), ({"inversion": "x"}, "inversion"),
+    ({"method": "sdedit", "inversion": "direct"}, "takes no path"), ({"inversion": []}, "a name"),
+    ({"edits": [["s", "t"]]}, "no option 'edits'"),
+    ({"method": "diffedit-regions", "edits": "t", "target": None}, "edits must be pairs"), ({"eta": 0.5}, "no option"),
+    ({"method": "masactrl", "dilate": 1}, "no mask that could be steered"), ({"method": "user-mask"}, "needs mask"),
 ]  # fmt: skip
 
 

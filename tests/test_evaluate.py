@@ -18,13 +18,15 @@ from PIL import Image
 
 from minidiffedit import StableDiffusion, cli
 from minidiffedit.many import evaluate as E
-from minidiffedit.arms import arm
 from minidiffedit.many.datasets import PIE_KINDS, Item, open_dataset, pie_mask
+from minidiffedit.run import edit
 
 ROOT = Path(__file__).parents[1]
 MINI = ROOT / "weights" / "mini"
 FAST = ["--steps", "4", "--maps", "2"]
 RUN = {"method": "diffedit", "strength": 0.5, "steps": 4, "maps": 2, "paste": True}
+SHORT = {"strength": [0.5], "steps": [4]}
+ENCODE = {"method": "encode-only", "strength": 0.5, "steps": 4}
 
 
 # ---------------------------------------------------------------- data sets to evaluate
@@ -231,33 +233,53 @@ def test_means_are_over_what_is_finite():
     assert found == {"a": {"mean": 2.5, "n": 2}, "b": {"mean": None, "n": 0}}
 
 
-def test_grid_has_every_combination_once():
+def test_grid_has_every_combination_once_and_leaves_out_what_a_method_lacks():
     options = {"strength": [0.5, 0.8], "mask_threshold": [0.3, 0.5], "guidance_scale": [7.5]}
-    runs = E.grid(["diffedit", "sdedit", "reconstruction"], options)
-    assert len(runs) == 4 + 2 + 2 and all(list(run) == ["method", *options] for run in runs)
-    assert {run["strength"] for run in runs if run["method"] == "sdedit"} == {0.5, 0.8}
-    assert E.grid(["encode", "encode"], {"strength": [0.5, 0.5]}) == [{"method": "encode", "strength": 0.5}]
+    runs = E.grid(["diffedit", "sdedit", "reconstruction", "masactrl"], options)
+    assert len(runs) == 4 + 2 + 2 + 2 and {"method": "reconstruction", "strength": 0.5} in runs
+    assert runs[0] == {"method": "diffedit", "strength": 0.5, "mask_threshold": 0.3, "guidance_scale": 7.5}
+    assert {"method": "sdedit", "strength": 0.8, "guidance_scale": 7.5} in runs
+    names = ["encode-only", "ddim+encode-only", "direct+encode-only"]  # the first two are one
+    assert E.grid(names, {"strength": [0.5, 0.5]}) == [
+        {"method": "encode-only", "strength": 0.5}, {"method": "direct+encode-only", "strength": 0.5},
+    ]  # fmt: skip
     assert E.name_of(runs[0], runs) == "diffedit strength 0.5 mask_threshold 0.3"
-    assert E.name_of(runs[-1], runs[-1:]) == "reconstruction"
+    assert E.name_of(runs[-1], runs[-1:]) == "masactrl"
 
 
-def test_lines_are_the_arms_own_and_share_what_they_can(sd, small, tmp_path):
-    runs = [RUN, RUN | {"strength": 1.0}, RUN | {"method": "sdedit"}, RUN | {"method": "user-mask"}]
+@pytest.mark.parametrize(("methods", "options", "complaint"), [
+    (["difedit"], {}, "did you mean 'diffedit'"), (["direct+sdedit"], {}, "takes no path"), (["x+replay"], {}, "'x'"),
+    (["sdedit", "replay"], {"maps": [3]}, "none of sdedit, replay has an option 'maps'"),
+    (["sdedit"], {"eta": [0.5, 2]}, "eta must be a number from 0 to 1"),
+])  # fmt: skip
+def test_what_no_edit_would_take_is_refused(methods, options, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        E.grid(methods, options)
+
+
+def test_lines_are_the_edits_own_and_share_what_they_can(sd, small, tmp_path):
+    inversion = {"method": "direct+replay", "strength": 0.5, "steps": 4}
+    runs = [RUN, RUN | {"strength": 1.0}, *E.grid(["sdedit", "user-mask"], SHORT), inversion]
+    runs += [{"method": "diffedit-regions", "strength": 0.5, "steps": 4, "maps": 2}]
     rows = E.evaluate(sd, small, runs, tmp_path / "out", metrics=E.PLAIN, save_pictures=True)
-    assert len(rows) == 8 and [row["item"] for row in rows] == ["edit 0"] * 4 + ["edit 1"] * 4
-    assert len({row["seed"] for row in rows}) == 2 and len({row["key"] for row in rows}) == 8
+    assert len(rows) == 12 and [row["item"] for row in rows] == ["edit 0"] * 6 + ["edit 1"] * 6
+    assert len({row["seed"] for row in rows}) == 2 and len({row["key"] for row in rows}) == 12
     for row in rows:
-        item = small[int(row["item"][-1])]
-        options = {k: v for k, v in row["run"].items() if k != "method"}
-        options |= {"mask": item.mask} if row["run"]["method"] == "user-mask" else {}
-        done = arm(sd, item.picture, E.METHODS[row["run"]["method"]], target=item.target, source=item.source,
-                   seed=row["seed"], **options)  # fmt: skip
+        item, method = small[int(row["item"][-1])], row["run"]["method"]
+        given = {"target": item.target, "source": item.source}
+        given = {"sdedit": {"target": item.target}, "diffedit-regions": {"edits": [("a horse", "a zebra")]}}.get(
+            method, given
+        )
+        given |= {"mask": item.mask} if method == "user-mask" else {}
+        done = edit(sd, item.picture, seed=row["seed"], **row["run"], **given)
         kept = Image.open(tmp_path / "out" / "pictures" / f"{row['key']}.png").convert("RGB")
-        assert kept.tobytes() == done.image.tobytes() and row["coverage"] == done.coverage
+        assert np.abs(np.asarray(kept, int) - np.asarray(done.image)).max() <= (method == "diffedit-regions"), method
+        assert row["coverage"] == done.coverage
         assert row["metrics"]["mse_true"] == E.mse(kept, Image.open(item.true_edit).convert("RGB"))
-        assert ("iou" in row["metrics"]) == (row["run"]["method"] == "diffedit")
-    # mask 4 + encode 2 + decode 4; encode 4 + decode 8, the mask is there; decode 4; decode 4, the encoding is there
-    assert [row["model_rows"] for row in rows[:4]] == [10, 12, 4, 4]
+        assert ("iou" in row["metrics"]) == (method == "diffedit")
+    # mask 4 + encode 2 + decode 4; encode 4 + decode 8, the mask is there; decode 4; decode 4, the encoding is there;
+    # encode 2 + decode 4, another function's path; masks 4, decode 4
+    assert [row["model_rows"] for row in rows[:6]] == [10, 12, 4, 4, 6, 8]
 
 
 def test_realism_compares_the_edits_that_were_kept_with_the_sets_pictures(sd, tmp_path):
@@ -286,7 +308,7 @@ def test_finished_edits_are_not_made_again(sd, small, tmp_path):
     first = E.evaluate(sd, small, [RUN], tmp_path / "out")
     before = sd.evaluations
     assert E.evaluate(sd, small, [RUN], tmp_path / "out") == first and sd.evaluations == before
-    wider = [RUN, RUN | {"method": "encode"}]
+    wider = [RUN, ENCODE]
     second = E.evaluate(sd, small, wider, tmp_path / "out")
     assert [row for row in second if row["run"] == RUN] == first and sd.evaluations == before + 2 * 6
     for change in ({"seed": 1}, {"metrics": ("psnr",)}, {"identity": {"model_hash": "0"}}):
@@ -330,9 +352,9 @@ def test_a_torn_last_line_is_mended_and_no_other(sd, small, tmp_path):
 def test_one_failure_is_written_down_and_tried_again(sd, small, tmp_path):
     good = small[0].picture.read_bytes()
     small[0].picture.write_bytes(good[:100])
-    rows = E.evaluate(sd, small, [RUN, RUN | {"method": "encode"}], tmp_path)
+    rows = E.evaluate(sd, small, [RUN, ENCODE], tmp_path)
     assert ["error" in row for row in rows] == [True, True, False, False] and "picture0.png" in rows[0]["error"]
-    summary = E.summarise(rows, [RUN, RUN | {"method": "encode"}])
+    summary = E.summarise(rows, [RUN, ENCODE])
     assert [(one["done"], one["failed"]) for one in summary] == [(1, 1), (1, 1)]
     assert summary[0]["kinds"]["all"]["mse_source"] == {"mean": rows[2]["metrics"]["mse_source"], "n": 1}
     small[0].picture.write_bytes(good)
@@ -346,7 +368,7 @@ def test_a_failure_that_passes_is_made_good(sd, small, tmp_path, monkeypatch):
         raise RuntimeError("out of memory\nfor now")
 
     with monkeypatch.context() as patched:
-        patched.setattr(E, "arm", fails)
+        patched.setattr(E, "execute", fails)
         rows = E.evaluate(sd, small, [RUN], tmp_path)
     assert [row["error"] for row in rows] == ["RuntimeError: out of memory for now"] * 2
     again = E.evaluate(sd, small, [RUN], tmp_path)
@@ -358,7 +380,7 @@ def test_masks_of_another_size_and_missing_ones_fail_their_own_edit(sd, tmp_path
     write_csv(tmp_path)
     Image.new("L", (10, 10)).save(tmp_path / "mask0.png")
     (tmp_path / "bare.csv").write_text("image,target,mask\npicture0.png,a zebra,mask0.png\npicture1.png,a zebra,\n")
-    rows = E.evaluate(sd, open_dataset(tmp_path / "bare.csv"), [RUN | {"method": "user-mask"}], tmp_path)
+    rows = E.evaluate(sd, open_dataset(tmp_path / "bare.csv"), E.grid(["user-mask"], SHORT), tmp_path)
     assert "the mask is 10 x 10, the picture 72 x 64" in rows[0]["error"]
     assert "user-mask needs an item with a mask" in rows[1]["error"]
 
@@ -408,8 +430,6 @@ def by_hand(rows, masks, folder):
 
 def cells_of(row, folder):
     """The mask that an edit of the miniature found, from the library's own edit of the saved source."""
-    from minidiffedit import edit
-
     item = next(item for item in open_dataset(folder) if item.name == row["item"])
     options = {name: value for name, value in row["run"].items() if name != "method"}
     done = edit(by_hand.sd, item.picture, source=item.source, target=item.target, seed=row["seed"], **options)
@@ -463,11 +483,11 @@ def test_the_command_says_what_failed_and_exits_1(tmp_path, capsys, folder):
 
 def test_plots_are_drawn_and_traced_by_strength(tmp_path, capsys, folder):
     options = [write_csv(tmp_path), "-o", tmp_path / "out", "--model", folder, *FAST, "--strength", "0.5", "1"]
-    code, result = run_cli(capsys, *options, "--methods", "diffedit", "encode")
+    code, result = run_cli(capsys, *options, "--methods", "diffedit", "encode-only")
     assert code == 0 and Image.open(tmp_path / "out" / "summary.png").size[0] > 400
-    curves = E.trade(result["runs"])
-    assert set(curves) == {"diffedit", "encode"} and [point[2] for point in curves["encode"]] == [0.5, 1.0]
-    assert curves["encode"][0][1] == result["runs"][2]["kinds"]["all"]["psnr_true"]["mean"]
+    gain, curves = E.trade(result["runs"])
+    assert set(curves) == {"diffedit", "encode-only"} and [point[2] for point in curves["encode-only"]] == [0.5, 1.0]
+    assert gain == "psnr_true" and curves["encode-only"][0][1] == result["runs"][2]["kinds"]["all"][gain]["mean"]
 
 
 @pytest.mark.parametrize(("options", "complaint"), [

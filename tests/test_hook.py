@@ -251,7 +251,7 @@ def test_attentions_are_seen_before_their_residual(kind):
 
 @torch.no_grad()
 def test_branches_are_seen_before_their_residual_and_blocks_before_they_become_skips():
-    """Without its branch a ResBlock of one width is the identity; what a block's feature gives is what is read later."""
+    """Without its branch a ResBlock of one width is the identity; what a block gives is what is read later."""
     sd, read = model(), {}
     for name, resnet in (("mid", sd.unet.mid_block.resnets[1]), ("up", sd.unet.up_blocks[0].resnets[0])):
         resnet.register_forward_pre_hook(lambda module, args, name=name: read.update({name: args[0]}))

@@ -5,7 +5,8 @@ import contextlib
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -139,6 +140,16 @@ def arguments(args: argparse.Namespace, settled: "Plan") -> dict[str, Any]:
 
             found[name] = read_picture(found[name])
     return found
+
+
+def together(plans: "Sequence[Plan]") -> "Plan":
+    """The options and inputs of several methods as if of one; what one can do without is not needed."""
+    options = {name: one for plan in reversed(plans) for name, one in plan.options.items()}
+    settings = {name: value for plan in reversed(plans) for name, value in plan.settings.items()}
+    given = {name: value for plan in reversed(plans) for name, value in plan.given.items()}
+    needs = tuple(name for name in given if all(name in plan.needs for plan in plans))
+    method = " and ".join(plan.method for plan in plans)
+    return replace(plans[0], method=method, options=options, settings=settings, given=given, needs=needs)
 
 
 def settled_plan(args: argparse.Namespace) -> "Plan":
@@ -278,14 +289,19 @@ def open_mask(path: Path | None) -> Any:
     return picture
 
 
+def steering_names() -> list[str]:
+    from ..files.masks import Steering
+
+    return [one.name for one in fields(Steering)]
+
+
 def steering_of(args: argparse.Namespace) -> Any:
     """The steering that was asked for, None if none was."""
     from ..files.masks import Steering
 
-    options = {name: getattr(args, name) for name in ("largest", "invert", "dilate", "feather")}
-    options |= {name: open_mask(getattr(args, name)) for name in ("union", "subtract")}
-    given = {name: value for name, value in options.items() if value is not None and value is not False}
-    return Steering(**given) if given else None
+    given = {name: value for name in steering_names() if (value := getattr(args, name, None))}
+    opened = {name: open_mask(value) for name, value in given.items() if isinstance(value, Path)}
+    return Steering(**given | opened) if given else None
 
 
 def check_outputs(

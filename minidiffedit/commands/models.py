@@ -139,8 +139,8 @@ def weights(args: argparse.Namespace) -> Iterator[str]:
     if args.model:
         yield args.model
         return
-    from ..many.bench import FULL, TINY, parameters, write_random
     from ..fast import choose_device, choose_dtype
+    from ..many.bench import FULL, TINY, parameters, write_random
 
     configs = TINY if args.tiny else FULL
     dtype = choose_dtype(args.dtype, choose_device(args.device), parameters(configs))

@@ -1,7 +1,7 @@
-"""Masks one can steer: shape the mask that was found or given, then lay one's own over it.
+"""Steering a mask: the one that was found or given is shaped, then the user's own masks are laid over it.
 
 Latent masks are (1, 1, h, w), bool or float in [0, 1], 1 = edited. Every function returns a new float32 mask, leaves
-its argument alone and keeps soft values soft: nothing is cut at a threshold.
+its arguments as they are, keeps soft values soft, and raises ValueError for what is no latent mask.
 """
 
 import hashlib
@@ -19,10 +19,8 @@ MOST_CELLS = 1024
 
 
 def dilate(mask: Tensor, cells: int) -> Tensor:
-    """Grow by `cells` in all eight directions; below 0 shrink. Shrinking leaves alone what touches the border.
-
-    Soft values: each cell takes the largest (shrinking: the smallest) within reach. Raises ValueError for what is no
-    latent mask, or cells not a whole number.
+    """Grow by `cells`, -1024..1024, in all eight directions; below 0 shrink, but not from the picture's border. Of soft
+    values each cell takes the largest (shrinking: the smallest) within reach. ValueError for other numbers of cells.
     """
     M, cells = checked(mask), whole("dilate", cells, -MOST_CELLS, MOST_CELLS)
     sign, reach = (-1 if cells < 0 else 1), abs(cells)
@@ -31,8 +29,8 @@ def dilate(mask: Tensor, cells: int) -> Tensor:
 
 
 def feather(mask: Tensor, cells: int) -> Tensor:
-    """Fade outwards over `cells`: k cells away from a value v stands at least v (1 - k / (cells + 1)). Inside, nothing
-    changes; to fade inwards, shrink first. Raises ValueError as `dilate` does.
+    """Fade outwards over `cells`, 0..1024: k cells away from a value v the mask is at least v (1 - k / (cells + 1)).
+    Inside nothing changes; to fade inwards, shrink first. ValueError for other numbers of cells.
     """
     faded, cells = checked(mask), whole("feather", cells, 0, MOST_CELLS)
     for k in range(1, cells + 1):
@@ -41,14 +39,14 @@ def feather(mask: Tensor, cells: int) -> Tensor:
 
 
 def largest_piece(mask: Tensor) -> Tensor:
-    """The piece with the most cells alone, its values kept; cells above 0 that share a side are one piece. Of equally
-    large pieces the first in reading order. Raises ValueError for what is no latent mask.
+    """Only the piece with the most cells, with its values; cells above 0 that share a side belong to one piece. Of
+    equally large pieces it is the first in reading order.
     """
     M = checked(mask)
     inside = M[0, 0] > 0
     if not inside.any():
         return M
-    # Each cell's own number, then again and again the highest among its neighbours': one number per piece is left.
+    # Each cell has a number of its own and takes its neighbours' highest, until one number is left in each piece.
     number, spread = None, torch.arange(inside.numel(), 0, -1, device=M.device).view(inside.shape) * inside
     while number is None or not torch.equal(number, spread):
         number, p = spread, F.pad(spread, (1, 1, 1, 1))
@@ -58,28 +56,27 @@ def largest_piece(mask: Tensor) -> Tensor:
 
 
 def union(mask: Tensor, other: Tensor) -> Tensor:
-    """Where either is: the larger value of each cell. Raises ValueError for sizes that differ."""
+    """The larger value of each cell. ValueError for sizes that differ."""
     return torch.maximum(*paired(mask, other))
 
 
 def subtract(mask: Tensor, other: Tensor) -> Tensor:
-    """Where the other is not: at most 1 - other in each cell. Raises ValueError for sizes that differ."""
+    """At most 1 - other in each cell. ValueError for sizes that differ."""
     M, other = paired(mask, other)
     return torch.minimum(M, 1 - other)
 
 
 def invert(mask: Tensor) -> Tensor:
-    """1 - mask. Raises ValueError for what is no latent mask."""
     return 1 - checked(mask)
 
 
 @dataclass(frozen=True, eq=False)
 class Steering:
-    """What to do with a mask, always in this order: largest, invert, dilate, feather, union, subtract.
+    """What to do with a mask, always in this order: largest, invert, dilate, feather, union, subtract. So what is
+    subtracted stays 0 whatever else is asked.
 
-    So the mask is shaped first, and one's own masks are laid over it as they are: what is subtracted stays 0 whatever
-    else is asked. union, subtract: anything that `edit` takes as a mask; `at` brings them onto the latent grid, which
-    `edit` does itself. Raises ValueError for cells out of range.
+    union, subtract: anything that `edit` takes as a mask; `edit` brings them onto the latent grid by `at`. Raises
+    ValueError for numbers of cells out of range.
     """
 
     largest: bool = False
@@ -97,14 +94,13 @@ class Steering:
 
     def at(self, picture: tuple[int, int], working: tuple[int, int], factor: int = 8) -> "Steering":
         """The same with union and subtract as latent masks; arguments and errors as in `images.latent_mask`."""
-
-        def cells(mask: Any) -> Tensor | None:
-            return None if mask is None else latent_mask(mask, picture, working, factor)
-
-        return replace(self, union=cells(self.union), subtract=cells(self.subtract))
+        own: dict[str, Any] = {"union": self.union, "subtract": self.subtract}
+        for name, mask in own.items():
+            own[name] = None if mask is None else latent_mask(mask, picture, working, factor)
+        return replace(self, **own)
 
     def __call__(self, mask: Tensor) -> Tensor:
-        """(1, 1, h, w) -> the steered mask. Raises ValueError for one that `union` or `subtract` does not fit."""
+        """(1, 1, h, w) -> the steered mask. ValueError for another size than that of `union` and `subtract`."""
         M = largest_piece(mask) if self.largest else checked(mask)
         M = invert(M) if self.invert else M
         M = feather(dilate(M, self.dilate), self.feather)
@@ -112,12 +108,13 @@ class Steering:
         return M if self.subtract is None else subtract(M, self.subtract)
 
     def settings(self) -> dict[str, Any]:
-        """What differs from the defaults, as plain values; a latent mask by the first ten digits of its sha256."""
+        """What differs from the defaults, as plain values; a latent mask by its `digest`."""
         shown = {name: digest(value) if isinstance(value, Tensor) else value for name, value in vars(self).items()}
         return {name: value for name, value in shown.items() if value}
 
 
 def digest(mask: Tensor) -> str:
+    """The first ten digits of the sha256 of a mask's values."""
     return hashlib.sha256(checked(mask).cpu().numpy().astype("<f4").tobytes()).hexdigest()[:10]
 
 

@@ -12,15 +12,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ..run import Result
     from ..sd import StableDiffusion
 
 # Setting -> the name under which A1111's viewers know it, or its own.
 NAMES = {
-    "steps": "Steps", "sampler": "Sampler", "guidance_scale": "CFG scale", "seed": "Seed", "working_size": "Size",
-    "model_hash": "Model hash", "model": "Model", "strength": "Denoising strength", "source": "Source prompt",
-    "mask_threshold": "DiffEdit mask threshold", "mask_clip": "DiffEdit mask clip", "maps": "DiffEdit maps",
-    "mask_strength": "DiffEdit mask strength", "encode_text": "DiffEdit encode text",
-}  # fmt: skip
+    "steps": "Steps",
+    "sampler": "Sampler",
+    "guidance_scale": "CFG scale",
+    "seed": "Seed",
+    "working_size": "Size",
+    "model_hash": "Model hash",
+    "model": "Model",
+    "strength": "Denoising strength",
+    "source": "Source prompt",
+}
+OURS = ("mask_threshold", "mask_clip", "maps", "mask_strength", "encode_text")
+NAMES |= {name: f"DiffEdit {name.replace('_', ' ')}" for name in OURS}
 
 
 def once(read: Callable[[Path], str]) -> Callable[[Path], str]:
@@ -54,24 +62,34 @@ def model_hash(path: Path) -> str:
     return (blob if path.is_symlink() and len(blob) == 64 else sha256(path))[:10]
 
 
-def identity(sd: "StableDiffusion") -> dict[str, Any]:
-    """The model as a picture's settings name it: its name, the hash of the UNet's file, the dtype."""
-    assert sd.checkpoint is not None
+def identity(sd: "StableDiffusion") -> dict[str, str]:
+    """The model as a picture's settings name it: its name, the hash of the UNet's file if it has one, the dtype."""
+    dtype = {"dtype": str(sd.dtype).removeprefix("torch.")}
+    if sd.checkpoint is None:
+        return {"model": "in memory"} | dtype
     name = Path(sd.name).resolve().name if Path(sd.name).exists() else sd.name  # no path
-    return {
-        "model": os.fsencode(name).decode(errors="replace"),
-        "model_hash": model_hash(sd.checkpoint.parts["unet"].path), "dtype": str(sd.dtype).removeprefix("torch."),
-    }  # fmt: skip
+    model = os.fsencode(name).decode(errors="replace")
+    return {"model": model, "model_hash": model_hash(sd.checkpoint.parts["unet"].path)} | dtype
+
+
+def describe_result(result: "Result") -> dict[str, str]:
+    """The text chunks of a result's picture, by name."""
+    return metadata(result.settings | identity(result.sd), prompt_of(result.settings))
+
+
+def prompt_of(settings: dict[str, Any]) -> str:
+    """The target, or those of several pairs."""
+    return settings.get("target") or "; ".join(target for _, target in settings.get("edits", ()))
 
 
 def metadata(settings: dict[str, Any], prompt: str) -> dict[str, str]:
     """Settings and the prompt -> text chunks by name: `parameters` and `minidiffedit`."""
-    known = settings | {"sampler": "DDIM", "edited": "source" in settings}
+    known = settings | {"sampler": "DDIM"}
     if known.get("working_size"):
         known["working_size"] = "x".join(str(side) for side in known["working_size"])
     values = ", ".join(f"{NAMES[key]}: {quoted(known[key])}" for key in NAMES if known.get(key) not in (None, ""))
     lines = [prompt, *([f"Negative prompt: {n}"] if (n := settings.get("negative_prompt")) else []), values]
-    record = settings | {"edited": known["edited"], "prompt": prompt}
+    record = settings | {"edited": "mask" in settings, "prompt": prompt}  # runs on a picture say what their mask is
     return {"parameters": "\n".join(lines), "minidiffedit": json.dumps(record, sort_keys=True, ensure_ascii=False)}
 
 

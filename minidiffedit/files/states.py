@@ -1,17 +1,20 @@
-"""An edit in one file: saved with all it computed, loaded, and gone on from, paying only for what changes.
+"""A result in one file: saved with all it computed, loaded, and gone on from, paying only for what changes.
 
 The file is safetensors: tensors, and JSON in its metadata; opening one runs no code. It belongs to one model in one
-dtype, told by the sha256 of the three networks' files.
+dtype, known by the sha256 of the three networks' files. Any method's results fit: what a function returns is read by
+its annotation, which may name tensors, numbers, texts, lists, tuples, dicts, `Path` and dataclasses.
 """
 
 import hashlib
-import inspect
 import json
 import math
+import pathlib
+import types
 import warnings
-from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, is_dataclass, replace
+from os import PathLike
+from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
@@ -20,145 +23,212 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from ..path import Path
+from ..run import GIVEN, INPUTS, Call, Plan, Result, blank_plan, function_at, plan
 from . import images
-from ..ddim import Trajectory, level_at
-from ..diffedit import Mask, Track, threshold_maps
-from ..editor import NOTHING, OF_THE_ENCODING, OF_THE_MAPS, Edit, Picture, check_settings, edit, predicted_rows
+from .masks import checked
 from .metadata import model_hash
 from .unsupported import Header, read_header
-from .masks import Steering, checked
 
 if TYPE_CHECKING:
     from ..sd import StableDiffusion
 
-FORMAT = 1
-# The arguments of `edit` that are plain values.
-HANDLES = {"sd", "image", "mask", "steering", "reuse", "record", "track"}
-ARGUMENTS = [name for name in inspect.signature(edit).parameters if name not in HANDLES]
-MASK_ARGUMENTS = {"mask_strength", "maps", "mask_clip", "mask_threshold"}
-SHAPING = ("largest", "invert", "dilate", "feather")
-FLOATS = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+FORMAT = 2
+# What is kept of a Result, by type; the rest of it follows from that, from its settings and calls.
+REST = ("method", "settings", "mask", "paste_mask", "plan", "calls", "sd")
+HINTS = get_type_hints(Result, localns={"StableDiffusion": Any})
+KEPT = {name: hint for name, hint in HINTS.items() if name not in REST}
+# What a Path is made of, and what containers are of whose annotation does not say it.
+OF_A_PATH: dict[str, Any] = {"latents": list[Tensor], "steps": int, "null": Tensor | None, "eta": float, "pinned": bool}
+OF_A_PATH |= {"nulls": dict[int, Tensor], "noises": dict[int, Tensor]}
+OF_ANY: dict[Any, Any] = {list: (Any,), dict: (str, Any), tuple: (Any, ...)}
+# What may be raised where a made-up file is taken at its word.
+UNSOUND = (ValueError, TypeError, LookupError, AttributeError, NameError, ArithmeticError, RecursionError)
 
 
-def save_state(edit: Edit, path: str | Path) -> None:
-    """Write everything the edit computed to `path` (.safetensors), whole or not at all.
+def save_state(result: Result, path: str | PathLike[str]) -> None:
+    """Write everything the result holds to `path` (.safetensors), whole or not at all.
 
-    Raises ValueError for another ending, for what `edit` did not make (an `arm` of the ablation), and for a model that
-    was built in memory: it has no files to be told by.
+    Raises ValueError for another ending, for a result that no picture went into, for what a file cannot hold, and for a
+    model that was built in memory: it has no files to be known by.
     """
-    check_name(Path(path))
-    tensors = {
-        "source": pixels(edit.source), "image": pixels(edit.image), "latent_mask": edit.latent_mask,
-        "trajectory": torch.cat([edit.trajectory[j] for j in edit.trajectory]),
-    }  # fmt: skip
-    if edit.decoded:
-        tensors["decoded"] = torch.cat(edit.decoded)
-    if profile := edit.source.info.get("icc_profile"):
-        tensors["icc_profile"] = torch.frombuffer(bytearray(profile), dtype=torch.uint8)
-    steering, found = edit.steering, edit.found
-    optional = {"given": edit.given}
-    if found:
-        optional |= {"maps": found.maps, "flat_below": found.flat_below, "reference": found.reference}
-    if steering:
-        optional |= {"union": steering.union, "subtract": steering.subtract}
-    tensors |= {name: tensor for name, tensor in optional.items() if tensor is not None}
+    check_name(pathlib.Path(path))
+    if result.source is None:
+        raise ValueError("no picture went into this result, so there is nothing to go on from; save its image instead")
+    given, steering, tensors = result.given_mask, result.steering, dict[str, Tensor]()
+    calls = [call for call in result.calls if call.function in result.plan.functions.values()]
+    others = [name for name, value in result.plan.given.items() if GIVEN[name].kind == "picture" and value is not None]
+    pictures = {name: images.to_rgb(images.read_picture(result.plan.given[name])) for name in others}
     record = {
         "format": FORMAT,
-        "settings": edit.settings, "verdict": edit.verdict, "evaluations": edit.evaluations, "seconds": edit.seconds,
-        "model": fingerprint(edit.sd), "model_name": model_name(edit.sd),
-        "steering": steering and {name: getattr(steering, name) for name in SHAPING},
-    }  # fmt: skip
-    try:
-        check_record(json.loads(json.dumps(record)))
-    except (ValueError, KeyError) as error:
-        raise ValueError(f"only what `edit` or `resume` made can be saved: {error}") from error
+        "settings": result.settings,
+        "model": fingerprint(result.sd),
+        "model_name": str(model.resolve()) if (model := pathlib.Path(result.sd.name)).exists() else result.sd.name,
+        "mask_edits": given is not None and bool((steering(given) if steering else given).any()),
+        "content": {name: packed(getattr(result, name), name, tensors) for name in KEPT},
+        "pictures": packed(pictures, "pictures", tensors),
+        "calls": [[c.function, c.given, packed(c.result, f"calls.{i}", tensors)] for i, c in enumerate(calls)],
+    }
     alone = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    try:  # what could not be read again is not written
+        said = json.loads(json.dumps(record, allow_nan=False))
+        check_record(said)
+        unpacked_result(said, alone, result.sd)
+    except UNSOUND as error:
+        raise ValueError(f"this result cannot be saved: {error}") from error
     record["sha256"] = checksum(record, alone)
-    images.write_whole(Path(path), save(alone, {"minidiffedit": json.dumps(record, sort_keys=True)}))
+    images.write_whole(pathlib.Path(path), save(alone, {"minidiffedit": json.dumps(record, sort_keys=True)}))
 
 
-def load_state(path: str | Path, sd: "StableDiffusion") -> Edit:
-    """What `save_state` wrote -> the Edit, bit for bit (its found mask, from the maps), on the model's device.
+def load_state(path: str | PathLike[str], sd: "StableDiffusion") -> Result:
+    """What `save_state` wrote -> the Result, bit for bit, on the model's device; of its calls, those of its own method.
 
     Raises ValueError for anything else, damaged or tampered files, and a state of another model or dtype.
     """
-    path = Path(path)
+    path = pathlib.Path(path)
     header, record = read_record(path)
     check_model(path, record["model"], sd)
-    settings = record["settings"]
-    check_tensors(path, header, settings, sd)
     with safe_open(path, framework="pt") as file:
-        t = {name: file.get_tensor(name).to(copy=True) for name in header}  # a copy: the file may change
-    if record.pop("sha256", None) != checksum(record, t):
+        tensors = {name: file.get_tensor(name).to(copy=True) for name in header}  # a copy: the file may change
+    if record.pop("sha256", None) != checksum(record, tensors):
         raise ValueError(f"{path} is damaged: its content does not have the sha256 it states; save the edit again")
-    for name, tensor in t.items():
-        if not bool(torch.isfinite(tensor).all()):
-            raise ValueError(f"{path}: {name} holds NaN or infinity; save the edit again")
-        t[name] = tensor if tensor.dtype == torch.uint8 else tensor.to(sd.device)
-    for name in {"latent_mask", "given", "union", "subtract"} & t.keys():
-        checked(t[name])
-    M, trajectory = t["latent_mask"], Trajectory(t["trajectory"].split(1), settings["steps"])
-    decoded = t["decoded"].split(1) if "decoded" in t else ()
-    source, image = picture(t["source"], t.get("icc_profile")), picture(t["image"], t.get("icc_profile"))
-    pasted = settings["paste"] and decoded
-    shaping = record["steering"]
-    return Edit(
-        source=source, image=image, mask=images.mask_picture(M, source.size),
-        paste_mask=images.paste_mask(M > 0, source.size) if pasted else None, x0=trajectory[0],
-        latent=decoded[-1] if decoded else trajectory[0], latent_mask=M, found=found_mask(t, settings),
-        trajectory=trajectory, decoded=decoded, verdict=record["verdict"], seed=settings["seed"],
-        evaluations=record["evaluations"], seconds=record["seconds"], settings=settings, sd=sd, given=t.get("given"),
-        steering=None if shaping is None else Steering(**shaping, union=t.get("union"), subtract=t.get("subtract")),
-    )  # fmt: skip
+    try:
+        return unpacked_result(record, tensors, sd)
+    except UNSOUND as error:
+        raise refusal(path, error) from error
 
 
-def resume(
-    state: Edit,
-    *,
-    mask: Picture | Tensor | None = None,
-    steering: Steering | None = None,
-    record: dict[str, list[Tensor]] | None = None,
-    track: Track | None = None,
-    **changes: Any,
-) -> Edit:
-    """The edit again with some of `edit`'s arguments changed, equal to a fresh one to the model's rounding.
+def read_record(path: pathlib.Path) -> tuple[Header, dict[str, Any]]:
+    """The header and the JSON of a saved edit, checked as far as no model is needed; header["source"] is (H, W, 3).
 
-    A given mask stays until another comes or an argument of the computed mask does; so does the steering.
-    Model rows, of n maps and K levels: another threshold or clip, mask, steering, smaller strength, guidance or
-    negative prompt 2 K; another target n more; other arguments what a fresh edit pays, less what they leave untouched.
-    Raises as `edit` does.
+    Raises ValueError, naming the path, for anything that is not one.
     """
-    kept = mask is None and not changes.keys() & MASK_ARGUMENTS
-    arguments: dict[str, Any] = {name: state.settings[name] for name in ARGUMENTS} | changes
-    done = edit(
-        state.sd, state.source, mask=state.given if kept else mask, steering=steering or state.steering, reuse=state,
-        record=record, track=track, **arguments,
-    )  # fmt: skip
-    if kept:
-        done.settings["mask"] = state.settings["mask"]  # which may name the file
-    return done
+    header = read_header(path)
+    with safe_open(path, framework="pt") as file:
+        said = (file.metadata() or {}).get("minidiffedit")
+    if said is None:
+        raise ValueError(f"{path} is no saved edit; `minidiffedit edit --save-state` writes one")
+    try:
+        record = json.loads(said)
+        check_record(record)
+        if len(header["source"].shape) != 3 or min(header["source"].shape) < 1:
+            raise ValueError("its picture has no pixels")
+        if strange := {one.dtype for one in header.values()} - {"F64", "F32", "F16", "BF16", "I64", "U8", "BOOL"}:
+            raise ValueError(f"it holds numbers of type {min(strange)}")
+    except UNSOUND as error:
+        raise refusal(path, error) from error
+    return header, record
 
 
-def resumed_rows(
-    header: Header, record: dict[str, Any], changes: dict[str, Any], *, given: bool = False, nothing: bool = False
-) -> dict[str, int]:
-    """The model rows that `resume` will pay by stage, from what `read_record` returned, where it finds something to
-    edit; given, nothing: as in `editor.predicted_rows`, of the mask that comes with the changes.
+def plan_of(record: dict[str, Any], header: Header | None = None) -> Plan:
+    """The plan that a state's record tells of. A mask and pictures given to it are in the file; small ones stand here
+    for them, at which the cost is the same. Raises ValueError for settings that no run can have had.
     """
-    before = record["settings"]
-    settings = {name: before[name] for name in ARGUMENTS} | changes
-    settings["encoded_text"] = settings["source"] if settings["encode_text"] == "source" else ""
+    settings, own = record["settings"], blank_plan(record["settings"]["method"])
+    given = {name: settings[name] for name in settings.keys() & {*own.options, *own.given} - {"mask"}}
+    given |= {name: Image.new("RGB", (64, 64)) for name in record["pictures"]}
+    if record["content"]["given_mask"] is not None:
+        given["mask"] = torch.full((1, 1, 8, 8), float(record["mask_edits"]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they were said when the edit was made
+        return plan(settings["method"], **given)
 
-    def same(*names: str) -> bool:
-        return all(settings[name] == before[name] for name in names)
 
-    given = given or ("given" in header and not changes.keys() & MASK_ARGUMENTS)
-    rows = predicted_rows(settings, given=given, nothing=nothing)
-    if rows["mask"] and "maps" in header and same(*OF_THE_MAPS):
-        rows["mask"] = 0 if same("target") else settings["maps"] * (1 if "reference" in header else 2)
-    if same(*OF_THE_ENCODING) and level_at(settings["strength"], settings["steps"]) < header["trajectory"].shape[0]:
-        rows["encode"] = 0
-    return rows
+# ---------------------------------------------------------------- values as JSON and tensors
+
+
+def packed(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    """A value as JSON; its tensors go into `tensors`, each once, named by where it stands in the value."""
+    if isinstance(value, Tensor):
+        same = [known for known, one in tensors.items() if one is value]
+        name = same[0] if same else name + "'" * (name in tensors)
+        tensors[name] = value
+        return {"tensor": name}
+    if isinstance(value, Image.Image):
+        tensors[f"{name}.profile"] = torch.tensor([*value.info.get("icc_profile", b"")], dtype=torch.uint8)
+        return packed(torch.from_numpy(np.array(value)), name, tensors)
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, list | tuple):
+        return [packed(one, f"{name}.{i}", tensors) for i, one in enumerate(value)]
+    if type(value) is Path:
+        parts = {"latents": [*value.values()], "null": value.any_null}
+        value = {part: parts[part] if part in parts else getattr(value, part) for part in OF_A_PATH}
+    elif is_dataclass(value):
+        value = {field.name: getattr(value, field.name) for field in fields(value)}
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} is a {type(value).__name__}, which a saved edit does not hold")
+    return {str(key): packed(one, f"{name}.{key}", tensors) for key, one in value.items()}
+
+
+def unpacked(said: Any, hint: Any, take: Callable[[str], Tensor]) -> Any:
+    """A value of an annotated type from such JSON. Raises what UNSOUND names for what is none."""
+    kind, inner = get_origin(hint) or hint, get_args(hint)
+    for one in inner if kind in (types.UnionType, Union) else ():  # X | None
+        if (one is types.NoneType) == (said is None):
+            return unpacked(said, one, take)
+    if kind is Any:
+        kind = Tensor if isinstance(said, dict) and [*said] == ["tensor"] else type(said)
+    inner = inner or OF_ANY.get(kind, ())
+    if kind is Tensor:
+        return take(said["tensor"])
+    if kind is Image.Image:
+        return picture(take(said["tensor"]), take(f"{said['tensor']}.profile"))
+    if isinstance(said, list) and kind in (list, tuple, Sequence):
+        each = [inner[0]] * len(said) if kind is not tuple or inner[1:] == (...,) else inner
+        return (tuple if kind is tuple else list)(unpacked(*one, take) for one in zip(said, each, strict=True))
+    if isinstance(said, dict) and kind in (dict, Mapping):
+        return {inner[0](key): unpacked(one, inner[1], take) for key, one in said.items()}
+    if isinstance(said, dict) and (kind is Path or is_dataclass(kind)):
+        parts = OF_A_PATH if kind is Path else get_type_hints(kind)
+        make: Any = kind
+        return make(**{part: unpacked(one, parts[part], take) for part, one in said.items()})
+    if (type(said) is not kind and (type(said), kind) != (int, float)) or (kind is float and not math.isfinite(said)):
+        raise ValueError(f"{str(said)[:60]} is no {getattr(kind, '__name__', kind)}")
+    return said
+
+
+def picture(pixels: Tensor, profile: Tensor) -> Image.Image:
+    """(H, W, 3) and (n,), both uint8 -> PIL RGB with its colour profile."""
+    if pixels.ndim != 3 or pixels.shape[2] != 3 or profile.ndim != 1 or {pixels.dtype, profile.dtype} != {torch.uint8}:
+        raise ValueError(f"a picture must be uint8 (H, W, 3), got {pixels.dtype} {[*pixels.shape]}")
+    made = Image.fromarray(pixels.cpu().numpy())
+    made.info = {"icc_profile": profile.cpu().numpy().tobytes()} if len(profile) else {}
+    return made
+
+
+def unpacked_result(record: dict[str, Any], tensors: dict[str, Tensor], sd: "StableDiffusion") -> Result:
+    """The Result of a record and its tensors, all on the CPU. Raises what UNSOUND names for one that is not sound."""
+    used: dict[str, Tensor] = {}
+
+    def take(name: str) -> Tensor:
+        if not bool(torch.isfinite(tensors[name]).all()):
+            raise ValueError(f"{name} holds NaN or infinity")
+        return used.setdefault(name, tensors[name].to(sd.device))
+
+    content = {name: unpacked(record["content"][name], hint, take) for name, hint in KEPT.items()}
+    given = unpacked(record["pictures"], dict[str, Image.Image], take)
+    calls = []
+    for function, known_by, said in record["calls"]:
+        hint = get_type_hints(function_at(function)).get("return", Any)
+        calls.append(Call(function, known_by, unpacked(said, hint, take)))
+    if strange := tensors.keys() - used.keys():
+        raise ValueError(f"{min(strange)} is no part of it")
+    settings, settled, M, source = record["settings"], plan_of(record), content["latent_mask"], content["source"]
+    given |= {"mask": content["given_mask"]} if "mask" in settled.given else {}
+    pasted = M is not None and settings["paste"] and content["stages"].get("decode")
+    result = Result(
+        method=settled.method,
+        settings=settings,
+        mask=None if M is None else images.mask_picture(checked(M), source.size),
+        paste_mask=images.paste_mask(M > 0, source.size) if pasted else None,
+        plan=replace(settled, given=settled.given | given),
+        calls=tuple(calls),
+        sd=sd,
+        **content,
+    )
+    check_sizes(result)
+    return result
 
 
 # ---------------------------------------------------------------- the doors
@@ -173,58 +243,71 @@ def checksum(record: dict[str, Any], tensors: dict[str, Tensor]) -> str:
     return found.hexdigest()
 
 
-def check_name(path: Path) -> None:
+def check_name(path: pathlib.Path) -> None:
     if path.suffix != ".safetensors":
         raise ValueError(f"{path}: the name of a saved edit must end in .safetensors")
 
 
-def read_record(path: Path) -> tuple[Header, dict[str, Any]]:
-    """The header and the JSON of a saved edit, checked as far as no model is needed.
-
-    Raises ValueError, naming the path, for anything that is not one.
-    """
-    header = read_header(path)
-    with safe_open(path, framework="pt") as file:
-        said = (file.metadata() or {}).get("minidiffedit")
-    if said is None:
-        raise ValueError(f"{path} is no saved edit; `minidiffedit edit --save-state` writes one")
-    try:
-        record = json.loads(said)
-        check_record(record)
-        if "source" not in header or len(header["source"].shape) != 3 or min(header["source"].shape) < 1:
-            raise ValueError("there is no picture")
-        if "trajectory" not in header or len(header["trajectory"].shape) != 4:
-            raise ValueError("there is no trajectory")
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
-        raise ValueError(f"{path}: its settings are not sound ({error!r}); save the edit again") from error
-    return header, record
+def refusal(path: pathlib.Path, error: Exception) -> ValueError:
+    said = error if isinstance(error, ValueError) else f"it does not hold together ({error!r})"
+    return ValueError(f"{path} cannot be used: {said}; save the edit again")
 
 
 def check_record(record: dict[str, Any]) -> None:
-    """Raise for a record that `save_state` cannot have written; lists become tuples again."""
+    """Raise for a record that `save_state` cannot have written; the working size becomes a tuple again."""
     if record["format"] != FORMAT:
-        raise ValueError(f"it has format {record['format']}, expected {FORMAT}")
-    settings = record["settings"]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # they were said when the edit was made
-        plain = check_settings({name: settings[name] for name in ARGUMENTS})
+        by = "an older version" if record["format"] == 1 else "another version"
+        raise ValueError(f"it was saved by {by} of minidiffedit (format {record['format']!r}, expected {FORMAT})")
+    settings, settled = record["settings"], plan_of(record)
     width, height = settings["working_size"]
-    settings |= plain | {"working_size": (int(width), int(height))}
-    encoded = settings["source"] if settings["encode_text"] == "source" else ""
-    numbers = [*record["evaluations"].values(), *record["seconds"].values(), settings["seed"]]
-    shaping = {} if record["steering"] is None else record["steering"]
-    Steering(**shaping)
+    settings["working_size"] = (int(width), int(height))
+    for function, given, _ in record["calls"]:
+        if function not in settled.functions.values():
+            raise ValueError(f"{function!r} is no function of {settled.method}")
+        for name in given.keys() - INPUTS.keys():
+            settled.options[name].check(given[name])
+    texts, beside = [settings["mask"], record["model_name"]], {"working_size", "mask", "steering", *record["pictures"]}
     if not (
-        isinstance(settings["paste"], bool)
+        {name: value for name, value in settings.items() if name not in beside} == settled.record
+        and all(isinstance(one, str) for one in texts)
+        and record["content"]["verdict"].isprintable()
         and isinstance(record["model"], dict)
-        and settings["encoded_text"] == encoded
-        and isinstance(settings["mask"], str)
-        and record["verdict"] in NOTHING
-        and all(isinstance(number, int | float) and math.isfinite(number) for number in numbers)
-        and shaping.keys() <= {*SHAPING}
-        and isinstance(record.get("model_name", ""), str)
+        and isinstance(record["mask_edits"], bool)
     ):
-        raise ValueError("they contradict one another")
+        raise ValueError("its settings contradict one another")
+
+
+def check_sizes(result: Result) -> None:
+    """Raise ValueError for pictures, masks, latents and texts whose sizes contradict the settings or one another."""
+    sd, settings, size, steering = result.sd, result.settings, result.image.size, result.steering
+    at = images.working_size(size, settings["size"] or sd.side, sd.factor)
+    if (result.source and result.source.size, settings["working_size"]) != (size, at):
+        raise ValueError(f"its pictures do not fit the working size {settings['working_size']}")
+    if (steering.settings() if steering else {}) != settings.get("steering", {}):
+        raise ValueError("its steering is not that of its settings")
+    masks = [result.latent_mask, result.given_mask, result.heat]
+    masks += [steering.union, steering.subtract] if steering else []
+    latents, texts = [result.x0, result.latent], list[Any]()
+    for stage in [*result.stages.values(), *result.clean.values()]:
+        latents += stage
+    for call in result.calls:
+        if isinstance(path := call.result, Path):
+            latents += [*path.values(), *(path.noises[j] for j in path.down() if path.noises)]
+            texts += [path.any_null, *path.nulls.values()]
+        elif call.function == result.plan.functions.get("mask"):
+            masks += [call.result.mask] if call.result.verdict[0] else []
+    w, h = (side // sd.factor for side in at)
+    text = (1, 77, sd.unet.config.cross_attention_dim)
+    known: list[tuple[Tensor, tuple[int, ...]]]
+    known = [(checked(one), (1, 1, h, w)) for one in masks if one is not None]
+    known += [(one, text) for one in texts if one is not None]
+    known += [(one, (1, sd.channels, h, w)) for one in latents if one is not None]
+    for tensor, shape in known:
+        if tensor.shape != shape:
+            raise ValueError(f"a tensor is {[*tensor.shape]}, expected {[*shape]}")
+
+
+# ---------------------------------------------------------------- the model
 
 
 def fingerprint(sd: "StableDiffusion") -> dict[str, str]:
@@ -235,77 +318,10 @@ def fingerprint(sd: "StableDiffusion") -> dict[str, str]:
     return hashes | {"dtype": str(sd.dtype).removeprefix("torch.")}
 
 
-def model_name(sd: "StableDiffusion") -> str:
-    """What `load` was asked for; a path in full, so that it holds from any folder."""
-    return str(Path(sd.name).resolve()) if Path(sd.name).exists() else sd.name
-
-
-def check_model(path: Path, saved: dict[str, str], sd: "StableDiffusion") -> None:
+def check_model(path: pathlib.Path, saved: dict[str, str], sd: "StableDiffusion") -> None:
     here = fingerprint(sd)
     for what, ours in here.items():
         theirs = saved.get(what)
         if theirs != ours:
             advice = f"pass --dtype {theirs}" if what == "dtype" else "give the --model it was made with"
             raise ValueError(f"{path} was made by another model: its {what} is {theirs}, here it is {ours}; {advice}")
-
-
-def check_tensors(path: Path, header: Header, settings: dict[str, Any], sd: "StableDiffusion") -> None:
-    """Raise ValueError for a tensor that is missing, unknown, or not of the type and shape that the settings imply."""
-    try:
-        needed, optional = expected_tensors(header, settings, sd)
-        if missing := needed.keys() - header.keys():
-            raise ValueError(f"{', '.join(sorted(missing))} missing")
-        for name, got in header.items():
-            expected = (needed | optional).get(name)
-            if expected != got:
-                raise ValueError(f"{name} is {got.dtype} {[*got.shape]}, expected {expected or 'no such tensor'}")
-        if ("maps" in header) != ("flat_below" in header):
-            raise ValueError("of maps and flat_below one is missing")
-    except ValueError as error:
-        raise ValueError(f"{path} is no sound saved edit: {error}; save the edit again") from error
-
-
-Expected = dict[str, tuple[str, tuple[int, ...]]]
-
-
-def expected_tensors(header: Header, settings: dict[str, Any], sd: "StableDiffusion") -> tuple[Expected, Expected]:
-    """The tensors that must and that may be there, each with its dtype and shape."""
-    frame = header["source"].shape
-    side = sd.side if settings["size"] is None else settings["size"]
-    at = images.working_size((frame[1], frame[0]), side, sd.factor)
-    if at != settings["working_size"]:
-        raise ValueError(f"its working size is {settings['working_size']}, expected {at}")
-    w, h = (n // sd.factor for n in at)
-    c, n = sd.channels, settings["maps"]
-    K = level_at(settings["strength"], settings["steps"]) if "decoded" in header else 0
-    profile = header["icc_profile"].shape[:1] if "icc_profile" in header else ()
-    pixels, mask, latents = ("U8", (*frame[:2], 3)), ("F32", (1, 1, h, w)), ("F32", (K + 1, c, h, w))
-    needed: Expected = {"source": pixels, "image": pixels, "trajectory": latents, "latent_mask": mask}
-    return needed, {
-        "decoded": latents, "maps": ("F32", (1, n, h, w)), "flat_below": ("F32", (1,)), "given": mask, "union": mask,
-        "subtract": mask, "icc_profile": ("U8", profile), "reference": (FLOATS[sd.dtype], (1, n, c, h, w)),
-    }  # fmt: skip
-
-
-# ---------------------------------------------------------------- pictures and the mask
-
-
-def pixels(picture: Image.Image) -> Tensor:
-    """PIL RGB -> (H, W, 3) uint8."""
-    return torch.from_numpy(np.array(picture))
-
-
-def picture(pixels: Tensor, profile: Tensor | None) -> Image.Image:
-    made = Image.fromarray(pixels.numpy())
-    made.info = {} if profile is None else {"icc_profile": profile.numpy().tobytes()}
-    return made
-
-
-def found_mask(t: dict[str, Tensor], settings: dict[str, Any]) -> Mask | None:
-    if "maps" not in t:
-        return None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # said when the mask was found
-        clip, threshold = settings["mask_clip"], settings["mask_threshold"]
-        found = threshold_maps(t["maps"], t["flat_below"], clip=clip, threshold=threshold)
-    return replace(found, reference=t.get("reference"))

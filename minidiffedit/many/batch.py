@@ -5,10 +5,9 @@ finished row is known by its content: the bytes of its files, its settings, the 
 where it stopped, and a row that changed is made again.
 
 Seeds follow from the picture and its two texts unless given: neither order, nor shards, nor sweeps of other settings
-change the noise. On one machine the same rows give the same bits whatever the order, the shards or the interruptions,
-as long as the number of threads is the same: torch's float32 sums depend on it on a CPU (the last digits; the mask but
-for cells on the threshold), and so they do on `chunk`. Threads, device and attention are no part of a row's content:
-who goes on elsewhere keeps what was made.
+change the noise. On one machine the same rows give the same bits in whatever order, shards or interruptions, as long as
+the number of threads is the same: on a CPU torch's float32 sums depend on it in the last digits, as they do on `chunk`.
+Threads, device and attention are no part of a row's content: who goes on elsewhere keeps what was made.
 """
 
 import contextlib
@@ -24,11 +23,10 @@ from typing import TYPE_CHECKING, Any
 
 from ..files.images import picture_format, read_picture, write_picture, write_whole
 from ..files.masks import Steering
-from ..files.metadata import identity, metadata, sha256
+from ..files.metadata import describe_result, identity, sha256
 from ..files.states import fingerprint
-from ..options import options_of
-from ..run import INPUTS, Plan, Result, execute, function_at, inputs_of, plan
-from .manifest import FILES, SHAPING, Row, files_of
+from ..run import GIVEN, Plan, Result, execute, plan
+from .manifest import FILES, SHAPING, Row, check_output, files_of
 
 if TYPE_CHECKING:
     from ..sd import StableDiffusion
@@ -63,31 +61,23 @@ class Task:
         picture = self.files["image"]
         named = "-".join(picture.with_suffix("").parts[-2:] if "/" in self.row.image else [picture.stem])
         stem = re.sub(r"[^\w.-]+", "_", named)[:40].strip("._-")
-        return self.row.output or f"{stem or 'picture'}-{self.content[:10]}.png"
+        return self.row.own.get("output") or f"{stem or 'picture'}-{self.content[:10]}.png"
 
     @property
     def depth(self) -> float:
         """Grows with the level up to which the picture is inverted."""
         return self.plan.settings.get("strength", 1.0) * self.plan.settings.get("steps", 0)
 
-    @property
-    def path(self) -> str:
-        """Tasks of one picture for which it is the same have one path, up to their depths."""
-        if (place := self.plan.functions.get("path")) is None:
-            return ""
-        texts = [self.plan.record.get(INPUTS[name].given) for name in inputs_of(place)]
-        options = [self.plan.settings[name] for name in options_of(function_at(place)) if name != "strength"]
-        return json.dumps([self.plan.settings["size"], place, texts, options])
-
 
 def in_order(tasks: list[Task]) -> list[Task]:
-    """One picture's tasks so that each can share with those before: of one path the deepest first, then equal texts."""
-    paths = {id(task): task.path for task in tasks}
-    deepest = {paths[id(task)]: task for task in sorted(tasks, key=lambda task: task.depth)}
+    """One picture's tasks so that each can share with those before: the one with the deepest path first, as the other
+    paths are parts of it, then those with the same texts together, and of these the deeper ones first.
+    """
+    deepest = max(tasks, key=lambda task: task.depth, default=None)
 
     def place(task: Task) -> tuple[Any, ...]:
-        first, texts = deepest[paths[id(task)]], {name: task.plan.record.get(name) for name in task.plan.given}
-        return -first.depth, paths[id(task)], task is not first, json.dumps(texts), -task.depth, task.row.number
+        texts = {name: task.plan.record.get(name) for name in task.plan.given}
+        return str(task.plan.settings["size"]), task is not deepest, json.dumps(texts), -task.depth, task.row.number
 
     return sorted(tasks, key=place)
 
@@ -96,28 +86,29 @@ def settle(row: Row, root: Path) -> Task:
     """Check a row as far as no model is needed. Raises ValueError or OSError for what cannot be made."""
     if row.fault:
         raise ValueError(row.fault)
-    files = files_of(row, root)
+    options = row.options()
+    if "output" in options:
+        check_output(options["output"])
+    files = files_of(options, root)
     for path in files.values():
         if not os.path.isfile(path):  # a pipe would wait for ever
             raise ValueError(f"{path}: no such file" if not os.path.exists(path) else f"{path} is not a regular file")
-    shaping = Steering(**{name: row.options[name] for name in SHAPING if name in row.options}).settings()
-    arguments = {name: value for name, value in row.options.items() if name not in (*FILES, *SHAPING)}
-    arguments |= {name: path for name, path in files.items() if name in INPUTS}
+    shaping = Steering(**{name: options[name] for name in SHAPING if name in options}).settings()
+    arguments: dict[str, Any] = {n: one for n, one in options.items() if n not in ("image", "output", *FILES, *SHAPING)}
+    arguments |= {name: path for name, path in files.items() if name in GIVEN}
     with recorded() as said:
         settled = plan(**arguments)
     hashes = {name: sha256(path) for name, path in files.items()}
-    if row.options.get("seed") is None:
-        texts = (settled.given.get(name, "") for name in ("source", "target"))
-        settled = replace(settled, settings=settled.settings | {"seed": seed_of(hashes["image"], *texts)})
-    content = json.dumps([FORMAT, hashes, settled.record, shaping], sort_keys=True)
-    content = hashlib.sha256(content.encode()).hexdigest()
+    if options.get("seed") is None:
+        seed = digest(hashes["image"], settled.given.get("source", ""), settled.given.get("target", ""))
+        settled = replace(settled, settings=settled.settings | {"seed": int(seed[:8], 16)})
+    content = digest(FORMAT, hashes, settled.record, shaping)
     return Task(row, files, hashes, settled, shaping, content, tuple(said))
 
 
-def seed_of(picture_hash: str, source: str, target: str) -> int:
-    """32 bits from the picture's bytes and the two texts."""
-    content = json.dumps([picture_hash, source, target]).encode()
-    return int.from_bytes(hashlib.sha256(content).digest()[:4], "big")
+def digest(*content: Any) -> str:
+    """sha256 of plain values, in hex."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 @contextlib.contextmanager
@@ -180,9 +171,7 @@ class Editor:
         """The model, and the key of the task: its content and the model's, and whether the settings are left out."""
         if self.sd is None:
             self.sd = self.load()
-        unmarked = [] if self.marked else ["no metadata"]
-        content = json.dumps([task.content, fingerprint(self.sd), *unmarked], sort_keys=True)
-        return self.sd, hashlib.sha256(content.encode()).hexdigest()
+        return self.sd, digest(task.content, fingerprint(self.sd), *([] if self.marked else ["no metadata"]))
 
     def made_before(self, task: Task, key: str) -> dict[str, Any] | None:
         """The record of a result that stands in the folder as it was written, or None."""
@@ -209,20 +198,21 @@ class Editor:
 
     def write(self, done: Result, task: Task, key: str, said: list[str]) -> dict[str, Any]:
         """The picture, then its record: a picture without one is made again."""
-        given = {name: told[:10] for name, told in task.hashes.items() if name in task.plan.given}
-        settings, path = done.settings | given | identity(done.sd), self.out / task.output
-        write_picture(done.image, path, metadata(settings, settings.get("target", "")) if self.marked else {})
+        done.settings.update({name: told[:10] for name, told in task.hashes.items() if name in task.plan.given})
+        path = self.out / task.output
+        write_picture(done.image, path, describe_result(done) if self.marked else {})
         about = {"row": task.row.number, "image": task.row.image, "output": task.output, "status": "done", "key": key}
         about |= {"sha256": sha256(path), "method": done.method, "seed": done.seed, "verdict": done.verdict}
         about |= {"coverage": done.coverage, "evaluations": done.evaluations, "seconds": done.seconds}
-        return about | {"settings": settings, "warnings": said}
+        return about | {"settings": done.settings | identity(done.sd), "warnings": said}
 
 
 def failed(row: Row, error: Exception) -> Outcome:
     text = " ".join(str(error).split())
     if not text or not isinstance(error, ValueError | OSError | ArithmeticError):
         text = f"{type(error).__name__}: {text}"
-    return "failed", {"row": row.number, "image": row.image, "output": row.output, "status": "failed", "error": text}
+    output = one if isinstance(one := row.own.get("output"), str) else None
+    return "failed", {"row": row.number, "image": row.image, "output": output, "status": "failed", "error": text}
 
 
 # ---------------------------------------------------------------- the table of results

@@ -26,24 +26,22 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..attention import BACKENDS, backend
 from ..checkpoint import STEMS, build
 from ..clip import CLIPConfig
-from ..ddim import level_at, noises, whole
+from ..ddim import noises, whole
 from ..diffedit import default_chunk
-from ..editor import edit
 from ..fast import trim
+from ..run import edit
 from ..sd import StableDiffusion
 from ..unet import UNetConfig
 from ..vae import VAEConfig
 from .verify import picture
 
 FULL = {"unet": UNetConfig(), "vae": VAEConfig(), "text_encoder": CLIPConfig()}
+SMALL: dict[str, Any] = {"block_out_channels": (16, 32, 32, 32), "norm_num_groups": 4, "sample_size": 8}
 TINY = {
-    "unet": UNetConfig(
-        block_out_channels=(16, 32, 32, 32), cross_attention_dim=24, attention_head_dim=2, norm_num_groups=4,
-        sample_size=8,
-    ),
+    "unet": UNetConfig(**SMALL, cross_attention_dim=24, attention_head_dim=2),
     "vae": VAEConfig(block_out_channels=(8, 16, 16, 16), norm_num_groups=4),
     "text_encoder": CLIPConfig(hidden_size=24, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48),
-}  # fmt: skip
+}
 BOUNDS = {torch.float32: 1e-5}  # relative error of a fast path against the plain one, per network call
 BOUND_HALF = 2e-2
 
@@ -222,24 +220,18 @@ def attention(
 
 def whole_edit(sd: StableDiffusion, inputs: Inputs, ceiling: dict[str, Any], steps: int, maps: int) -> dict[str, Any]:
     """An edit at the default strength, timed once, and a further edit of the same picture that reuses it."""
-    photo, K = picture(inputs.size), level_at(0.8, steps)
-    settings: dict[str, Any] = {"steps": steps, "maps": maps}
+    photo, settings = picture(inputs.size), dict[str, Any](steps=steps, maps=maps)
     first = edit(sd, photo, source="a horse", target="a zebra", size=inputs.size, seed=0, **settings)
     again = edit(sd, photo, source="a horse", target="a cow", size=inputs.size, reuse=first, **settings)
-    flops, row, two = inputs.flops, inputs.flops["UNet, 1 text"], inputs.flops["UNet, 2 texts"]
-    tflop = {
-        "vae encode": flops["VAE encode"], "text": 3 * flops["text"], "mask": maps * two, "encode": K * row,
-        "decode": K * two, "vae decode": flops["VAE decode"],
-    }  # fmt: skip
-    took = sum(first.seconds.values())
-    done = sum(tflop[stage] for stage in first.seconds)
-    return settings | {
-        "rows": first.evaluations, "seconds": first.seconds, "seconds_in_all": took, "verdict": first.verdict,
-        "tflop": done, "tflop_per_s": done / took, "of_ceiling": done / took / ceiling["tflop_per_s"],
-        "further": {
-            "rows": again.evaluations, "seconds": again.seconds, "over_first": sum(again.seconds.values()) / took,
-        },
-    }  # fmt: skip
+    flops, rows, took = inputs.flops, first.evaluations, sum(first.seconds.values())
+    alone, pair = flops["UNet, 1 text"], flops["UNet, 2 texts"]
+    done = flops["VAE encode"] + 3 * flops["text"] + rows["encode"] * alone + (rows["mask"] + rows["decode"]) / 2 * pair
+    done += flops["VAE decode"] if rows["decode"] else 0
+    rate = done / took
+    found = settings | {"rows": rows, "seconds": first.seconds, "seconds_in_all": took, "verdict": first.verdict}
+    found |= {"tflop": done, "tflop_per_s": rate, "of_ceiling": rate / ceiling["tflop_per_s"]}
+    over_first = sum(again.seconds.values()) / took
+    return found | {"further": {"rows": again.evaluations, "seconds": again.seconds, "over_first": over_first}}
 
 
 def judged(sd: StableDiffusion, got: Tensor, expected: Tensor) -> dict[str, float]:
@@ -253,10 +245,9 @@ def judged(sd: StableDiffusion, got: Tensor, expected: Tensor) -> dict[str, floa
 
 def machine(sd: StableDiffusion) -> dict[str, Any]:
     name = torch.cuda.get_device_name(sd.device) if sd.device.type == "cuda" else processor()
-    return {
-        "device": str(sd.device), "name": name, "threads": torch.get_num_threads(), "torch": torch.__version__,
-        "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None, "system": platform.platform(),
-    }  # fmt: skip
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    here = {"device": str(sd.device), "name": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    return here | {"load_average": load, "system": platform.platform()}
 
 
 def model(sd: StableDiffusion, size: int) -> dict[str, Any]:

@@ -19,10 +19,9 @@ import numpy as np
 from ..files.images import read_mask
 
 # PIE-Bench's editing_type_id, "0" to "9"
-PIE_KINDS = (
-    "random", "change object", "add object", "delete object", "change attribute content", "change attribute pose",
-    "change attribute color", "change attribute material", "change background", "change style",
-)  # fmt: skip
+ATTRIBUTES = (f"change attribute {what}" for what in ("content", "pose", "color", "material"))
+OBJECTS = ("change object", "add object", "delete object")
+PIE_KINDS = ("random", *OBJECTS, *ATTRIBUTES, "change background", "change style")
 PIE_SIDE = 512
 
 
@@ -92,23 +91,19 @@ def text(entry: Any, name: str) -> str:
 
 
 def scene_item(folder: Path, entry: Any) -> Item:
-    place = folder / text(entry, "folder")
+    place, texts = folder / text(entry, "folder"), (text(entry, "source"), text(entry, "target"))
     mask, true_edit = (file if file.is_file() else None for file in (place / "mask.png", place / "target.png"))
-    return Item(
-        name=entry["folder"], picture=place / "source.png", source=text(entry, "source"), target=text(entry, "target"),
-        kind=text({"kind": ""} | entry, "kind"), mask=mask, true_edit=true_edit, layout="scenes",
-    )  # fmt: skip
+    kind = text({"kind": ""} | entry, "kind")
+    return Item(entry["folder"], place / "source.png", *texts, kind, mask, true_edit, layout="scenes")
 
 
 def csv_item(folder: Path, entry: dict[str, str]) -> Item:
     if not entry["image"] or not entry["target"]:
         raise ValueError("image and target must not be empty")
     mask, true_edit = (folder / entry[name] if entry.get(name) else None for name in ("mask", "true_edit"))
-    return Item(
-        name=entry.get("name") or f"{entry['image']}: {entry['target']}", picture=folder / entry["image"],
-        source=entry.get("source") or "", target=entry["target"], kind=entry.get("kind") or "", mask=mask,
-        true_edit=true_edit,
-    )  # fmt: skip
+    name, source, kind = (entry.get(column) or "" for column in ("name", "source", "kind"))
+    name = name or f"{entry['image']}: {entry['target']}"
+    return Item(name, folder / entry["image"], source, entry["target"], kind, mask, true_edit)
 
 
 def pie_item(folder: Path, entry: tuple[str, Any]) -> Item:

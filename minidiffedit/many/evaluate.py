@@ -17,27 +17,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..files import images
+from ..run import Plan, Result, blank_plan, execute, plan
 from . import perceptual
-from ..arms import Arm, arm
 from .datasets import Item
-from ..diffedit import Track, untracked
-from ..editor import Edit, check_settings
 from .metrics import background, iou, mse, psnr, ssim
 
 if TYPE_CHECKING:
     from ..sd import StableDiffusion
 
-# The command's name of a method -> the arm (see arms.py), and the settings that it looks at.
-METHODS: dict[str, Arm] = {
-    "diffedit": "both", "sdedit": "sdedit", "encode": "encode", "mask": "mask", "user-mask": "user mask",
-    "reconstruction": "reconstruction",
-}  # fmt: skip
-OF_THE_MASK = ("mask_strength", "maps", "mask_clip", "mask_threshold")
-OF_THE_ENCODING = ("encode_text", "refine")
-UNUSED = {
-    "sdedit": (*OF_THE_MASK, *OF_THE_ENCODING), "encode": OF_THE_MASK, "mask": OF_THE_ENCODING,
-    "user-mask": OF_THE_MASK, "reconstruction": (*OF_THE_MASK, "guidance_scale"),
-}  # fmt: skip
 PLAIN = ("psnr", "mse", "ssim", "iou")
 LOADERS: dict[str, Callable[[str], Any]] = {
     "lpips": lambda device: perceptual.load_lpips("squeeze", device),
@@ -100,65 +87,36 @@ def measures(
     return {name: value if math.isfinite(value) else None for name, value in found.items()}
 
 
-def cells(mask: np.ndarray, working: tuple[int, int], factor: int) -> np.ndarray:
-    """A true mask (H, W) bool -> (h, w) bool, the latent cells that hold some of it, as a user's mask is read."""
-    size = (mask.shape[1], mask.shape[0])
-    return (images.latent_mask(mask.astype(np.float32), size, working, factor)[0, 0] > 0.5).numpy()
+# ---------------------------------------------------------------- what is asked for
 
 
-def grid(methods: Sequence[str], options: dict[str, Sequence[Any]]) -> list[dict[str, Any]]:
-    """Every method under every combination of the options that it looks at, each once: {"method": ..., option: ...}."""
+def grid(methods: Sequence[str], options: dict[str, Sequence[Any]], seed: int = 0) -> list[dict[str, Any]]:
+    """Every method, or INVERSION+EDITOR, under every combination of the options that it has, each once:
+    {"method": ..., option: ...}. Raises ValueError for what no edit would take, and an option that no method has.
+    """
+    blanks = {blank.method: blank for blank in map(blank_plan, methods)}
+    if unused := options.keys() - {name for blank in blanks.values() for name in blank.options}:
+        raise ValueError(f"none of {', '.join(blanks)} has an option {min(unused)!r}")
     found = []
-    for method, values in product(methods, product(*options.values())):
-        unused = {name: options[name][0] for name in UNUSED.get(method, ()) if name in options}
-        one = {"method": method} | dict(zip(options, values)) | unused
-        if one not in found:
-            found.append(one)
+    for method, blank in blanks.items():
+        own = {name: dict.fromkeys(values) for name, values in options.items() if name in blank.options}
+        found += [{"method": method} | dict(zip(own, values)) for values in product(*own.values())]
+    for run in found:
+        plan_of(run, seed)
     return found
 
 
-def edit_and_measure(
-    sd: "StableDiffusion",
-    item: Item,
-    run: dict[str, Any],
-    seed: int,
-    earlier: list[Edit],
-    metrics: Sequence[str],
-    networks: dict[str, Any],
-    picture: Path | None,
-) -> dict[str, Any]:
-    """What a line says of an edit that went well. earlier: this item's edits so far, to which this one is added."""
-    source = images.to_rgb(images.read_picture(item.picture))
-    mask = item.truth(source.size)
-    true_edit = images.to_rgb(images.read_picture(item.true_edit)) if item.true_edit else None
-    options = {name: value for name, value in run.items() if name != "method"}
-    if run["method"] == "user-mask":
-        if mask is None:
-            raise ValueError("user-mask needs an item with a mask")
-        options["mask"] = mask
-    done = arm(
-        sd, source, METHODS[run["method"]], target=item.target, source=item.source, seed=seed, reuse=earlier, **options
-    )
-    earlier.append(done)
-    found = measures(
-        metrics, done.image, source, mask=mask, true_edit=true_edit, texts=(item.source, item.target),
-        pie=item.layout == "pie", networks=networks,
-    )  # fmt: skip
-    if "iou" in metrics and mask is not None and done.found:
-        truth = cells(mask, done.settings["working_size"], sd.factor)
-        found["iou"] = iou((done.latent_mask[0, 0] > 0).cpu().numpy(), truth)
-    if picture:
-        images.write_picture(done.image, picture)
-    return {
-        "verdict": done.verdict, "coverage": done.coverage, "model_rows": sum(done.evaluations.values()),
-        "metrics": found,
-    }  # fmt: skip
+def plan_of(run: dict[str, Any], seed: int, texts: tuple[str, str] = ("", ""), mask: Any = "") -> Plan:
+    """A run on an edit. texts: source and target; mask: the true one, for methods that cannot do without.
 
-
-def check_runs(runs: Sequence[dict[str, Any]], seed: int) -> None:
-    """Raises ValueError for a setting that no edit would take, before any is made."""
-    for run in runs:
-        check_settings({"target": "", "seed": seed} | {name: value for name, value in run.items() if name != "method"})
+    Raises ValueError for what the method does not take, and for what it needs and a data set does not have.
+    """
+    blank = blank_plan(run["method"])
+    if mask is None and "mask" in blank.needs:
+        raise ValueError(f"{run['method']} needs an item with a mask")
+    has: dict[str, Any] = {"source": texts[0], "target": texts[1], "edits": [texts]}
+    has |= {"mask": mask} if "mask" in blank.needs else {}
+    return plan(**run, seed=seed, **{name: value for name, value in has.items() if name in blank.given})
 
 
 # ---------------------------------------------------------------- all of them
@@ -175,45 +133,69 @@ def evaluate(
     identity: dict[str, Any] | None = None,
     networks: dict[str, Any] | None = None,
     save_pictures: bool = False,
-    track: Track | None = None,
+    track: Callable[[list[Any], str], Iterable[Any]] = lambda jobs, name: jobs,
 ) -> list[dict[str, Any]]:
     """Edit every item by every run of `grid`, and measure; lines go to `output`/edits.jsonl. Returns those asked for.
 
     A line holds key, item, kind, run, seed and either error, one line of text, or verdict, coverage,
     model_rows, seconds and metrics (see `measures`; iou: of the mask with the true one, on the latent grid). The seed
-    of an item follows from `seed` and its content, and is the same in all runs, which share encodings and masks.
+    of an item follows from `seed` and its content, and is the same in all runs, which share what they compute alike.
     identity: what of the model decides the result. networks: what `load_networks` returns. save_pictures: into
-    `output`/pictures/KEY.png.
+    `output`/pictures/KEY.png. track(jobs, "edits"): the edits to be made one by one, e.g. under a progress bar.
     Raises ValueError for a file of lines that is none, OSError where it cannot be written. An edit's own errors are
     written down.
     """
-    path, pictures = output / "edits.jsonl", output / "pictures"
-    pictures.mkdir(parents=True, exist_ok=True) if save_pictures else output.mkdir(parents=True, exist_ok=True)
+    path, pictures = output / "edits.jsonl", output / "pictures" if save_pictures else None
+    (pictures or output).mkdir(parents=True, exist_ok=True)
     written = read_rows(path)
     if any("key" not in row for row in written):
         raise ValueError(f"{path} holds lines that are no evaluation's; name another folder")
-    finished = {row["key"]: row for row in written if "error" not in row}
-    plans = []
+    rows = {row["key"]: row for row in written if "error" not in row}
+    records, jobs = [plan_of(run, 0).record for run in runs], list[tuple[Item, dict[str, Any], int, str]]()
     for item in items:
         content = digest(item)
         own = int(sha256(f"{seed} {content}".encode()).hexdigest()[:8], 16)
-        for run in runs:
-            about = json.dumps([content, run, own, sorted(metrics), identity, save_pictures])
-            plans.append((item, run, own, sha256(about.encode()).hexdigest()[:16]))
-    rows, earlier, last = dict(finished), list[Edit](), None
-    for item, run, own, key in (track or untracked)([plan for plan in plans if plan[-1] not in finished], "edits"):
+        for run, record in zip(runs, records):
+            about = json.dumps([content, record, own, sorted(metrics), identity, save_pictures])
+            jobs.append((item, run, own, sha256(about.encode()).hexdigest()[:16]))
+    earlier, last = dict[Any, Result](), None
+    for item, run, own, key in track([job for job in jobs if job[-1] not in rows], "edits"):
         if item is not last:
-            earlier, last = [], item
+            earlier, last = {}, item
         row, start = {"key": key, "item": item.name, "kind": item.kind, "run": run, "seed": own}, time.perf_counter()
         try:
-            place = pictures / f"{key}.png" if save_pictures else None
-            row |= edit_and_measure(sd, item, run, own, earlier, metrics, networks or {}, place)
+            done = edit_item(sd, item, run, own, earlier)
+            row |= measured(done, item, metrics, networks or {})
+            if pictures:
+                images.write_picture(done.image, pictures / f"{key}.png")
             row["seconds"] = time.perf_counter() - start
         except Exception as error:  # one edit's failure, whatever it is, must not end the others
             row["error"] = " ".join(f"{type(error).__name__}: {error}".split())[:500]
         rows[key] = row
         append_row(path, row)
-    return [rows[key] | {"item": item.name, "kind": item.kind} for item, *_, key in plans]  # the set's own of today
+    return [rows[key] | {"item": item.name, "kind": item.kind, "run": run} for item, run, _, key in jobs]  # as today
+
+
+def edit_item(sd: "StableDiffusion", item: Item, run: dict[str, Any], seed: int, earlier: dict[Any, Result]) -> Result:
+    """earlier: this item's last edit at each size, whose place this one takes; it hands on what was computed."""
+    source = images.to_rgb(images.read_picture(item.picture))
+    settled = plan_of(run, seed, (item.source, item.target), item.truth(source.size))
+    size = settled.settings["size"]
+    done = earlier[size] = execute(settled, sd, source, reuse=[earlier[size]] if size in earlier else [])
+    return done
+
+
+def measured(done: Result, item: Item, metrics: Sequence[str], networks: dict[str, Any]) -> dict[str, Any]:
+    """What a line says of an edit that went well."""
+    source: Any = done.source
+    mask, texts = item.truth(source.size), (item.source, item.target)
+    true_edit = images.to_rgb(images.read_picture(item.true_edit)) if item.true_edit else None
+    seen: dict[str, Any] = {"mask": mask, "true_edit": true_edit, "texts": texts, "pie": item.layout == "pie"}
+    found = measures(metrics, done.image, source, networks=networks, **seen)
+    if "iou" in metrics and mask is not None and done.heat is not None and done.latent_mask is not None:
+        truth = images.latent_mask(mask.astype(np.float32), source.size, done.settings["working_size"], done.sd.factor)
+        found["iou"] = iou((done.latent_mask > 0).cpu().numpy(), (truth > 0.5).numpy())
+    return {"verdict": done.verdict, "coverage": done.coverage, "model_rows": done.rows, "metrics": found}
 
 
 def load_networks(metrics: Sequence[str], device: str) -> dict[str, Any]:
@@ -260,10 +242,8 @@ def append_row(path: Path, row: dict[str, Any]) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Beside the target and renamed. Raises ValueError for NaN and infinity."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    """Raises ValueError for NaN and infinity."""
+    images.write_whole(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
 
 
 # ---------------------------------------------------------------- the summary
@@ -279,13 +259,10 @@ def summarise(rows: Sequence[dict[str, Any]], runs: Sequence[dict[str, Any]]) ->
         done = [row for row in own if "error" not in row]
         kinds = {"all": done} | {k: [row for row in done if row["kind"] == k] for k in sorted({r["kind"] for r in own})}
         kinds.pop("", None)
-        summary.append({
-            "name": name_of(run, runs), "run": run, "done": len(done), "failed": len(own) - len(done),
-            "model_rows": mean([row["model_rows"] for row in done]),
-            "seconds": mean([row["seconds"] for row in done]),
-            "kinds": {kind: means([row["metrics"] | {"coverage": row["coverage"]} for row in group])
-                      for kind, group in kinds.items()},
-        })  # fmt: skip
+        one = {"name": name_of(run, runs), "run": run, "done": len(done), "failed": len(own) - len(done)}
+        one |= {figure: mean([row[figure] for row in done]) for figure in ("model_rows", "seconds")}
+        figures = {kind: [row["metrics"] | {"coverage": row["coverage"]} for row in kinds[kind]] for kind in kinds}
+        summary.append(one | {"kinds": {kind: means(group) for kind, group in figures.items()}})
     return summary
 
 
@@ -323,29 +300,28 @@ def plot(summary: Sequence[dict[str, Any]], path: Path) -> None:
     """A panel per metric, a group of bars per kind of edit, a bar per run; where strengths differ, a panel that shows
     what each method's strengths trade. Raises ValueError where matplotlib is missing.
     """
-    plt = pyplot()
-    names = list(dict.fromkeys(name for run in summary for kind in run["kinds"].values() for name in kind))
+    plt, (gain, curves) = pyplot(), trade(summary)
     kinds = list(dict.fromkeys(kind for run in summary for kind in run["kinds"]))
-    traced = trade(summary)
-    count = len(names) + bool(traced)
-    columns = min(4, count)
-    size = (4.2 * columns, 3.2 * -(-count // columns))
-    figure, axes = plt.subplots(-(-count // columns), columns, figsize=size, layout="constrained", squeeze=False)
-    width = 0.8 / len(summary)
+    names = list(dict.fromkeys(name for run in summary for kind in run["kinds"].values() for name in kind))
+    count, width = len(names) + bool(curves), 0.8 / len(summary)
+    rows, columns = -(-count // 4), min(4, count)
+    figure, axes = plt.subplots(rows, columns, figsize=(4.2 * columns, 3.2 * rows), layout="constrained", squeeze=False)
     for axis, name in zip(axes.flat, names):
         for i, run in enumerate(summary):
-            values = [(run["kinds"].get(kind, {}).get(name) or {}).get("mean") for kind in kinds]
-            at = [x + i * width for x, value in enumerate(values) if value is not None]
-            axis.bar(at, [value for value in values if value is not None], width, align="edge", label=run["name"])
+            values = [
+                run["kinds"].get(kind, {}).get(name, {}).get("mean") for kind in kinds
+            ]  # None becomes NaN, no bar
+            at = np.arange(len(kinds)) + i * width
+            axis.bar(at, np.array(values, np.float64), width, align="edge", label=run["name"])
         axis.set_xticks(range(len(kinds)), kinds, rotation=30, ha="right", fontsize=7)
         axis.set_title(name)
-    if traced:
+    if curves:
         axis = axes.flat[len(names)]
-        for method, points in traced.items():
+        for method, points in curves.items():
             axis.plot([x for x, _, _ in points], [y for _, y, _ in points], "o-", label=method)
             for x, y, strength in points:
                 axis.annotate(f"{strength:g}", (x, y), fontsize=7)
-        axis.set(xlabel="psnr_source (dB)", ylabel=trade_metric(summary), title="traded by strength")
+        axis.set(xlabel="psnr_source (dB)", ylabel=gain, title="traded by strength")
         axis.legend(fontsize=7)
     for axis in axes.flat[count:]:
         axis.axis("off")
@@ -357,25 +333,18 @@ def plot(summary: Sequence[dict[str, Any]], path: Path) -> None:
     plt.close(figure)
 
 
-def trade_metric(summary: Sequence[dict[str, Any]]) -> str | None:
-    """What an edit gains: the first of these that was measured."""
-    measured = {name for run in summary for name in run["kinds"]["all"]}
-    return next((name for name in ("clip_target", "psnr_true", "iou") if name in measured), None)
-
-
-def trade(summary: Sequence[dict[str, Any]]) -> dict[str, list[tuple[float, float, float]]]:
-    """Per method (PSNR to the source, what the edit gains, strength), where a method's runs differ in strength only."""
-    gain, curves = trade_metric(summary), dict[str, list[tuple[float, float, float]]]()
+def trade(summary: Sequence[dict[str, Any]]) -> tuple[str, dict[str, list[tuple[float, float, float]]]]:
+    """What edits gain, by the first of three metrics that was measured; and per method (PSNR to the source, this gain,
+    strength), where a method's runs differ in strength only.
+    """
+    seen = {name for run in summary for name in run["kinds"]["all"]}
+    gain = next((name for name in ("clip_target", "psnr_true", "iou") if name in seen), "")
+    curves = dict[str, list[tuple[float, float, float]]]()
     for run in summary:
-        figures = run["kinds"]["all"]
-        x, y = ((figures.get(name) or {}).get("mean") for name in ("psnr_source", gain or ""))
-        if x is not None and y is not None:
+        x, y = (run["kinds"]["all"].get(name, {}).get("mean") for name in ("psnr_source", gain))
+        if x is not None and y is not None and "strength" in run["run"]:
             curves.setdefault(run["run"]["method"], []).append((x, y, run["run"]["strength"]))
-    return {
-        method: points
-        for method, points in curves.items()
-        if len({strength for *_, strength in points}) == len(points) > 1
-    }
+    return gain, {name: each for name, each in curves.items() if len({s for *_, s in each}) == len(each) > 1}
 
 
 def pyplot() -> Any:

@@ -5,13 +5,12 @@ Nothing in a manifest is run. Its paths lead only into the folder of the picture
 
 import contextlib
 import csv
-import itertools
 import json
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -33,16 +32,34 @@ FILES = [*(name for name, given in GIVEN.items() if given.kind in ("mask", "pict
 
 @dataclass(frozen=True)
 class Row:
-    """One edit as a manifest asks for it. options: `plan`'s arguments and the steering's by column, not yet checked; a
-    file's name as text is a path in the folder of the pictures, a Path is the user's own. fault: why the row cannot be
-    made, where that is known already.
+    """One edit as a manifest asks for it. own: its values by column, not yet checked; defaults: those of every row.
+    fault: why it cannot be made, where that is known already.
     """
 
     number: int
-    image: str
-    options: dict[str, Any]
-    output: str | None = None
+    own: dict[str, Any]
+    defaults: dict[str, Any]
     fault: str = ""
+
+    @property
+    def image(self) -> str:
+        return image if isinstance(image := self.own.get("image"), str) else ""
+
+    def options(self) -> dict[str, Any]:
+        """Its own values, and the defaults that its method takes. Raises ValueError for unknown methods and words."""
+        named = {name: self.own.get(name, self.defaults.get(name)) for name in ("method", "inversion")}
+        if "method" in self.own:  # a default inversion belongs to the default method
+            named["inversion"] = self.own.get("inversion")
+        if wrong := [name for name, value in named.items() if not isinstance(value, str | None)]:
+            raise ValueError(f"{wrong[0]} must be a name, got {named[wrong[0]]!r}")
+        blank = blank_plan(named["method"] or "diffedit", named["inversion"])
+        options, steering = blank.options | SHAPING, (*SHAPING, *LAID_OVER)
+        taken = {*blank.given, *blank.options, *(steering if blank.steerable else ())}
+        found = {name: value for name, value in self.defaults.items() if name in taken} | self.own | named
+        for name in self.own.keys() & options.keys():
+            if isinstance(found[name], str):
+                found[name] = options[name].parse(found[name])
+        return {name: value for name, value in found.items() if value is not None or name in blank.options}
 
 
 def columns() -> list[str]:
@@ -56,10 +73,10 @@ def columns() -> list[str]:
 def read_manifest(path: Path, defaults: dict[str, Any]) -> list[Row]:
     """A .jsonl or .csv file, a folder with manifest.jsonl or manifest.csv in it, or one of pictures alone -> its rows.
 
-    `-` and `_` are alike in a column's name; an empty cell or null counts as not given, and text stands for a value as
-    on a command line. defaults: values by column for the rows that do not give their own; rows whose method lacks an
-    option go without it. Raises ValueError for a file that cannot be read as a whole, naming the line, and for a default
-    that no row's method has. One bad value fails its row alone.
+    `-` and `_` are alike in a column's name; an empty cell or null counts as not given; text stands for a value as on a
+    command line. defaults: values by column for the rows that have none of their own, and whose method takes them; a
+    file in them is a Path. Raises ValueError for a file that cannot be read as a whole, naming the line; a bad value
+    fails its row alone, later.
     """
     found = [path / name for name in ("manifest.jsonl", "manifest.csv") if (path / name).is_file()]
     if len(found) > 1:
@@ -67,93 +84,14 @@ def read_manifest(path: Path, defaults: dict[str, Any]) -> list[Row]:
     path = found[0] if found else path
     rows, taken = list[Row](), dict[str, int]()
     for number, cells in enumerate(cells_of(path), 1):
-        row = read_row(number, cells, defaults)
-        name = unicodedata.normalize("NFC", str(row.output)).casefold()
-        if row.output is not None and taken.setdefault(name, number) != number:
-            row = replace(row, output=None, fault=f"output {row.output!r} is row {taken[name]}'s already")
-        rows.append(row)
+        own, fault = {name: value for name, value in cells.items() if value is not None}, ""
+        if isinstance(output := own.get("output"), str):
+            first = taken.setdefault(unicodedata.normalize("NFC", output).casefold(), number)
+            fault = "" if first == number else f"output {output!r} is row {first}'s already"
+        rows.append(Row(number, own, defaults, fault))
     if not rows:
         raise ValueError(f"{path} holds no {'pictures' if path.is_dir() else 'rows'}")
-    used = [row.options.keys() for row in rows if not row.fault]
-    if used and (unused := defaults.keys() - set().union(*used)):
-        raise ValueError(f"no row's method has an option {min(unused)!r}; leave it out")
     return rows
-
-
-def read_row(number: int, cells: dict[str, Any], defaults: dict[str, Any]) -> Row:
-    given = {name: value for name, value in cells.items() if value is not None}
-    image, output = given.pop("image", ""), given.pop("output", None)
-    try:
-        if not isinstance(image, str) or not image:
-            wrong, image = image, ""
-            raise ValueError(f"image must be a path, got {wrong!r}")
-        if output is not None:
-            check_output(output)
-        return Row(number, image, options_of_row(given, defaults), output)
-    except ValueError as error:
-        return Row(number, image, given, fault=str(error))
-
-
-def options_of_row(given: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """A row's own values and the defaults that its method has. Raises ValueError for unknown methods and words."""
-    if "method" in given:  # a default inversion belongs to the default method
-        defaults = {name: value for name, value in defaults.items() if name != "inversion"}
-    named = {name: (defaults | given).get(name) for name in ("method", "inversion")}
-    if wrong := [name for name, value in named.items() if not isinstance(value, str | None)]:
-        raise ValueError(f"{wrong[0]} must be a name, got {named[wrong[0]]!r}")
-    blank = blank_plan(named["method"] or "diffedit", named["inversion"])
-    options = blank.options | (SHAPING if blank.steerable else {})
-    known = {*named, *blank.given, *options, *(LAID_OVER if blank.steerable else ())}
-    words = {name: given[name] for name in given.keys() & options.keys() if isinstance(given[name], str)}
-    parsed = {name: options[name].parse(word) for name, word in words.items()}
-    return {name: value for name, value in defaults.items() if name in known} | given | parsed
-
-
-# ---------------------------------------------------------------- the files
-
-
-class Lines:
-    """The lines of a file in UTF-8, and the number of the last one that was read."""
-
-    def __init__(self, path: Path):
-        self.path, self.number = path, 0
-
-    def __iter__(self) -> Iterator[str]:
-        with self.path.open(encoding="utf-8-sig", newline="") as file:
-            for self.number in itertools.count(1):
-                if not (line := file.readline(LONGEST_ROW + 1)):
-                    return
-                if len(line) > LONGEST_ROW:
-                    raise ValueError(f"it is longer than {LONGEST_ROW:,} characters")
-                yield line
-
-
-def jsonl(lines: Lines) -> Iterator[dict[str, Any]]:
-    for line in lines:
-        if not line.isspace():
-            row = json.loads(line, object_pairs_hook=unique)
-            if not isinstance(row, dict):
-                raise ValueError("an object {...} is wanted")
-            yield row
-
-
-def table(lines: Lines) -> Iterator[dict[str, Any]]:
-    """CSV; the empty cells are None."""
-    reader = csv.reader(lines, strict=True)
-    header = [name.strip() for name in next(reader, [])]
-    for cells in filter(None, reader):
-        if len(cells) != len(header):
-            raise ValueError(f"{len(header)} cells are wanted, got {len(cells)}")
-        yield unique([(name, cell or None) for name, cell in zip(header, cells)])
-
-
-READERS: dict[str, Callable[[Lines], Iterator[dict[str, Any]]]] = {".jsonl": jsonl, ".csv": table}
-
-
-def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len(names := {name for name, _ in pairs}) < len(pairs):
-        raise ValueError(f"a name stands twice among {', '.join(sorted(names))}")
-    return dict(pairs)
 
 
 def cells_of(path: Path) -> Iterator[dict[str, Any]]:
@@ -164,21 +102,54 @@ def cells_of(path: Path) -> Iterator[dict[str, Any]]:
         return
     if not path.is_file():
         raise ValueError(f"{path} is not a regular file" if path.exists() else f"{path}: no such file or folder")
-    if (read := READERS.get(path.suffix.lower())) is None:
+    if (kind := path.suffix.lower()) not in (".jsonl", ".csv"):
         raise ValueError(f"{path}: a manifest is a .jsonl file, a .csv file or a folder")
-    lines, known = Lines(path), columns()
+    number, known = 0, columns()
+
+    def lines() -> Iterator[str]:
+        nonlocal number
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            while line := file.readline(LONGEST_ROW + 1):
+                number += 1
+                if len(line) > LONGEST_ROW:
+                    raise ValueError(f"it is longer than {LONGEST_ROW:,} characters")
+                yield line
+
     try:
-        for row in read(lines):
-            plain = unique([(name.replace("-", "_"), value) for name, value in row.items()])
-            if unknown := [name for name in plain if name not in known]:
+        for row in of_jsonl(lines()) if kind == ".jsonl" else of_csv(lines()):
+            cells = unique([(name.replace("-", "_"), value) for name, value in row.items()])
+            if unknown := [name for name in cells if name not in known]:
                 raise ValueError(
                     f"unknown column {unknown[0]!r}{like(unknown[0], known)}; there are {', '.join(known)}"
                 )
-            if "image" not in plain:
-                raise ValueError(f"a column image is wanted, got {', '.join(plain) or 'none'}")
-            yield plain
+            if "image" not in cells:
+                raise ValueError(f"a column image is wanted, got {', '.join(cells) or 'none'}")
+            yield cells
     except (ValueError, csv.Error, RecursionError) as error:  # ValueError also for what is no UTF-8
-        raise ValueError(f"{path}, line {max(lines.number, 1)}: {error}") from error
+        raise ValueError(f"{path}, line {max(number, 1)}: {error}") from error
+
+
+def of_jsonl(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
+    for line in lines:
+        if not line.isspace():
+            if not isinstance(row := json.loads(line, object_pairs_hook=unique), dict):
+                raise ValueError("an object {...} is wanted")
+            yield row
+
+
+def of_csv(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
+    reader = csv.reader(lines, strict=True)
+    header = [name.strip() for name in next(reader, [])]
+    for cells in filter(None, reader):
+        if len(cells) != len(header):
+            raise ValueError(f"{len(header)} cells are wanted, got {len(cells)}")
+        yield unique([(name, cell or None) for name, cell in zip(header, cells)])
+
+
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(names := {name for name, _ in pairs}) < len(pairs):
+        raise ValueError(f"a name stands twice among {', '.join(sorted(names))}")
+    return dict(pairs)
 
 
 # ---------------------------------------------------------------- names and folders
@@ -206,9 +177,9 @@ def within(root: Path, name: str, given: Any) -> Path:
     return Path(path)
 
 
-def files_of(row: Row, root: Path) -> dict[str, Path]:
-    """The picture ("image") and the other files of a row. Raises ValueError as `within`."""
-    given = {"image": row.image} | {name: row.options[name] for name in FILES if row.options.get(name) is not None}
+def files_of(options: dict[str, Any], root: Path) -> dict[str, Path]:
+    """A row's picture ("image") and other files. Raises ValueError as `within`."""
+    given = {name: options.get(name) for name in ("image", *FILES) if name == "image" or options.get(name) is not None}
     return {name: one if isinstance(one, Path) else within(root, name, one) for name, one in given.items()}
 
 
@@ -227,7 +198,7 @@ def check_folders(rows: Sequence[Row], root: Path, out: Path) -> None:
     folders = dict[Path, Path]()
     for row in rows:
         with contextlib.suppress(ValueError):  # such a row fails by itself
-            folders |= {path.parent: path for path in files_of(row, root).values()}
+            folders |= {path.parent: path for path in files_of(row.defaults | row.own, root).values()}
     for folder, file in folders.items():
         if os.path.realpath(folder) == os.path.realpath(out):
             raise ValueError(f"{out} is the folder of {str(file)!r}, an input; choose another one for the results")

@@ -36,8 +36,8 @@ from PIL import Image
 from torch import Tensor
 
 from ..files.images import to_rgb
-from .metrics import pair
 from ..tokenizer import Tokenizer
+from .metrics import pair
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and spread of ImageNet's pictures in [0, 1]
 CLIP_PICTURES = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)

@@ -18,7 +18,8 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from .batch import Editor, Result, Row
+from .batch import Editor, Outcome
+from .manifest import Row
 
 STORE = 200 * 2**20  # bytes of the object store where Ray is started here; only lines of text pass through it
 
@@ -33,8 +34,8 @@ class Worker:
         return {"results": [json.dumps([*self.editor(self.groups[i])]) for i in batch["id"].tolist()]}
 
 
-def ray_results(editor: Editor, groups: list[list[Row]], workers: int) -> Iterator[Result]:
-    """Each row's result as the workers finish its picture. editor, groups: as in `batch`; picklable.
+def ray_results(editor: Editor, groups: list[list[Row]], workers: int) -> Iterator[Outcome]:
+    """Each row's outcome as the workers finish its picture. editor, groups: as in `batch`; picklable.
 
     Starts Ray on this machine, or joins the cluster of RAY_ADDRESS, unless Ray runs in this process already. Raises
     ValueError where Ray is not installed, RuntimeError for what prevents every row.
@@ -46,19 +47,14 @@ def ray_results(editor: Editor, groups: list[list[Row]], workers: int) -> Iterat
     if started := not ray.is_initialized():
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         here: dict[str, Any] = {"address": "local", "num_cpus": workers, "object_store_memory": STORE}
-        ray.init(
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            **({} if os.environ.get("RAY_ADDRESS") else here),
-        )
+        quiet: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
+        ray.init(**quiet, **({} if os.environ.get("RAY_ADDRESS") else here))
     ray.data.DataContext.get_current().enable_progress_bars = False
     gpus = int(ray.cluster_resources().get("GPU", 0) > 0)
     ids = [{"id": i} for i in range(len(groups))]  # no table to read: its tasks would want a CPU besides the workers'
-    pictures = ray.data.from_items(ids, override_num_blocks=len(groups)).map_batches(
-        Worker, fn_constructor_args=(editor, groups), compute=ray.data.ActorPoolStrategy(size=workers), batch_size=1,
-        num_cpus=1, num_gpus=gpus,
-    )  # fmt: skip
+    crew: dict[str, Any] = {"compute": ray.data.ActorPoolStrategy(size=workers), "num_cpus": 1, "num_gpus": gpus}
+    items = ray.data.from_items(ids, override_num_blocks=len(groups))
+    pictures = items.map_batches(Worker, fn_constructor_args=(editor, groups), batch_size=1, **crew)
     try:
         for picture in pictures.iter_rows():
             yield from map(tuple, json.loads(picture["results"]))

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..diffedit import Track
-from ..editor import edit
 from ..files.metadata import sha256
+from ..run import Watch, edit
 from ..sd import StableDiffusion
 
 # sha256 of the official files, as last seen on the hub: v1-5 is stable-diffusion-v1-5/stable-diffusion-v1-5, v1-4 is
@@ -32,7 +31,7 @@ OFFICIAL = {
 COUNTS = {"mask": 4, "encode": 3, "decode": 6}
 
 
-def verify(sd: StableDiffusion, track: Track | None = None) -> dict[str, Any]:
+def verify(sd: StableDiffusion, watch: Watch | None = None) -> dict[str, Any]:
     """Hashes of a loaded model's files, and an edit of a fixed picture with 4 steps and 2 maps.
 
     Returns per network the file, its sha256 and which official file that is (None: none of them); the edit's model rows
@@ -46,9 +45,10 @@ def verify(sd: StableDiffusion, track: Track | None = None) -> dict[str, Any]:
         network: {"file": str(part.path), "sha256": hashes[part.path], "official": OFFICIAL.get(hashes[part.path])}
         for network, part in sd.checkpoint.parts.items()
     }
-    done = edit(sd, picture(sd.side), target="a zebra", source="a horse", steps=4, maps=2, seed=0, track=track)
+    done = edit(sd, picture(sd.side), target="a zebra", source="a horse", steps=4, maps=2, seed=0, watch=watch)
     if done.evaluations != COUNTS:
         raise ArithmeticError(f"the known edit took {done.evaluations} model rows, {COUNTS} are specified")
+    assert done.mask
     digest = hashlib.sha256(done.image.tobytes() + done.mask.tobytes()).hexdigest()
     return {"files": files, "evaluations": done.evaluations, "edit_sha256": digest}
 

@@ -1,14 +1,14 @@
 """Inversions: from a picture's latent to a `Path` that an editor walks down again. Any of them feeds any editor.
 
-All use the `shift` convention: eps at the level that a step reaches (Mokady et al., 2211.09794), see `diffedit.encode`.
+All but `ddim_paper` ask for eps at the level that a step reaches (Mokady et al., 2211.09794), see `diffedit.encode`.
 """
 
 from typing import Annotated, Any, Literal
 
 from torch import Tensor
 
-from ..ddim import level_at
-from ..diffedit import Eps, encode
+from ..ddim import level_at, levels, move
+from ..diffedit import Eps, encode, working
 from ..options import About, Seed, Steps, Strength, Within
 from ..path import Path
 from .sdedit import draws, noised
@@ -59,6 +59,35 @@ def direct(
     text = source if encode_text == "source" else null
     levels = encode(eps, x0, text, steps=steps, strength=strength, refine=refine)
     return Path([*levels.values()], steps, null, pinned=True)
+
+
+def negative_prompt(
+    eps: Eps, x0: Tensor, source: Any, *, steps: Steps = 50, strength: Strength = 1.0, refine: Refine = 1
+) -> Path:
+    """Negative-prompt inversion (Miyake et al., 2305.16807): the source text takes the null text's place, at every level,
+    and guidance leads away from it. Under the source text guidance then changes nothing, at any scale. Model rows: at
+    most K b refine. Left out: null texts between the source's and none.
+    """
+    return Path([*encode(eps, x0, source, steps=steps, strength=strength, refine=refine).values()], steps, source)
+
+
+def ddim_paper(
+    eps: Eps,
+    x0: Tensor,
+    null: Any,
+    source: Any = "",
+    *,
+    steps: Steps = 50,
+    strength: Strength = 1.0,
+    encode_text: EncodeText = "source",
+) -> Path:
+    """`ddim` with eps at the level that a step leaves, as the papers write it (2010.02502, section 4.3):
+    x_{j+1} = move(x_j, eps(x_j, t_j), a_j, a_{j+1}), x_0 at t = 0. Errs more at the same cost. Model rows: K b.
+    """
+    (t, a), text, x = levels(steps), source if encode_text == "source" else null, [working(x0)]
+    for j in range(level_at(strength, steps)):
+        x.append(move(x[j], eps(x[j], t[j], [text])[0], a[j], a[j + 1]))
+    return Path(x, steps, null)
 
 
 def noise(x0: Tensor, null: Any, *, steps: Steps = 50, strength: Strength = 0.8, seed: Seed = 0) -> Path:

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..attention import Attend, Site
 from ..options import Scale, Within
 from ..path import HookedEps, Path
+from .guidance import Guidance, Norm, Quantile, guide_of
 
 
 @torch.no_grad()
@@ -26,11 +27,15 @@ def masactrl(
     guidance_scale: Scale = 7.5,
     first_step: Annotated[int, Within(0, 999, "steps before the source is looked at")] = 4,
     finest: Annotated[int, Within(0, 10, "the decoder's levels that look at it, from the finest")] = 2,
+    guidance: Guidance = "cfg",
+    quantile: Quantile = 0.4,
+    norm: Norm = "l0",
 ) -> Tensor:
     """Rows of a call: source and target under the null text, then source and target under their own; each half looks
     into its own source. In SD v1 the two finest levels are the authors' layers 10 to 15 (64 x 64 and 32 x 32).
     """
     x, texts, b = path.rows(2), path.texts(source, target), len(path[0])
+    guide = guide_of(guidance, guidance_scale, quantile, norm)
 
     def mutual(plain: Attend, site: Site, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if site.kind == "self" and site.place == "up" and site.level < finest:
@@ -40,5 +45,5 @@ def masactrl(
     for i, j in enumerate(path.down()):
         x = path.pin(x, j)
         e_null, e_text = eps(x, path.t[j], [path.null(j), texts], tap=mutual if i >= first_step else None)
-        x = path.step(x, e_null + guidance_scale * (e_text - e_null), j)
+        x = path.step(x, guide(e_null, e_text), j)
     return x[b:]

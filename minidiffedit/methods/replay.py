@@ -1,7 +1,7 @@
 """The plainest editor: walk a path down under another text. Model rows: 2 K b.
 
-After null-text inversion it is that paper's editing without attention maps; after DDIM inversion it is the baseline
-that every method of this family improves on.
+After null-text inversion it is that paper's editing without attention maps, after negative-prompt, edit-friendly or
+cycle inversion theirs; after DDIM inversion it is the baseline that every method of this family improves on.
 """
 
 from typing import Any
@@ -12,13 +12,23 @@ from torch import Tensor
 from ..diffedit import Eps
 from ..options import Scale
 from ..path import Path
+from .guidance import Guidance, Norm, Quantile, guide_of
 
 
 @torch.no_grad()
-def replay(eps: Eps, path: Path, target: Any, *, guidance_scale: Scale = 7.5) -> Tensor:
+def replay(
+    eps: Eps,
+    path: Path,
+    target: Any,
+    *,
+    guidance_scale: Scale = 7.5,
+    guidance: Guidance = "cfg",
+    quantile: Quantile = 0.4,
+    norm: Norm = "l0",
+) -> Tensor:
     """Guided by guidance_scale (2207.12598); each level's null text is the path's."""
-    x = path.rows(1)
+    x, guide = path.rows(1), guide_of(guidance, guidance_scale, quantile, norm)
     for j in path.down():
         e_null, e_text = eps(x, path.t[j], [path.null(j), target])
-        x = path.step(x, e_null + guidance_scale * (e_text - e_null), j)
+        x = path.step(x, guide(e_null, e_text), j)
     return x

@@ -39,6 +39,10 @@ INVERSIONS = {
     "ddim": "inversions:ddim",
     "direct": "inversions:direct",
     "null-text": "null_text:null_text",
+    "negative-prompt": "inversions:negative_prompt",
+    "edit-friendly": "edit_friendly:edit_friendly",
+    "cycle": "cycle_diffusion:cycle",
+    "ddim-paper": "inversions:ddim_paper",
     "noise": "inversions:noise",
 }
 
@@ -68,13 +72,21 @@ SYSTEMS = {
     # inversions and what they feed
     "replay": System("2010.02502", "replay:replay", "ddim", note="an inversion decoded under another text"),
     "null-text-inversion": System("2211.09794", "replay:replay", "null-text", letter="B"),
-    "negative-prompt-inversion": todo("2305.16807", "A"),
+    "negative-prompt-inversion": System("2305.16807", "replay:replay", "negative-prompt"),
     "pnp-inversion": todo("2310.01506", "A", "its inversion works as `direct`; its row waits for prompt-to-prompt"),
-    "direct-inversion": todo("2211.07825", "A", "known from its abstract only"),
-    "edit-friendly-ddpm": todo("2304.06140", "A"),
-    "cycle-diffusion": todo("2210.05559", "A"),
+    "direct-inversion": System(
+        "2211.07825", "replay:replay", "ddim", PAPER, note="our reading of its abstract: inverted to a level, decoded"
+    ),
+    "edit-friendly-ddpm": System(
+        "2304.06140",
+        "replay:replay",
+        "edit-friendly",
+        {"steps": 100, "guidance_scale": 15.0},
+        note="the top 36 % skipped",
+    ),
+    "cycle-diffusion": System("2210.05559", "replay:replay", "cycle", {"steps": 100, "guidance_scale": 2.0}),
     "ledits++": todo("2311.16711", "A"),
-    "proxedit": todo("2306.05414", "A"),
+    "proxedit": System("2306.05414", "proxedit:proxedit", "negative-prompt"),
     "sde-diffedit": todo("2311.01410", "A"),
     "sde-drag": todo("2311.01410", "A"),
     # attention, features, words

@@ -1,67 +1,72 @@
-"""The usual figures of an edit, each by one call: what the threshold, the strength, the mask and the steps do.
+"""The usual figures of DiffEdit, each by one call: what the threshold, the strength, the mask and the steps do.
 
 Every figure gives its page and the numbers behind it. Pages are laid out as contact sheets are; curves are drawn by
 matplotlib, an extra, which is imported only where there is one.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from . import preview
-from ..arms import arm
-from ..ddim import level_at, levels, whole
-from ..diffedit import Track
-from ..editor import Edit, Picture, check_settings, edit, open_picture, predicted_rows
+from ..ddim import level_at, whole
 from ..files.images import grey_picture, to_picture
 from ..many.metrics import psnr
+from ..run import Picture, Plan, Result, blank_plan, open_picture
+from . import previews, sheet
 from .layout import Page, Panel
-from .sheet import (
-    DEFAULTS,
-    MOST_CELLS,
-    coverage,
-    edit_all,
-    masked,
-    notes,
-    page_height,
-    result,
-    sheet_rows,
-    title,
-    total,
-    value,
-)
+from .sheet import coverage, masked, value
 
 if TYPE_CHECKING:
     from ..sd import StableDiffusion
 
-# Name -> what it shows, and the values along it by default.
-FIGURES: dict[str, tuple[str, tuple[Any, ...]]] = {
-    "threshold": ("coverage, masks and edits over the mask threshold", (0.2, 0.35, 0.5, 0.65, 0.8)),
-    "strength": ("edits over the strength, and how far they leave the source", (0.2, 0.4, 0.6, 0.8, 1.0)),
-    "mask": ("the edit with and without mask, from random noise and from the encoding", ()),
-    "latents": ("encoding and decoding level by level, as latents and as predicted x_0", ()),
-    "reconstruction": ("what encoding and decoding under one text lose, over the steps", (10, 20, 50, 100)),
+
+class Kind(NamedTuple):
+    """What a figure shows, the usual values along it, the option that they are values of, whether it has a curve."""
+
+    about: str
+    points: tuple[Any, ...] = ()
+    varies: str = ""
+    curve: bool = False
+
+
+FIGURES = {
+    "threshold": Kind("masks and edits over the mask threshold", (0.2, 0.35, 0.5, 0.65, 0.8), "mask_threshold", True),
+    "strength": Kind("edits over the strength, and their distance", (0.2, 0.4, 0.6, 0.8, 1.0), "strength", True),
+    "mask": Kind("the edit with and without mask, from random noise and from the encoding"),
+    "latents": Kind("encoding and decoding level by level, as latents and as predicted x_0"),
+    "reconstruction": Kind("what encoding and decoding under one text lose", (10, 20, 50, 100), "steps", True),
 }
-CURVES = ("threshold", "strength", "reconstruction")
+ARMS = {"diffedit": "DiffEdit", "mask-only": "mask alone", "encode-only": "encoding alone", "sdedit": "SDEdit"}
 SHOWN_LEVELS = 8
+
+
+class Made(NamedTuple):
+    """What is drawn: the edits in order of the points along the figure, of a picture, and how."""
+
+    sd: "StableDiffusion"
+    picture: Image.Image
+    edits: list[Any]
+    points: list[Any]
+    height: int
+    decode: bool
 
 
 @dataclass(frozen=True, eq=False)
 class Figure:
-    """image: the page, PIL RGB; numbers: what it shows, as plain lists by name; edits: in the page's order, row by row;
+    """image: the page, PIL RGB; numbers: what it shows, as plain lists by name; edits: in the order of the values;
     evaluations (model rows) and seconds by stage; settings: those that all edits share.
     """
 
     image: Image.Image
     numbers: dict[str, Any]
-    edits: tuple[Edit, ...] = field(repr=False)
+    edits: tuple[Result, ...] = field(repr=False)
     evaluations: dict[str, int]
     seconds: dict[str, float]
     settings: dict[str, Any]
@@ -72,240 +77,187 @@ def figure(
     image: Picture,
     name: str,
     *,
-    target: str = "",
     values: Sequence[Any] | None = None,
     height: int | None = None,
     decode: bool = False,
-    track: Track | None = None,
-    **options: Any,
+    watch: Any = None,
+    **arguments: Any,
 ) -> Figure:
-    """The figure `name`, of FIGURES. values: along it, instead of the usual ones ("latents": levels); options: the
-    other arguments of `edit`; height: of a picture on the page, in pixels; decode: latents shown by the autoencoder
-    instead of the linear map of `preview`.
+    """The figure `name`, of FIGURES. values: along it, instead of the usual ones ("latents": levels); arguments: those
+    of `edit`; height: of a picture on the page, in pixels; decode: latents are shown by the autoencoder.
 
     "mask" shows four arms of the paper's ablation (2210.11427, section 4), "reconstruction" has a row for each number
-    of calls a step, 1 to `refine` (here 2 by default). Model rows: `figure_rows`. Raises ValueError for arguments it
-    cannot use and where matplotlib is missing, ArithmeticError for NaN.
+    of calls a step, 1 to `refine` (here 2 by default). Raises ValueError for arguments it cannot use and where
+    matplotlib is missing, ArithmeticError for NaN.
     """
-    settings, points = planned_figure(name, {"target": target, **options}, values)
+    plans, points, settings = planned_figure(name, values, **arguments)
     picture, at = open_picture(sd, image, settings["size"])
+    edits = sheet.run_all(sd, picture, plans, watch=watch)
+    made = Made(sd, picture, edits, points, height or sheet.page_height(picture.size), decode)
     draw = {"threshold": threshold, "strength": strength, "mask": with_and_without, "reconstruction": reconstruction}
-    if name == "latents":
-        page, numbers, edits = latents(sd, picture, settings, points, decode, track)
-    else:
-        page, numbers, edits = draw[name](sd, picture, settings, points, track)
-    costs, seconds = total(one.evaluations for one in edits), total(one.seconds for one in edits)
-    shown = {key: one for key, one in settings.items() if key not in (VARIED.get(name), *UNUSED.get(name, ()))}
-    heading = {"title": title(shown), "notes": notes(shown, costs), "height": height or page_height(picture.size)}
-    record = {key: one for key, one in settings.items() if key != VARIED.get(name)}
-    record |= {"working_size": at, "figure": name, "values": points}
-    return Figure(page(**heading).draw(), numbers, tuple(edits), costs, seconds, record)
-
-
-# What a figure's values are of, and what it does not use.
-VARIED = {"threshold": "mask_threshold", "strength": "strength", "reconstruction": "steps"}
-UNUSED = {
-    "reconstruction": ("refine", "guidance_scale", "maps", "mask_strength", "mask_clip", "mask_threshold", "seed"),
-}
-Drawn = tuple[Callable[..., Page], dict[str, Any], list[Edit]]
+    parts, numbers = draw.get(name, latents)(made)
+    paid, seconds = sheet.paid_for(edits)
+    parts = {"title": sheet.title(settings)} | parts | {"height": made.height}
+    parts["notes"] = sheet.notes(settings, paid) + parts.get("notes", "")
+    settings |= {"working_size": at, "figure": name, "values": points}
+    return Figure(Page(**parts).draw(), numbers, tuple(edits), paid, seconds, settings)
 
 
 def planned_figure(
-    name: str, options: dict[str, Any], values: Sequence[Any] | None
-) -> tuple[dict[str, Any], list[Any]]:
-    """The checked arguments of `edit` and the values along the figure; errors as `figure`, before a model is needed."""
+    name: str, values: Sequence[Any] | None = None, **arguments: Any
+) -> tuple[list[Plan], list[Any], dict[str, Any]]:
+    """Every edit of a figure, the values along it, and what all edits share, before a model is needed; arguments and
+    errors as of `figure`. `sheet.costs` says what the edits pay.
+    """
     if name not in FIGURES:
         raise ValueError(f"a figure must be one of {', '.join(FIGURES)}, got {name!r}")
-    if name in CURVES and find_spec("matplotlib") is None:
+    kind = FIGURES[name]
+    if kind.curve and find_spec("matplotlib") is None:
         raise ValueError(f"the figure {name} needs matplotlib: pip install 'minidiffedit[figures]'")
-    if strange := options.keys() - DEFAULTS.keys() - {"target"}:
-        raise ValueError(f"{', '.join(sorted(strange))}: no argument of edit")
-    if (varied := VARIED.get(name)) in options:
-        raise ValueError(f"the figure {name} varies {varied}; give the values along it instead")
-    settings = check_settings(DEFAULTS | ({"refine": 2} if name == "reconstruction" else {}) | options)
-    points = sorted({*(FIGURES[name][1] if values is None else values)})
+    if kind.varies in arguments:
+        raise ValueError(f"the figure {name} varies {kind.varies}; give the values along it instead")
+    points = sorted({*(kind.points if values is None else values)})
     if name == "mask" and points:
         raise ValueError("the figure mask has no values along it")
+    if not points and kind.varies:
+        raise ValueError(f"the figure {name} needs values along it")
+    if len(points) > sheet.MOST_CELLS:
+        raise ValueError(f"a figure holds at most {sheet.MOST_CELLS} values, got {len(points)}")
+    plans = sheet.plan_all(cells(name, points, arguments))
     if name == "latents":
-        K = level_at(settings["strength"], settings["steps"])
+        K = level_at(plans[0].settings["strength"], plans[0].settings["steps"])
         points = points or sorted({round(i * K / (SHOWN_LEVELS - 1)) for i in range(SHOWN_LEVELS)})
         points = [whole("level", point, 0, K) for point in points]
-    elif not points and name != "mask":
-        raise ValueError(f"the figure {name} needs values along it")
-    if len(points) > MOST_CELLS:
-        raise ValueError(f"a figure holds at most {MOST_CELLS} values, got {len(points)}")
-    if varied:
-        for point in points:
-            check_settings(settings | {varied: point})
-    return settings, points
+    return plans, points, sheet.shared(plans[:1] if name == "mask" else plans, kind.varies)
 
 
-def figure_rows(name: str, settings: dict[str, Any], points: Sequence[Any]) -> dict[str, int]:
-    """The model rows by stage, from what `planned_figure` returned, where every edit finds something to edit."""
-    if name in ("threshold", "strength"):
-        return sheet_rows([settings | {VARIED[name]: point} for point in points])
-    each = predicted_rows(settings)
+def cells(name: str, points: Sequence[Any], arguments: dict[str, Any]) -> list[dict[str, Any]]:
+    """The arguments of each edit, its method among them."""
     if name == "mask":
-        full = predicted_rows(settings, given=True)  # without a mask, equal texts edit all the same
-        return {"mask": each["mask"], "encode": full["encode"], "decode": 2 * (each["decode"] + full["decode"])}
+        strength = blank_plan("diffedit").settings["strength"]
+        return [{"strength": strength} | arguments | {"method": arm} for arm in ARMS]
     if name == "latents":
-        return each
-    K = [level_at(settings["strength"], steps) for steps in points]
-    refine = settings["refine"]
-    return {"mask": 0, "encode": sum(K) * refine * (refine + 1) // 2, "decode": sum(K) * refine}
+        return [arguments | {"method": "diffedit"}]
+    if name != "reconstruction":
+        return [arguments | {"method": "diffedit", FIGURES[name].varies: point} for point in points]
+    diffedit, own = blank_plan("diffedit"), blank_plan(name)
+    unused = {*diffedit.given, *diffedit.options}.difference(own.given, own.options)
+    told = {key: one for key, one in arguments.items() if key not in unused} | {"method": name}
+    passes = range(1, whole("refine", arguments.get("refine", 2), 1, 100) + 1)
+    return [told | {"refine": refine, "steps": steps} for refine in passes for steps in points]
 
 
-# ---------------------------------------------------------------- the figures
+# ---------------------------------------------------------------- the figures: parts of the page, and the numbers
+
+Parts = dict[str, Any]
+Drawn = tuple[Parts, Parts]
 
 
-def threshold(sd: Any, picture: Image.Image, settings: dict[str, Any], points: list[Any], track: Any) -> Drawn:
-    edits = edit_all(sd, picture, [settings | {"mask_threshold": point} for point in points], track=track)
+def threshold(made: Made) -> Drawn:
+    points, edits = made.points, made.edits
     heat = edits[0].heat
     grid = [round(i / 100, 2) for i in range(101)]
     shares = [0.0 if heat is None else float((heat > t).float().mean()) for t in grid]
-    marked = [one.coverage for one in edits]
-
-    def page(height: int, **heading: Any) -> Page:
-        curve = plot(
-            height, "mask threshold", "share of the picture", [("", grid, shares)], marks=[(points, marked)], low=0
-        )
-        head = [Panel(picture, "source"), *heat_panel(edits[0]), Panel(curve, drawn=True)]
-        rows = [[Panel(masked(one), coverage(one)) for one in edits], [result(one) for one in edits]]
-        top = [("threshold", value(point)) for point in points]
-        return Page(**heading, head=head, grid=rows, left=[("", "mask"), ("", "edit")], top=top, height=height)
-
-    return page, {"threshold": grid, "coverage": shares, "edited": {"threshold": points, "coverage": marked}}, edits
+    marked = [one.coverage or 0.0 for one in edits]
+    curve = plot(made.height, "mask threshold", "share of the picture", [("", grid, shares)], marks=(points, marked))
+    head = [Panel(made.picture, "source"), *sheet.heat_panel(edits[0]), Panel(curve, drawn=True)]
+    rows = [[Panel(masked(one), coverage(one)) for one in edits], [sheet.result(one) for one in edits]]
+    left, top = [("", "mask"), ("", "edit")], [("threshold", value(point)) for point in points]
+    numbers = {"threshold": grid, "coverage": shares, "edited": {"threshold": points, "coverage": marked}}
+    return {"head": head, "grid": rows, "left": left, "top": top}, numbers
 
 
-def strength(sd: Any, picture: Image.Image, settings: dict[str, Any], points: list[Any], track: Any) -> Drawn:
-    edits = edit_all(sd, picture, [settings | {"strength": point} for point in points], track=track)
-    chosen = max(edits, key=lambda one: one.coverage)
+def strength(made: Made) -> Drawn:
+    points, edits, picture = made.points, made.edits, made.picture
+    chosen = max(edits, key=lambda one: one.coverage or 0)
     inside = np.asarray(chosen.mask) > 0
-    kept = {
-        "inside the mask": [psnr(one.image, picture, inside) for one in edits],
-        "whole picture": [psnr(one.image, picture) for one in edits],
+    kept = {"inside the mask": [psnr(one.image, picture, inside) for one in edits]}
+    kept |= {"whole picture": [psnr(one.image, picture) for one in edits]}
+    lines = [(label, points, dbs) for label, dbs in kept.items()]
+    curve = plot(made.height, "strength", "PSNR to the source, dB", lines)
+    head = [Panel(picture, "source"), *sheet.heat_panel(chosen), Panel(masked(chosen), coverage(chosen))]
+    row = [Panel(one.image, decibels(db)) for one, db in zip(edits, kept["inside the mask"])]
+    parts = {
+        "head": [*head, Panel(curve, drawn=True)],
+        "grid": [row],
+        "left": [],
+        "notes": " dB: PSNR inside the mask.",
     }
-
-    def page(height: int, **heading: Any) -> Page:
-        lines = [(label, points, dbs) for label, dbs in kept.items()]
-        curve = plot(height, "strength", "PSNR to the source, dB", lines, dots=True)
-        head = [
-            Panel(picture, "source"),
-            *heat_panel(chosen),
-            Panel(masked(chosen), coverage(chosen)),
-            Panel(curve, drawn=True),
-        ]
-        row = [Panel(one.image, decibels(db)) for one, db in zip(edits, kept["inside the mask"])]
-        top = [("strength", value(point)) for point in points]
-        return Page(**heading, head=head, grid=[row], left=[], top=top, height=height)
-
-    numbers = {"strength": points} | {f"psnr {label}": [finite(db) for db in dbs] for label, dbs in kept.items()}
-    return page, numbers, edits
+    numbers = {f"psnr {label}": [finite(db) for db in dbs] for label, dbs in kept.items()}
+    return parts | {"top": [("strength", value(point)) for point in points]}, {"strength": points} | numbers
 
 
-def with_and_without(sd: Any, picture: Image.Image, settings: dict[str, Any], points: list[Any], track: Any) -> Drawn:
-    named = {"both": "DiffEdit", "mask": "mask alone", "encode": "encoding alone", "sdedit": "SDEdit"}
-    made: dict[str, Edit] = {}
-    for name in named:
-        made[name] = arm(sd, picture, name, reuse=[*made.values()], track=track, **settings)  # type: ignore[arg-type]
-    both = made["both"]
+def with_and_without(made: Made) -> Drawn:
+    arms = dict(zip(ARMS, made.edits))
+    both = arms["diffedit"]
     outside = np.asarray(both.mask) == 0
-    kept = {name: psnr(one.image, picture, outside) for name, one in made.items()}
-
-    def page(height: int, **heading: Any) -> Page:
-        def panel(name: str) -> Panel:
-            return Panel(made[name].image, f"{named[name]}, {decibels(kept[name])}")
-
-        rows = [[panel("sdedit"), panel("mask")], [panel("encode"), panel("both")]]
-        head = [Panel(picture, "source"), *heat_panel(both), Panel(masked(both), coverage(both))]
-        left, top = [("from", "noise"), ("from", "encoding")], [("", "without mask"), ("", "with mask")]
-        heading["notes"] += " dB: PSNR to the source outside the mask."
-        return Page(**heading, head=head, grid=rows, left=left, top=top, height=height)
-
-    order = ("sdedit", "mask", "encode", "both")
-    numbers = {"arm": [*order], "psnr outside the mask": [finite(kept[name]) for name in order]}
-    return page, numbers, [made[name] for name in order]
+    kept = {name: psnr(one.image, made.picture, outside) for name, one in arms.items()}
+    panels = {name: Panel(one.image, f"{ARMS[name]}, {decibels(kept[name])}") for name, one in arms.items()}
+    rows = [[panels["sdedit"], panels["mask-only"]], [panels["encode-only"], panels["diffedit"]]]
+    parts: Parts = {
+        "head": [Panel(made.picture, "source"), *sheet.heat_panel(both), Panel(masked(both), coverage(both))]
+    }
+    parts |= {"grid": rows, "left": [("from", "noise"), ("from", "encoding")]}
+    top, notes = [("", "without mask"), ("", "with mask")], " dB: PSNR to the source outside the mask."
+    numbers = {"arm": [*ARMS], "psnr outside the mask": [finite(db) for db in kept.values()]}
+    return parts | {"top": top, "notes": notes}, numbers
 
 
-def latents(
-    sd: Any, picture: Image.Image, settings: dict[str, Any], points: list[int], decode: bool, track: Any
-) -> Drawn:
-    done = edit(sd, picture, track=track, **settings)
-    x, a = done.trajectory, levels(settings["steps"]).a
-    y = dict(zip(range(max(x), -1, -1), done.decoded))
-    points = [j for j in points if j in x] or [0]
-    clean_x = {j: preview.predicted_x0(x[j - 1], x[j], a[j - 1], a[j]) if j else x[0] for j in points}
-    clean_y = {
-        j: preview.decoded_x0(y[j], y[j - 1], x[j - 1], x[0], done.latent_mask, a[j], a[j - 1]) if j else y[0]
-        for j in points if j in y
-    }  # fmt: skip
-    far = {j: (y[j] - x[j]).abs().mean(dim=1, keepdim=True) for j in points if j in y}
-    most = max((float(one.max()) for one in far.values()), default=0.0) or 1.0
-    known = preview.fit(done.x0, picture)
+def latents(made: Made) -> Drawn:
+    (done,), sd, walked = made.edits, made.sd, previews.walk(made.edits[0])
+    chosen = [one for one in walked if one.j in made.points] or walked[:1]
+    known, at = previews.fit(done.x0, made.picture), done.settings["working_size"]
 
     def shown(latent: Tensor) -> Panel:
-        if decode:
-            return Panel(to_picture(sd.decode(latent)))
-        small = preview.apply(known, latent)
-        return Panel(small.resize((small.width * sd.factor, small.height * sd.factor), Image.Resampling.NEAREST))
+        picture = to_picture(sd.decode(latent.float())) if made.decode else previews.apply(known, latent)
+        return Panel(picture.resize(at, Image.Resampling.NEAREST))
 
-    def page(**heading: Any) -> Page:
-        head = [Panel(picture, "source"), Panel(masked(done), coverage(done)), Panel(done.image, "edit")]
-        rows = [[shown(x[j]) for j in points], [shown(clean_x[j]) for j in points]]
-        left = [("encoded", "x_j"), ("its predicted", "x_0")]
-        if y:
-            rows += [[shown(y[j]) for j in points], [shown(clean_y[j]) for j in points]]
-            rows += [[Panel(grey_picture(far[j] / most, at), f"{float(far[j].mean()):.2f}") for j in points]]
-            left += [("decoded", "y_j"), ("its predicted", "x_0"), ("difference", "|y_j - x_j|")]
-        top = [(f"t = {levels(settings['steps']).t[j]}", f"level {j}") for j in points]
-        how = "by the autoencoder" if decode else f"by a linear map that explains {known.explained:.0%} of the source"
-        heading["notes"] += f" Encoding runs to the right, decoding back to the left; latents shown {how}."
-        return Page(**heading, head=head, grid=rows, left=left, top=top)
-
-    at = (done.x0.shape[3] * sd.factor, done.x0.shape[2] * sd.factor)
-    numbers = {"level": points, "mean difference": [float(far[j].mean()) for j in points if j in far]}
-    return page, numbers, [done]
+    labels = {"x": ("encoded", "x_j"), "x_clean": ("its predicted", "x_0")}
+    labels |= {"y": ("decoded", "y_j"), "y_clean": ("its predicted", "x_0")}
+    labels = {name: label for name, label in labels.items() if name in chosen[0].shown}
+    rows, left = [[shown(one.shown[name]) for one in chosen] for name in labels], [*labels.values()]
+    far = [one.shown["apart"] for one in chosen if "apart" in one.shown]
+    if far:
+        most = max(float(one.max()) for one in far) or 1.0
+        rows += [[Panel(grey_picture(one / most, at), f"{float(one.mean()):.2f}") for one in far]]
+        left += [("difference", "|y_j - x_j|")]
+    how = "by the autoencoder" if made.decode else f"by a linear map that explains {known.explained:.0%} of the source"
+    head = [Panel(made.picture, "source"), Panel(masked(done), coverage(done)), Panel(done.image, "edit")]
+    parts = {"head": head, "grid": rows, "left": left, "top": [(f"t = {one.t}", f"level {one.j}") for one in chosen]}
+    notes = f" Encoding runs to the right, decoding back to the left; latents shown {how}."
+    numbers = {"level": [one.j for one in chosen], "mean difference": [float(one.mean()) for one in far]}
+    return parts | {"notes": notes}, numbers
 
 
-def reconstruction(sd: Any, picture: Image.Image, settings: dict[str, Any], points: list[Any], track: Any) -> Drawn:
+def reconstruction(made: Made) -> Drawn:
     """Errors against x_0 and against its decoding, so that the autoencoder's own loss is left out."""
-    made: dict[tuple[int, int], Edit] = {}
-    passes = [*range(1, settings["refine"] + 1)]
-    for refine in passes:
-        for steps in points:
-            changed = settings | {"steps": steps, "refine": refine}
-            made[refine, steps] = arm(sd, picture, "reconstruction", reuse=[*made.values()][:1], track=track, **changed)
-    x0 = made[1, points[0]].x0
+    points, edits, x0 = made.points, made.edits, made.edits[0].x0
+    rows = [edits[i : i + len(points)] for i in range(0, len(edits), len(points))]
     with torch.no_grad():
-        at_best = to_picture(sd.decode(x0), picture.size)
-    errors = {k: float((one.latent - x0).norm() / x0.norm()) for k, one in made.items()}
-    dbs = {k: psnr(one.image, at_best) if one.decoded else math.inf for k, one in made.items()}
-
-    def page(height: int, **heading: Any) -> Page:
-        calls = {refine: f"{refine} call{'s' * (refine > 1)} a step" for refine in passes}
-        lines = [(calls[refine], points, [errors[refine, steps] for steps in points]) for refine in passes]
-        curve = plot(height, "steps", "error of the latent", lines, dots=True, log=True)
-        best = Panel(at_best, f"autoencoder, {decibels(psnr(at_best, picture))}")
-        rows = [[Panel(made[k, n].image, f"{errors[k, n]:.1e}, {decibels(dbs[k, n])}") for n in points] for k in passes]
-        heading["title"] = "Reconstruction: encoded and decoded under the same text, no guidance"
-        heading["notes"] += " Error: |y_0 - x_0| / |x_0|; dB: PSNR to what the autoencoder makes of the source."
-        left, top = [("refine", str(k)) for k in passes], [("steps", str(n)) for n in points]
-        head = [Panel(picture, "source"), best, Panel(curve, drawn=True)]
-        return Page(**heading, head=head, grid=rows, left=left, top=top, height=height)
-
-    numbers: dict[str, Any] = {"steps": points, "psnr of the autoencoder": finite(psnr(at_best, picture))}
-    for k in passes:
-        numbers[f"refine {k}"] = {
-            "latent error": [errors[k, n] for n in points], "psnr": [finite(dbs[k, n]) for n in points]
-        }  # fmt: skip
-    return page, numbers, [*made.values()]
+        best = to_picture(made.sd.decode(x0), made.picture.size)
+    errors = [[float((one.latent - x0).norm() / x0.norm()) for one in row] for row in rows]
+    dbs = [[psnr(one.image, best) if one.decoded else math.inf for one in row] for row in rows]
+    calls = [f"{refine} call{'s' * (refine > 1)} a step" for refine in range(1, len(rows) + 1)]
+    lines = [(call, points, row) for call, row in zip(calls, errors)]
+    curve = plot(made.height, "steps", "error of the latent", lines, log=True)
+    limit = psnr(best, made.picture)
+    head = [Panel(made.picture, "source"), Panel(best, f"autoencoder, {decibels(limit)}"), Panel(curve, drawn=True)]
+    said = [[f"{error:.1e}, {decibels(db)}" for error, db in zip(*pair)] for pair in zip(errors, dbs)]
+    grid = [[Panel(one.image, words) for one, words in zip(*pair)] for pair in zip(rows, said)]
+    parts = {
+        "title": "Reconstruction: encoded and decoded under the same text, no guidance",
+        "head": head,
+        "grid": grid,
+    }
+    parts |= {"left": [("refine", str(i + 1)) for i in range(len(rows))], "top": [("steps", str(n)) for n in points]}
+    parts |= {"notes": " Error: |y_0 - x_0| / |x_0|; dB: PSNR to what the autoencoder makes of the source."}
+    numbers: Parts = {"steps": points, "psnr of the autoencoder": finite(limit)}
+    for i, (error, db) in enumerate(zip(errors, dbs), 1):
+        numbers[f"refine {i}"] = {"latent error": error, "psnr": [finite(one) for one in db]}
+    return parts, numbers
 
 
 # ---------------------------------------------------------------- pieces
-
-
-def heat_panel(one: Edit) -> list[Panel]:
-    return [] if one.heat is None else [Panel(grey_picture(one.heat, one.source.size), "where the texts differ")]
 
 
 def decibels(db: float) -> str:
@@ -320,12 +272,9 @@ def finite(db: float) -> float | None:
 Line = tuple[str, Sequence[float], Sequence[float]]
 
 
-def plot(
-    height: int, x: str, y: str, lines: Sequence[Line], *, marks: Sequence[tuple[Any, Any]] = (), dots: bool = False,
-    log: bool = False, low: float | None = None,
-) -> Image.Image:  # fmt: skip
-    """Curves (label, xs, ys) and marked points on one pair of axes -> PIL RGB, 1.8 times as wide as high; never so
-    small that its letters could not be read.
+def plot(height: int, x: str, y: str, lines: Sequence[Line], *, marks: Any = None, log: bool = False) -> Image.Image:
+    """Curves (label, xs, ys), dotted unless there are marks (xs, ys), on one pair of axes -> PIL RGB, 1.8 times as wide
+    as high; never so small that its letters could not be read.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as Canvas
@@ -338,9 +287,10 @@ def plot(
     log = log and any(0 < b < math.inf for _, _, ys in lines for b in ys)
     for (label, xs, ys), style in zip(lines, ("o-", "s--", "^-.", "d:") * len(lines)):
         kept = [(a, b) for a, b in zip(xs, ys) if math.isfinite(b) and (b > 0 or not log)]
-        axes.plot(*zip(*kept) if kept else ([], []), style if dots else "-", label=label, markersize=3, linewidth=1.2)
-    for xs, ys in marks:
-        axes.plot(xs, ys, "o", markersize=4, color="black")
+        axes.plot(*zip(*kept) if kept else ([], []), "-" if marks else style, label=label, markersize=3, linewidth=1.2)
+    if marks:
+        axes.plot(*marks, "o", markersize=4, color="black")
+        axes.set_ylim(bottom=0)
     if log:
         axes.set(xscale="log", yscale="log")
         axes.xaxis.set_major_formatter(ScalarFormatter())
@@ -348,8 +298,6 @@ def plot(
         axes.set_xticks(sorted({n for _, xs, _ in lines for n in xs}))
     axes.set_xlabel(x, fontsize=font)
     axes.set_ylabel(y, fontsize=font)
-    if low is not None:
-        axes.set_ylim(bottom=low)
     axes.tick_params(which="both", labelsize=font - 1)
     axes.grid(True, linewidth=0.3, color="#cccccc")
     axes.spines[["top", "right"]].set_visible(False)

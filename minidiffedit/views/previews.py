@@ -6,6 +6,7 @@ checkpoint and any picture. What it cannot show is all that lies below a latent 
 
 import math
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -14,16 +15,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..ddim import whole
+from ..ddim import level_at, levels, whole
 from ..files import images
 
 if TYPE_CHECKING:
-    from ..run import Step
+    from ..run import Result, Step
     from ..sd import StableDiffusion
 
 ROUNDING = 1e-12  # a variance below which a picture is one colour
 SOFTEST = 1e-3  # of a soft mask, below which the step under it is not solved for: it would show rounding
-LOWEST = 1  # the timestep of the lowest level, after which a clean latent is reached
+LOWEST = 1  # the timestep of level 1, whatever the number of steps
 
 
 def predicted_x0(x: Tensor, x_next: Tensor, a: float, a_next: float) -> Tensor:
@@ -44,6 +45,69 @@ def decoded_x0(y: Tensor, y_next: Tensor, x_next: Tensor, x0: Tensor, M: Tensor,
     """
     step = (y_next - (1 - M) * x_next) / M.clamp(min=SOFTEST)
     return torch.where(M >= SOFTEST, M * predicted_x0(y, step, a, a_next) + (1 - M) * x0, x0)
+
+
+@dataclass(frozen=True, eq=False)
+class Level:
+    """What there is to see of level j. shown: latents (1, c, h, w) float64 on the CPU, so far as they are: "x" encoded,
+    "y" decoded, "x_clean" and "y_clean" the clean ones that the predictions there lead to, "apart" (1, 1, h, w) the
+    mean over channels of |y - x|. inside: root mean square of y - x over values in the mask (of all, without one);
+    inside_most, outside_most: the largest |y - x| in the mask and out of it.
+    """
+
+    j: int
+    t: int
+    a: float
+    shown: dict[str, Tensor]
+    inside: float = 0.0
+    inside_most: float = 0.0
+    outside_most: float = 0.0
+
+
+def walk(result: "Result") -> list[Level]:
+    """The levels of a run from the lowest up, those of several descents one after another.
+
+    Predictions that were not kept are solved for, of two latents that one of them joins.
+    """
+    steps = result.settings.get("steps", 50)
+    t, a = levels(steps)
+    ways = {name: [one.cpu().double() for one in latents] for name, latents in result.stages.items()}
+    x, down = ways.pop("encode", []), next(iter(ways), "")
+    y, clean = ways.get(down, [])[::-1], [one.cpu().double() for one in result.clean.get(down, [])[::-1]]
+    x = x or ([result.x0.cpu().double()] if result.x0 is not None and not y else [])
+    K = len(x) - 1 if x else level_at(result.settings.get("strength", 1.0), steps)
+    if len(y) - 1 > K and (not K or (len(y) - 1) % K):
+        y = []  # at which levels they stand is not known
+    M = None if result.latent_mask is None else result.latent_mask.cpu().double()
+    solvable = bool(x) and not getattr(result.made("path"), "noises", None)
+    made = []
+    for i in range(max(len(x), len(y))):
+        j = (i - 1) % K + 1 if i else 0
+        shown = {name: latents[i] for name, latents in (("x", x), ("y", y)) if i < len(latents)}
+        if "x" in shown and (solvable or not i):
+            shown["x_clean"] = predicted_x0(x[i - 1], x[i], a[j - 1], a[j]) if i else x[0]
+        if "y" in shown and (len(clean) == len(y) - 1 or not i):
+            shown["y_clean"] = clean[i - 1] if i else y[0]
+        elif "y" in shown and solvable:
+            mask = torch.ones_like(x[0][:, :1]) if M is None else M
+            shown["y_clean"] = decoded_x0(y[i], y[i - 1], x[i - 1], x[0], mask, a[j], a[j - 1])
+        made.append(Level(j, t[j], a[j], shown, *apart(shown, M)))
+    return made
+
+
+def apart(shown: dict[str, Tensor], M: Tensor | None) -> tuple[float, ...]:
+    """What a `Level` says in numbers; adds "apart" to what it shows."""
+    if "x" not in shown or "y" not in shown:
+        return ()
+    far = (shown["y"] - shown["x"]).abs()
+    shown["apart"] = far.mean(dim=1, keepdim=True)
+    mask = torch.ones_like(far) if M is None else M.expand_as(far)
+    within, without = far[mask > 0], far[mask == 0]
+    return rms(within), within.max().item(), without.max().item() if len(without) else 0.0
+
+
+def rms(x: Tensor) -> float:
+    return float(x.square().mean().sqrt())
 
 
 class LatentRGB(NamedTuple):
@@ -119,24 +183,24 @@ class Previews:
         check_folder(self.folder)
 
     def __call__(self, step: "Step") -> None:
-        """A step is over when another follows, so that of several calls at one timestep the last one counts."""
-        if self.last and self.last[:2] != step[:2]:
-            if self.steps % self.every == 0 or self.last.stage != step.stage:
-                self.write(self.last)
-            self.steps = self.steps if self.last.stage == step.stage else 0
-        if not self.last or self.last[:2] != step[:2]:
-            self.steps += 1
-        self.last = step
-        if step.t == LOWEST:
-            self.write(step)
-
-    def write(self, step: "Step") -> None:
-        """One step's picture; the mask has none, and the same step again replaces its file."""
+        """A step is over when another one follows: of several calls at one timestep the last counts."""
         if step.stage == "mask":
-            return
-        name = f"{step.stage}-t{step.t:03d}.png"
-        if not (self.files and self.files[-1].name.endswith(name)):
-            self.files.append(self.folder / f"{len(self.files) + 1:02d}-{name}")
+            return  # its latents are noise on the source, and lead to no picture
+        last, self.last = self.last, step
+        follows = last is None or (last.stage, last.t) != (step.stage, step.t)
+        if last and follows and not ends_run(last):
+            over = last.stage != step.stage
+            if over or self.steps % self.every == 0:
+                self.write(last)
+            self.steps = 0 if over else self.steps
+        self.steps += follows
+        if ends_run(step):
+            self.write(step, again=not follows)
+
+    def write(self, step: "Step", again: bool = False) -> None:
+        """The picture of a step; again: in the place of the last one."""
+        if not again:
+            self.files.append(self.folder / f"{len(self.files) + 1:02d}-{step.stage}-t{step.t:03d}.png")
         self.folder.mkdir(exist_ok=True)
         images.write_picture(self.shown(step.clean), self.files[-1])
 
@@ -149,6 +213,11 @@ class Previews:
             assert self.picture
             self.map = fit(self.sd.encode(images.to_tensor(self.picture, size)), self.picture)
         return apply(self.map, clean).resize(size, Image.Resampling.BICUBIC)
+
+
+def ends_run(step: "Step") -> bool:
+    """Whether nothing but a clean latent can follow: an encoding goes up from the lowest level, all else ends there."""
+    return step.t == LOWEST and step.stage != "encode"
 
 
 def check_folder(folder: Path) -> None:

@@ -1,184 +1,226 @@
-"""Contact sheets: one picture edited over two settings, from one encoding, on one page with labelled axes."""
+"""Contact sheets: one picture edited over two options, or by several methods, on one page with labelled axes."""
 
-import inspect
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
-from torch import Tensor
 
-from ..diffedit import Track
-from ..editor import Edit, Picture, check_settings, edit, open_picture, predicted_rows
+from .. import cost
 from ..files.images import grey_picture
+from ..options import options_of
+from ..run import COMMON, Picture, Plan, Result, blank_plan, execute, function_at, open_picture, plan
 from .layout import Page, Panel
-from ..files.states import ARGUMENTS
 
 if TYPE_CHECKING:
     from ..sd import StableDiffusion
-    from ..files.masks import Steering
 
-# What can stand on an axis, and the values that stand there by default.
-AXES: dict[str, tuple[Any, ...]] = {
-    "strength": (0.4, 0.6, 0.8), "mask_threshold": (0.3, 0.5, 0.7), "guidance_scale": (3.0, 7.5, 12.0),
-    "seed": (0, 1, 2), "mask_clip": (2.0, 3.0, 4.0),
-}  # fmt: skip
-OF_THE_MASK = ("mask_threshold", "mask_clip", "seed")  # of these, nothing but the mask depends
-MOST_CELLS = 100
-DEFAULTS = {name: inspect.signature(edit).parameters[name].default for name in ARGUMENTS if name != "target"}
 Axis = tuple[str, Sequence[Any]]
+# What stands on an axis that nobody chose, as far as the method has it; then what else it has.
+USUAL = {"strength": (0.4, 0.6, 0.8), "mask_threshold": (0.3, 0.5, 0.7), "guidance_scale": (3.0, 7.5, 12.0)}
+MOST_CELLS = 100
 
 
 @dataclass(frozen=True, eq=False)
 class Sheet:
-    """image: the page, PIL RGB; edits[i][j]: row i, column j; rows, columns: (name, values); evaluations (model rows)
-    and seconds by stage, of all edits together; settings: those that all share, both axes.
+    """image: the page, PIL RGB; edits[i][j]: row i, column j; evaluations (model rows) and seconds by stage, of all
+    edits together; settings: those that all share, and under "sheet" both axes.
     """
 
     image: Image.Image
-    edits: tuple[tuple[Edit, ...], ...] = field(repr=False)
-    rows: Axis
-    columns: Axis
+    edits: tuple[tuple[Result, ...], ...] = field(repr=False)
     evaluations: dict[str, int]
     seconds: dict[str, float]
     settings: dict[str, Any]
 
 
 def contact_sheet(
-    sd: "StableDiffusion",
-    image: Picture,
-    *,
-    target: str,
-    rows: Axis = ("strength", AXES["strength"]),
-    columns: Axis = ("mask_threshold", AXES["mask_threshold"]),
-    mask: Picture | Tensor | None = None,
-    steering: "Steering | None" = None,
-    height: int | None = None,
-    track: Track | None = None,
-    **options: Any,
+    sd: "StableDiffusion", image: Picture, method: str = "diffedit", *, height: int | None = None, **arguments: Any
 ) -> Sheet:
-    """Edit a picture with every value of one setting under every value of another, and lay the results out.
+    """Edit a picture with every value of one option under every value of another, and lay the results out.
 
-    rows, columns: a name of AXES and its values, at most 100 edits in all; options: the other arguments of `edit`.
-    height: of a picture on the page in pixels (default: its longer side, from 192 to 256). Each edit is what `edit`
-    makes, to the model's rounding. Model rows: one encoding, to the greatest strength; one set of maps for each seed;
-    each edit's decoding. Raises as `edit` does, and ValueError for axes that cannot be.
+    rows, columns: the name of a numeric option and its values, or ("method", names), at most 100 edits in all; left
+    out: the first option that is free. The other arguments are those of `edit`; of several methods each takes what it
+    knows. height: of a picture on the page in pixels (default: its longer side, from 192 to 256). Each edit is what
+    `edit` makes, to the model's rounding; `costs` of the plans says what they pay together. Raises as `edit` does, and
+    ValueError for axes that cannot be.
     """
-    cells, shared = planned({"target": target, **options}, rows, columns, given=mask is not None)
-    picture, _ = open_picture(sd, image, shared["size"])
-    edits = edit_all(sd, picture, cells, mask=mask, steering=steering, track=track)
-    width = len(columns[1])
+    running = {name: arguments.pop(name) for name in ("steering", "watch") if name in arguments}
+    plans, settings = planned(method, **arguments)
+    picture, at = open_picture(sd, image, settings.get("size"))
+    edits, width = run_all(sd, picture, plans, **running), len(settings["sheet"]["columns"][1])
     grid = tuple(tuple(edits[i : i + width]) for i in range(0, len(edits), width))
-    costs, seconds = total(one.evaluations for one in edits), total(one.seconds for one in edits)
-    drawn = lay_out(grid, rows, columns, shared, costs, height or page_height(picture.size))
-    settings = shared | {"sheet": {"rows": [rows[0], [*rows[1]]], "columns": [columns[0], [*columns[1]]]}}
-    settings |= {"working_size": edits[0].settings["working_size"]}
-    return Sheet(drawn, grid, rows, columns, costs, seconds, settings)
+    paid, seconds = paid_for(edits)
+    drawn = lay_out(grid, plans, settings, paid, height or page_height(picture.size))
+    return Sheet(drawn, grid, paid, seconds, settings | {"working_size": at})
 
 
 def planned(
-    options: Mapping[str, Any], rows: Axis, columns: Axis, *, given: bool = False
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Each edit's checked arguments, row by row, and those that all share; ValueError for axes that cannot be."""
-    for name, values in (rows, columns):
-        if name not in AXES:
-            raise ValueError(f"an axis must be one of {', '.join(AXES)}, got {name!r}")
-        if not values or len({*values}) < len(values):
-            raise ValueError(f"the axis {name} must have values, none of them twice, got {', '.join(map(str, values))}")
-        if name in options and (name, options[name]) != ("seed", None):
-            raise ValueError(f"{name} stands on an axis; it cannot have the value {options[name]} besides")
-        if given and name in OF_THE_MASK:
-            raise ValueError(f"with a given mask nothing depends on {name}: put another setting on that axis")
+    method: str = "diffedit", rows: Axis | None = None, columns: Axis | None = None, **arguments: Any
+) -> tuple[list[Plan], dict[str, Any]]:
+    """Every edit of a sheet row by row, equal ones one object, and what they share, before a model is needed; under
+    "sheet" both axes. Arguments and errors as of `contact_sheet`.
+    """
+    names = next((axis[1] for axis in (rows, columns) if axis and axis[0] == "method"), (method,))
+    blanks = [blank_plan(name, arguments.get("inversion")) for name in names]
+    rows = rows or usual_axis(blanks[0], arguments, *(columns or ())[:1])
+    columns = columns or usual_axis(blanks[0], arguments, rows[0])
+    for axis in (rows, columns):
+        check_axis(blanks, *axis, arguments)
     if rows[0] == columns[0]:
         raise ValueError(f"rows and columns are both {rows[0]}")
     if len(rows[1]) * len(columns[1]) > MOST_CELLS:
         raise ValueError(f"a sheet holds at most {MOST_CELLS} edits, got {len(rows[1])} x {len(columns[1])}")
-    if strange := options.keys() - DEFAULTS.keys() - {"target"}:
-        raise ValueError(f"{', '.join(sorted(strange))}: no argument of edit")
-    shared = check_settings(DEFAULTS | dict(options))
-    cells = [check_settings(shared | {rows[0]: r, columns[0]: c}) for r in rows[1] for c in columns[1]]
-    return cells, {name: value for name, value in shared.items() if name not in (rows[0], columns[0])}
+    points = [{rows[0]: r, columns[0]: c} for r in rows[1] for c in columns[1]]
+    plans = plan_all([{"method": method} | arguments | point for point in points])
+    axes = {"rows": [rows[0], [*rows[1]]], "columns": [columns[0], [*columns[1]]]}
+    return plans, shared(plans, rows[0], columns[0]) | {"sheet": axes}
 
 
-def sheet_rows(cells: Sequence[dict[str, Any]], *, given: bool = False) -> dict[str, int]:
-    """The model rows by stage of edits that differ in nothing but AXES, where each finds something to edit."""
-    each = [predicted_rows(cell, given=given) for cell in cells]
-    masks = {cell["seed"]: rows["mask"] for cell, rows in zip(cells, each) if rows["decode"]}
-    decode = sum(rows["decode"] for rows in each)
-    return {"mask": sum(masks.values()), "encode": max(rows["encode"] for rows in each), "decode": decode}
+def usual_axis(blank: Plan, arguments: Mapping[str, Any], *taken: str) -> Axis:
+    """The first numeric option that is free, and three values of it."""
+    for name in (*USUAL, *(name for name in blank.options if name not in COMMON)):
+        one, value, free = blank.options.get(name), blank.settings.get(name), name not in (*arguments, *taken)
+        if (
+            one
+            and one.numeric
+            and value is not None
+            and free
+            and not (arguments.get("mask") and only_mask(blank, name))
+        ):
+            low, high = (value, value) if one.low is None or one.high is None else (one.low, one.high)
+            around = {one.type(min(max(value * factor, low), high)) for factor in (0.5, 1, 1.5)}
+            return name, USUAL.get(name) or sorted(around)
+    raise ValueError(f"{blank.method} has no numeric option left for an axis; name rows and columns")
 
 
-def edit_all(
-    sd: "StableDiffusion", picture: Image.Image, cells: Sequence[dict[str, Any]], *, mask: Any = None,
-    steering: "Steering | None" = None, track: Track | None = None,
-) -> list[Edit]:  # fmt: skip
-    """The edits of one picture that differ in nothing but AXES, in the order given, each from what others computed.
+def check_axis(blanks: Sequence[Plan], name: str, values: Sequence[Any], arguments: Mapping[str, Any]) -> None:
+    names = {"method": None} | {option: None for one in blanks for option, kind in one.options.items() if kind.numeric}
+    if name not in names:
+        raise ValueError(f"an axis must be one of {', '.join(names)}, got {name!r}")
+    if not values or len({*values}) < len(values):
+        raise ValueError(f"the axis {name} must have values, none of them twice, got {', '.join(map(str, values))}")
+    if name in arguments and (name, arguments[name]) != ("seed", None):
+        raise ValueError(f"{name} stands on an axis; it cannot have the value {arguments[name]} besides")
+    if arguments.get("mask") is not None and all(only_mask(one, name) for one in blanks):
+        raise ValueError(f"with a given mask nothing depends on {name}: put another option on that axis")
 
-    The strongest comes first: its encoding holds every other.
+
+def users(one: Plan, name: str) -> set[str]:
+    """What an option acts on: "mask", "path", "latent"."""
+    return {made for made, place in one.functions.items() if name in options_of(function_at(place))}
+
+
+def only_mask(one: Plan, name: str) -> bool:
+    return users(one, name) == {"mask"}
+
+
+# ---------------------------------------------------------------- edits that reuse one another
+
+
+def plan_all(cells: Sequence[dict[str, Any]]) -> list[Plan]:
+    """Plans of a method and arguments each, of which a method takes those it has, if another has the rest; equal plans
+    are one object, and a seed that is drawn is one for all. Raises ValueError as `plan`.
     """
-    made: dict[int, Edit] = {}
-    for i in sorted(range(len(cells)), key=lambda i: -cells[i]["strength"]):
-        known = reusable([*made.values()], cells[i]["seed"])
-        made[i] = edit(sd, picture, mask=mask, steering=steering, reuse=known, track=track, **cells[i])
-    return [made[i] for i in range(len(cells))]
+    known = {cell["method"]: blank_plan(cell["method"], cell.get("inversion")) for cell in cells}
+    names = {method: {*one.given, *one.options} for method, one in known.items()}
+    others, made, seed = set[str]().union(*names.values()), dict[str, Plan](), None
+    plans = []
+    for cell in cells:
+        cell = {name: value for name, value in cell.items() if name in names[cell["method"]] or name not in others}
+        one = plan(**cell | ({"seed": seed} if cell.get("seed") is None else {}))
+        seed = one.settings["seed"]
+        plans.append(made.setdefault(str(one.record), one))
+    return plans
 
 
-def reusable(done: Sequence[Edit], seed: int) -> Edit | None:
-    """One Edit that holds what all of them computed: the longest encoding, and the maps of a seed."""
-    if not done:
-        return None
-    deepest = max(done, key=lambda one: len(one.trajectory))
-    known = next((one for one in done if one.found and one.seed == seed), deepest)
-    return replace(known, trajectory=deepest.trajectory)
+def shared(plans: Sequence[Plan], *varied: str) -> dict[str, Any]:
+    """What the plans say of themselves, as far as none says otherwise."""
+    union = {name: value for one in plans for name, value in one.record.items() if name not in varied}
+    return {name: value for name, value in union.items() if all(p.record.get(name, value) == value for p in plans)}
+
+
+def order(plans: Sequence[Plan]) -> list[Plan]:
+    """Each plan once, the strongest first: its encoding holds every other."""
+    return sorted({id(one): one for one in plans}.values(), key=lambda one: -one.settings.get("strength", 1))
+
+
+def costs(plans: Sequence[Plan]) -> dict[str, int]:
+    """Model rows by stage of plans on one picture that reuse one another."""
+    return total(cost.costs(order(plans)))
+
+
+def run_all(sd: "StableDiffusion", picture: Image.Image, plans: Sequence[Plan], **options: Any) -> list[Result]:
+    """The results as the plans stand, each reusing what those before it made; options: `steering`, `watch`."""
+    made: dict[int, Result] = {}
+    for one in order(plans):
+        made[id(one)] = execute(one, sd, picture, reuse=[*made.values()][-1:], **options)
+    return [made[id(one)] for one in plans]
+
+
+def paid_for(edits: Sequence[Result]) -> tuple[dict[str, int], dict[str, float]]:
+    """Model rows and seconds by stage, of each edit once."""
+    once = {id(one): one for one in edits}.values()
+    return total(one.evaluations for one in once), total(one.seconds for one in once)
+
+
+def total(each: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """The sum by key."""
+    found: dict[str, Any] = {}
+    for one in each:
+        for key, number in one.items():
+            found[key] = found.get(key, 0) + number
+    return found
 
 
 # ---------------------------------------------------------------- the page
 
 
 def lay_out(
-    grid: Sequence[Sequence[Edit]], rows: Axis, columns: Axis, shared: dict[str, Any], costs: dict[str, int],
-    height: int,
-) -> Image.Image:  # fmt: skip
+    grid: Sequence[Sequence[Any]], plans: Sequence[Plan], settings: dict[str, Any], paid: dict[str, int], height: int
+) -> Image.Image:
     """Source and, where all edits share them, heat map and mask; masks that one axis changes stand along that axis."""
-    first = max((one for row in grid for one in row), key=lambda one: (one.found is not None, one.coverage))
+    edits, axes = [one for row in grid for one in row], settings["sheet"].values()
+    first = max(edits, key=lambda one: (one.found is not None, one.coverage or 0))
+    heats = [one for one in edits if one.heat is not None]
     head, panels = [Panel(first.source, "source")], [[result(one) for one in row] for row in grid]
-    left, top = ([(spoken(name), value(v)) for v in values] for name, values in (rows, columns))
-    by_row, by_column = rows[0] in OF_THE_MASK, columns[0] in OF_THE_MASK
-    if first.heat is not None and "seed" not in (rows[0], columns[0]) and "mask_clip" not in (rows[0], columns[0]):
-        head.append(Panel(grey_picture(first.heat, first.source.size), "where the texts differ"))
-    if not by_row and not by_column:
-        head.append(Panel(first.mask, coverage(first)))
-    elif by_column and not by_row:
+    head += heat_panel(heats[0]) if heats and all(one.heat.equal(heats[0].heat) for one in heats) else []
+    left, top = ([(spoken(name), value(v)) for v in values] for name, values in axes)
+    by_row, by_column = (first.given_mask is None and any("mask" in users(p, name) for p in plans) for name, _ in axes)
+    if first.mask is None or (by_row and by_column) or "method" in [name for name, _ in axes]:
+        panels = [[Panel(one.image, coverage(one) or result(one).caption) for one in row] for row in grid]
+    elif by_column:
         panels.insert(0, [Panel(masked(one), coverage(one)) for one in most(zip(*grid))])
         left.insert(0, ("", "mask"))
-    elif by_row and not by_column:
+    elif by_row:
         panels = [[Panel(masked(one), coverage(one)), *row] for one, row in zip(most(grid), panels)]
         top.insert(0, ("", "mask"))
     else:
-        panels = [[Panel(p.picture, coverage(one)) for p, one in zip(*both)] for both in zip(panels, grid)]
-    return Page(title(shared), notes(shared, costs), head, panels, left, top, height).draw()
+        head.append(Panel(first.mask, coverage(first)))
+    return Page(title(settings), notes(settings, paid), head, panels, left, top, height).draw()
 
 
-def most(lines: Iterable[Sequence[Edit]]) -> list[Edit]:
+def most(lines: Iterable[Sequence[Result]]) -> list[Result]:
     """Of each line an edit that has its mask: at strength 0 none was sought."""
-    return [max(line, key=lambda one: one.coverage) for line in lines]
+    return [max(line, key=lambda one: one.coverage or 0) for line in lines]
 
 
-def result(one: Edit) -> Panel:
+def heat_panel(one: Any) -> list[Panel]:
+    return [] if one.heat is None else [Panel(grey_picture(one.heat, one.source.size), "where the texts differ")]
+
+
+def result(one: Result) -> Panel:
     return Panel(one.image, "" if one.decoded else "nothing to edit")
 
 
-def coverage(one: Edit) -> str:
-    return f"mask {one.coverage:.1%}"
+def coverage(one: Result) -> str:
+    return "" if one.coverage is None else f"mask {one.coverage:.1%}"
 
 
-def masked(one: Edit) -> Image.Image:
+def masked(one: Any) -> Image.Image:
     """The source as it is where it is edited, pale elsewhere."""
-    return Image.composite(one.source, pale(one.source), one.mask)
-
-
-def pale(picture: Image.Image) -> Image.Image:
-    return Image.blend(picture.convert("L").convert("RGB"), Image.new("RGB", picture.size, "white"), 0.65)
+    pale = Image.blend(one.source.convert("L").convert("RGB"), Image.new("RGB", one.source.size, "white"), 0.65)
+    return Image.composite(one.source, pale, one.mask)
 
 
 def page_height(size: tuple[int, int]) -> int:
@@ -193,24 +235,15 @@ def value(one: Any) -> str:
     return "none" if one is None else f"{one:.6g}" if isinstance(one, float) else str(one)
 
 
-def title(settings: dict[str, Any]) -> str:
-    source, target = settings["source"], settings["target"]
-    return f'"{source}" => "{target}"' if source else f'=> "{target}"'
+def title(settings: Mapping[str, Any]) -> str:
+    said = "; ".join(f'"{source}" => "{target}"' for source, target in settings.get("edits", ()))
+    source, target = settings.get("source"), settings.get("target")
+    return said or (f'"{source}" => "{target}"' if source else f'=> "{target}"' if target else "")
 
 
-def notes(settings: dict[str, Any], costs: dict[str, int]) -> str:
-    """The settings that all share, as far as a reader must know them, and the cost."""
-    names = ("steps", "strength", "guidance_scale", "seed", "maps", "mask_strength", "mask_clip", "mask_threshold")
-    said = [f"{spoken(name)} {value(settings[name])}" for name in names if name in settings]
-    said += [f"refine {settings['refine']}"] if settings.get("refine", 1) > 1 else []
-    said += [f'negative prompt "{settings["negative_prompt"]}"'] if settings["negative_prompt"] else []
+def notes(settings: Mapping[str, Any], costs: Mapping[str, int]) -> str:
+    """The settings that all share, so far as they have a number, and the cost."""
+    said = [f"{spoken(key)} {value(one)}" for key, one in settings.items() if type(one) in (int, float)]
+    said += [settings["method"]] if "method" in settings else []
+    said += [f'negative prompt "{one}"' for one in [settings.get("negative_prompt")] if one]
     return f"{', '.join(said)}. UNet rows: {', '.join(f'{n} {stage}' for stage, n in costs.items())}."
-
-
-def total(each: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """The sum by key."""
-    found: dict[str, Any] = {}
-    for one in each:
-        for key, number in one.items():
-            found[key] = found.get(key, 0) + number
-    return found

@@ -218,7 +218,10 @@ def told_by_function(done: Any) -> dict[str, Any]:
     trajectory = getattr(done, "trajectory", {})
     if len(trajectory) > 1 and done.settings.get("encoded_text", "") is not None:  # None: noise, no encoding
         values["encode"] = list(trajectory.values())
-    return values | {"decode": list(getattr(done, "decoded", ()))}
+    decoded = list(getattr(done, "decoded", ()))
+    each = len(decoded) // done.settings.get("repeats", 1) or 1
+    # A repeat's own end, which the next lays noise over, is no level of a Result; what comes of it is.
+    return values | {"decode": [y for i, y in enumerate(decoded, 1) if i % each or i == len(decoded)]}
 
 
 def make_by_name(call: str, sd: Any, image: str, settings: dict[str, Any]) -> Any:

@@ -1,0 +1,226 @@
+"""sheet, figure and report: what one looks at."""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .common import (
+    Command,
+    add_dry_run,
+    add_given,
+    add_image,
+    add_method,
+    add_model,
+    add_no_metadata,
+    add_options,
+    add_steering,
+    arguments,
+    asked_plan,
+    check_outputs,
+    describe,
+    identity,
+    load,
+    picture_and_output,
+    progress,
+    record_of,
+    say_cost,
+    steering_of,
+    text_chunks,
+    together,
+    versions,
+)
+from .editing import load_named, name_model
+
+if TYPE_CHECKING:
+    from ..run import Plan
+
+
+def add_sheet(parser: argparse.ArgumentParser, words: list[str]) -> None:
+    settled = sheet_plan(words)
+    add_image(parser, "the page (.png, .jpg, .webp; default: NAME-sheet.png here)")
+    about = "NAME=VALUE,VALUE,...: a numeric option, or method and names"
+    parser.add_argument("--rows", type=axis, metavar="AXIS", help=f"{about} (default: strength, where there is one)")
+    parser.add_argument("--columns", type=axis, metavar="AXIS", help="the same (default: another)")
+    parser.add_argument("--save-edits", type=Path, metavar="DIR", help="also write each edit, into this new folder")
+    add_page(parser)
+    add_method(parser, settled)
+    if settled.steerable:
+        add_steering(parser)
+    add_model(parser)
+
+
+def sheet_plan(words: list[str]) -> "Plan":
+    """The method, or of an axis of methods all together."""
+    from ..run import blank_plan
+
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--rows", type=axis)
+    early.add_argument("--columns", type=axis)
+    known, _ = early.parse_known_args(words)
+    names = [name for one in (known.rows, known.columns) if one and one[0] == "method" for name in one[1]]
+    plans = [blank_plan(name) for name in names] or [asked_plan(words)]
+    return replace(together(plans), method=plans[0].method)
+
+
+def add_figure(parser: argparse.ArgumentParser, words: list[str]) -> None:
+    from ..run import blank_plan
+
+    parser.add_argument(
+        "name",
+        metavar="NAME",
+        help="threshold: what it does to mask and edit; strength: the same of the strength; mask: with and without it, "
+        "from noise and from the encoding; latents: encoding and decoding level by level; reconstruction: what "
+        "encoding and decoding lose, by steps",
+    )
+    add_image(parser, "the page (.png, .jpg, .webp; default: IMAGE-NAME.png here)")
+    parser.add_argument("--values", metavar="V,V,...", help="thresholds, strengths, levels (latents) or steps")
+    parser.add_argument("--decode", action="store_true", help="latents: shown by the autoencoder, sharper and slower")
+    add_page(parser)
+    settled = blank_plan("diffedit")
+    add_given(parser, settled, needed=False)
+    add_options(parser.add_argument_group("options of diffedit"), settled)
+    add_model(parser)
+
+
+def add_page(parser: argparse.ArgumentParser) -> None:
+    about = "of a picture on the page, 64..1024 (default: its own, 192 to 256)"
+    parser.add_argument("--height", type=int, metavar="PX", help=about)
+    add_no_metadata(parser)
+    add_dry_run(parser)
+
+
+def add_report(parser: argparse.ArgumentParser, words: list[str]) -> None:
+    parser.add_argument("state", type=Path, metavar="STATE", help="what `edit --save-state` wrote")
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="the page (default: NAME.html here)")
+    parser.add_argument("--decode-previews", action="store_true", help="show some through the autoencoder too")
+    add_model(parser)
+
+
+def axis(text: str) -> tuple[str, list[str]]:
+    name, sign, values = text.partition("=")
+    if not sign:
+        raise argparse.ArgumentTypeError(f"NAME=VALUE,VALUE,... is wanted, got {text!r}")
+    return name.strip().replace("-", "_"), [one.strip() for one in values.split(",")]
+
+
+def typed(one: tuple[str, list[str]] | None, settled: "Plan") -> tuple[str, list[Any]] | None:
+    """An axis with its values as the option has them."""
+    if one is None or one[0] not in settled.options:
+        return one
+    return one[0], [settled.options[one[0]].parse(text) for text in one[1]]
+
+
+def check_height(args: argparse.Namespace) -> None:
+    from ..ddim import whole
+
+    if args.height is not None:
+        whole("height", args.height, 64, 1024)
+
+
+def run_sheet(args: argparse.Namespace) -> dict[str, Any]:
+    from ..files.images import write_picture
+    from ..run import blank_plan
+    from ..views.previews import check_folder
+    from ..views.sheet import costs, draw_sheet, planned, value
+
+    names = [name for one in (args.rows, args.columns) if one and one[0] == "method" for name in one[1]]
+    settled = together([blank_plan(name, args.inversion) for name in names or [args.method]])
+    rows, columns = typed(args.rows, settled), typed(args.columns, settled)
+    given = arguments(args, settled) | ({"inversion": args.inversion} if args.inversion else {})
+    found = planned(args.method, rows, columns, **given)
+    check_height(args)
+    picture, output = picture_and_output(args, "sheet")
+    if args.save_edits:
+        check_folder(args.save_edits)
+    steering, cost = steering_of(args), costs(found.plans)
+    if args.dry_run:
+        return {"rows": {"predicted": sum(cost.values()), "paid": 0}, "evaluations": cost, "settings": found.settings}
+    sd = load(args)
+    with progress(args.quiet, cost) as watch:
+        done = draw_sheet(found, sd, picture, args.height, steering=steering, watch=watch)
+    result = {"output": str(output)}
+    if args.save_edits:
+        args.save_edits.mkdir(exist_ok=True)
+        for r, line in zip(found.rows[1], done.edits):
+            for c, one in zip(found.columns[1], line):
+                name = f"{found.rows[0]}-{value(r)}-{found.columns[0]}-{value(c)}.png".replace("_", "-")
+                write_picture(one.image, args.save_edits / name, text_chunks(args, record_of(args, one)))
+        result["edits"] = str(args.save_edits)
+    coverage = [[one.coverage for one in line] for line in done.edits]
+    return result | written(args, done, output, sd, cost) | {"coverage": coverage}
+
+
+def run_figure(args: argparse.Namespace) -> dict[str, Any]:
+    from ..run import blank_plan
+    from ..views.figures import FIGURES, draw_figure, planned_figure
+    from ..views.sheet import costs
+
+    settled = blank_plan("diffedit")
+    given = arguments(args, settled)
+    if args.decode and args.name != "latents":
+        raise ValueError("--decode goes with the figure latents")
+    if args.name in FIGURES and args.name != "reconstruction" and "target" not in given:
+        raise ValueError(f"the figure {args.name} needs --target")
+    varied = settled.options.get(FIGURES[args.name].varies if args.name in FIGURES else "")
+    parse = varied.parse if varied else settled.options["steps"].parse
+    values = None if args.values is None else [parse(one.strip()) for one in args.values.split(",")]
+    found = planned_figure(args.name, values, **given)
+    check_height(args)
+    picture, output = picture_and_output(args, args.name)
+    cost = costs(found.plans)
+    if args.dry_run:
+        return {"rows": {"predicted": sum(cost.values()), "paid": 0}, "evaluations": cost, "settings": found.settings}
+    sd = load(args)
+    with progress(args.quiet, cost) as watch:
+        done = draw_figure(found, sd, picture, args.height, args.decode, watch)
+    return {"output": str(output)} | written(args, done, output, sd, cost) | {"numbers": done.numbers}
+
+
+def written(args: argparse.Namespace, done: Any, output: Path, sd: Any, cost: dict[str, int]) -> dict[str, Any]:
+    """The page, as a file, and what is said of it."""
+    from ..files.images import write_picture
+    from ..files.metadata import model_hash
+
+    mask = model_hash(args.mask) if getattr(args, "mask", None) else "computed"
+    record = {"mask": mask} | done.settings | identity(sd)
+    write_picture(done.image, output, text_chunks(args, record))
+    rows = {"predicted": sum(cost.values()), "paid": sum(done.evaluations.values())}
+    said = {"rows": rows, "seed": record.get("seed"), "evaluations": done.evaluations, "seconds": done.seconds}
+    return said | {"settings": record, "model": describe(sd), "versions": versions()}
+
+
+def say_page(result: dict[str, Any]) -> str:
+    cost = say_cost(result["evaluations"])
+    if "output" not in result:
+        return cost
+    files = [result[key] for key in ("output", "edits") if key in result]
+    said = [cost, *([] if result["seed"] is None else [f"seed {result['seed']}"])]
+    return "\n".join([*files, "; ".join([*said, f"{sum(result['seconds'].values()):.1f} s"])])
+
+
+def run_report(args: argparse.Namespace) -> dict[str, Any]:
+    from ..files.states import load_state, read_record
+    from ..views.report import save_report
+
+    _, record = read_record(args.state)
+    output = args.output or Path(f"{args.state.stem}.html")
+    check_outputs([args.state], [], report=output)
+    name_model(args, record)
+    state = load_state(args.state, load_named(args, record))
+    save_report(state, output, state=args.state, decode_previews=args.decode_previews)
+    size = output.stat().st_size
+    return {"output": str(output), "bytes": size, "method": state.method, "seed": state.seed, "verdict": state.verdict}
+
+
+def say_report(result: dict[str, Any]) -> str:
+    return f"{result['output']}\n{result['bytes']:,} bytes; opens in any browser, from disk"
+
+
+COMMANDS = {
+    "sheet": Command(
+        "edit a picture over two options, or by several methods, on one page", add_sheet, run_sheet, say_page
+    ),
+    "figure": Command("draw one of the usual figures of an edit", add_figure, run_figure, say_page),
+    "report": Command("write the page of a saved edit", add_report, run_report, say_report),
+}
