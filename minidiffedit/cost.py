@@ -28,8 +28,9 @@ class Counter:
     def __init__(self, weights: str = "base", config: UNetConfig = UNetConfig()):
         self.kind, self.name, self.config = weights, "a counting model", config
         self.factor, self.side, self.channels, self.device = 8, 64, 4, torch.device("cpu")
+        self.scale, self.coarsest = 1.0, len(config.block_out_channels) - 2
         self.dtype, self.evaluations, self.gradients = torch.float32, 0, 0
-        self.t, self.again = -1, 0
+        self.t, self.size, self.patterns = -1, 0.0, dict[Any, Tensor]()
         self.generator = torch.Generator().manual_seed(0)
         self._tokenizer: Tokenizer | None = None
 
@@ -46,6 +47,16 @@ class Counter:
 
     def random(self, *shape: int) -> Tensor:
         return torch.randn(shape, generator=self.generator)
+
+    def pattern(self, text: Tensor, t: int, shape: torch.Size) -> Tensor:
+        """For each text drawn anew at each arrival at a level; the calls there change by less and less, so that a method
+        that stops when it is near enough makes the most calls that it may.
+        """
+        if t != self.t:
+            self.t, self.size, self.patterns = t, 10.0, {}
+        if (id(text), shape) not in self.patterns:
+            self.patterns[id(text), shape] = self.random(*shape).sign()
+        return self.size * self.patterns[id(text), shape]
 
     def encode(self, image: Tensor) -> Tensor:
         return self.random(len(image), self.channels, image.shape[2] // self.factor, image.shape[3] // self.factor)
@@ -66,10 +77,8 @@ class Counter:
             if feature:
                 h = self.random(rows, n, 1) if site.kind in ("self", "cross") else self.random(rows, 1, n, 1)
                 feature(site, h)
-        # Of several calls at one level each changes less, so that what stops when it is near enough goes on to its last.
-        self.again = self.again + 1 if t == self.t else 0
-        self.t, size = t, 10 * 0.93**self.again
-        e = [size * self.random(*x.shape).sign() + 0 * text.float().mean() + 0 * x for text in texts]
+        e = [self.pattern(text, t, x.shape) + 0 * text.float().mean() + 0 * x for text in texts]
+        self.size *= 0.93
         self.gradients += rows if e[-1].requires_grad else 0
         return e
 
@@ -125,6 +134,8 @@ def count_one(settled: Plan, counter: Counter, reuse: Sequence[Result]) -> Resul
         given["mask"] = some(1, 1, CELLS, CELLS)
     if "reference" in given:
         given["reference"] = Image.new("RGB", (64, 64), "grey")
+    if "points" in given:
+        given["points"] = "0,0=>63,63"
     tiny = replace(settled, settings=settled.settings | small | {"paste": False}, given=given)
     if "x_T" in inputs_of(settled.system.edit):
         return execute_without_picture(tiny, counter, (64, 64))  # type: ignore[arg-type]
@@ -135,7 +146,7 @@ def count_one(settled: Plan, counter: Counter, reuse: Sequence[Result]) -> Resul
 def rows_at_defaults(method: str) -> int:
     """Model rows in all that a method pays with a target and what else it needs, where it finds something to edit."""
     found = blank_plan(method)
-    made_up = {"mask": torch.ones(1, 1, CELLS, CELLS), "pairs": [["one text", "another text"]]}
+    made_up = {"mask": torch.ones(1, 1, CELLS, CELLS), "pairs": [["one text", "another text"]], "points": "0,0=>63,63"}
     wanted = {*found.needs, "target"} & found.given.keys()
     given: dict[str, Any] = {name: made_up.get(GIVEN[name].kind, name) for name in wanted}  # a text is its own name
     return sum(cost(plan(method, seed=0, **given)).values())

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from .ddim import Trajectory, alpha_bar, level_at, levels, noises, whole
+from .ddim import Trajectory, alpha_bar, level_at, levels, noises, real, whole
 from .diffedit import finite
 from .files import images
 from .files.masks import Steering, digest
@@ -58,6 +58,7 @@ GIVEN = {
     "mask": Given("mask", "your own mask: white = edited, grey = partly"),
     "reference": Given("picture", "another picture, whose look or parts are taken"),
     "edits": Given("pairs", "pairs of texts, source and target, each edited where they differ"),
+    "points": Given("points", "places in pixels and where they go: x,y=>x,y; ..."),
 }
 
 
@@ -83,8 +84,12 @@ INPUTS: dict[str, Input] = {
     "null": Input(lambda job: (job.texts[""], "")),
     "target": text_of("target"),
     "source": text_of("source"),
+    "source_words": Input(lambda job: job.words("source"), "source"),
+    "target_words": Input(lambda job: job.words("target"), "target"),
+    "coarsest": Input(lambda job: (job.sd.coarsest, None)),
     "negative": text_of("negative_prompt"),
     "edits": Input(lambda job: job.pairs("edits"), "edits"),
+    "points": Input(lambda job: job.points(), "points"),
     "mask": Input(lambda job: job.mask(), "mask"),
     "x0_outside": Input(lambda job: job.x0_outside(), "mask"),
     "reference": Input(lambda job: job.encoded("reference"), "reference"),
@@ -136,7 +141,7 @@ class Plan:
     def record(self) -> dict[str, Any]:
         """What decides the result, as plain values; of pictures only whether they are given."""
         kinds = {name: GIVEN[name].kind for name in self.given}
-        plain = {name: value for name, value in self.given.items() if kinds[name] in ("text", "pairs")}
+        plain = {name: value for name, value in self.given.items() if kinds[name] in ("text", "pairs", "points")}
         return {"method": self.method, **plain, **self.settings}
 
 
@@ -240,7 +245,9 @@ def check_levels(settings: dict[str, Any]) -> None:
 
 
 def check_given(name: str, value: Any) -> Any:
-    """Texts must be UTF-8, pairs lists of two texts each; masks and pictures are looked at when they are opened."""
+    """Texts must be UTF-8, pairs lists of two texts each, points become one text; masks and pictures are looked at when
+    they are opened.
+    """
     kind = GIVEN[name].kind
     if kind == "text" and (not isinstance(value, str) or value != value.encode(errors="ignore").decode()):
         raise ValueError(f"{name} must be text (UTF-8), got {value!r}")
@@ -249,7 +256,22 @@ def check_given(name: str, value: Any) -> Any:
         if not pairs or any(not isinstance(pair, list) or len(pair) != 2 for pair in pairs):
             raise ValueError(f"{name} must be pairs (source, target), got {value!r}")
         return [[check_given("source", pair[0]), check_given("target", pair[1])] for pair in pairs]
+    if kind == "points":
+        return "; ".join("=>".join(f"{x:g},{y:g}" for x, y in pair) for pair in places(value))
     return value
+
+
+def places(value: Any) -> list[list[tuple[float, float]]]:
+    """Text, "x,y=>x,y; ...", or pairs ((x, y), (x, y)) -> pairs. Raises ValueError for what is neither."""
+    try:
+        if isinstance(value, str):
+            value = [[place.split(",") for place in pair.split("=>")] for pair in value.split(";")]
+        found = [[(real("x", float(x), 0, 1e6), real("y", float(y), 0, 1e6)) for x, y in pair] for pair in value]
+    except (TypeError, ValueError):
+        found = []
+    if not found or any(len(pair) != 2 for pair in found):
+        raise ValueError(f"points must be places in pixels and where they go, 'x,y=>x,y; ...', got {value!r}")
+    return found
 
 
 # ---------------------------------------------------------------- the result
@@ -382,6 +404,8 @@ STAGES = {"mask": "mask", "path": "encode", "latent": "decode"}  # what a functi
 class Job:
     """One run of a plan: inputs are made when they are first asked for, equal prompts are one object."""
 
+    sd: "StableDiffusion"
+
     def __init__(self, plan: Plan, sd: "StableDiffusion", picture: Image.Image | None, at: tuple[int, int]):
         self.plan, self.sd, self.picture, self.at = plan, sd, picture, at
         self.now, self.seconds = "", dict[str, float]()
@@ -510,6 +534,18 @@ class Job:
         pairs = self.plan.given[name]
         return [(self.texts[source], self.texts[target]) for source, target in pairs], pairs
 
+    def words(self, name: str) -> tuple[Any, Any]:
+        """Which positions the words of a text have, see methods/words.py."""
+        return function_at("words:words_of")(self.sd.tokenizer, self.plan.given[name]), self.plan.given[name]
+
+    def points(self) -> tuple[list[tuple[tuple[int, int], ...]], Any]:
+        """Places in pixels as cells (row, column) of the latent. Raises ValueError for one outside the picture."""
+        given = self.plan.given["points"]
+        (width, height), (w, h) = self.picture.size, (side // self.sd.factor for side in self.at)  # type: ignore[union-attr]
+        if any(x >= width or y >= height for pair in places(given) for x, y in pair):
+            raise ValueError(f"points must lie in the picture of {width} x {height} pixels, got {given!r}")
+        return [tuple((int(y * h / height), int(x * w / width)) for x, y in pair) for pair in places(given)], given
+
     def mask(self) -> tuple[Tensor | None, Any]:
         """The mask as it is used: given or found, then steered; None where the method may do without."""
         M = self.given_mask
@@ -544,7 +580,7 @@ class Job:
     def encoded(self, name: str) -> tuple[Tensor, Any]:
         """Another picture's latent, at the working size."""
         pixels = images.to_tensor(images.to_rgb(images.read_picture(self.plan.given[name])), self.at)
-        return self.encode(pixels), digest(pixels[:, :1])
+        return self.encode(pixels), [digest(channel) for channel in (pixels / 2 + 0.5).split(1, dim=1)]
 
 
 # ---------------------------------------------------------------- the doors

@@ -33,7 +33,8 @@ class StableDiffusion:
 
     `evaluations` counts UNet rows (texts x latents) since construction, `gradients` those of them with a gradient;
     `side` is the picture size of training in pixels, `factor` the pixels per latent cell, `channels` a cell's numbers,
-    `further` what the UNet reads beside them. `kind` is what the UNet was trained for: "base", "inpainting" or
+    `scale` what they were multiplied by, `further` what the UNet reads beside them, `coarsest` the coarsest level that
+    reads the text. `kind` is what the UNet was trained for: "base", "inpainting" or
     "instruct" (InstructPix2Pix). `attend` replaces the UNet's attention (see attention.py).
     """
 
@@ -41,7 +42,8 @@ class StableDiffusion:
         self.unet, self.vae, self.clip, self.tokenizer, self.attend = unet, vae, clip, tokenizer, attend
         self.device, self.dtype = unet.conv_in.weight.device, unet.conv_in.weight.dtype
         inputs, side = unet.conv_in.in_channels, unet.config.sample_size
-        self.factor, self.channels = vae.config.factor, vae.config.latent_channels
+        self.factor, self.channels, self.scale = vae.config.factor, vae.config.latent_channels, vae.config.scaling_factor
+        self.coarsest: int = len(unet.config.block_out_channels) - 2
         self.side, self.further, self.kind = side * self.factor, inputs - self.channels, kinds(self.channels)[inputs]
         self.evaluations, self.gradients, self.low_memory, self.name = 0, 0, False, ""
         self.checkpoint: Checkpoint | None = None  # what `load` was asked for, and found

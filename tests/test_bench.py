@@ -149,7 +149,7 @@ def test_a_wrong_fast_path_shows(folder):
     found = bench.bench(load, repeats=1, maps=1)
     row = found["stages"]["UNet, 2 texts"]
     assert row["error"] > row["error_bound"] == 1e-5 and found["attention"]["sdpa"]["error"] == 0
-    from minidiffedit.commands.bench import say_error
+    from minidiffedit.commands.models import say_error
 
     assert "ABOVE 1e-05" in say_error(row)
 

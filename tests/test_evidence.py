@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 from stubs import gaussian, latent
 
 from minidiffedit import StableDiffusion, Trajectory, find_mask, levels
-from minidiffedit.arms import arm
 from minidiffedit.files.images import to_tensor
+from minidiffedit.run import edit
 from weights import bench as B
 from weights import evidence as V
 from weights.judge import Judge
@@ -65,6 +65,7 @@ class Blind:
 
 
 LOW = {"strength": 0.1}  # five steps: enough to tell settings apart
+METHODS = {"both": "diffedit", "mask": "mask-only", "encode": "encode-only", "user mask": "user-mask"}
 
 
 @pytest.mark.slow
@@ -84,12 +85,14 @@ def test_a_group_edits_as_the_library_does_one_by_one(group, setting, options):
     rows, latents = list(group.rows(setting, Blind())), group.latents(setting)
     for one, row, y in zip(group.pairs, rows, latents):
         mask = {}
-        if reference == "":  # the arm knows one source; the mask of the other is handed in
-            x0, texts = group.sd.encode(to_tensor(Image.fromarray(one.source), (128, 128))), (one.after.caption(), "")
-            found = find_mask(group.sd.eps, x0, *(group.sd.text([text]) for text in texts), seed=one.number)
+        texts = {"target": one.after.caption(), "source": one.before.caption()}
+        texts = {"sdedit": {"target": texts["target"]}, "reconstruction": {"source": texts["source"]}}.get(name, texts)
+        if reference == "":  # the method knows one source; the mask of the other is handed in
+            x0, two = group.sd.encode(to_tensor(Image.fromarray(one.source), (128, 128))), (one.after.caption(), "")
+            found = find_mask(group.sd.eps, x0, *(group.sd.text([text]) for text in two), seed=one.number)
             name, mask = "user mask", {"mask": found.mask.float()}
-        done = arm(group.sd, Image.fromarray(one.source), name, target=one.after.caption(), source=one.before.caption(),
-                   seed=one.number, paste=False, **options, **mask)  # fmt: skip
+        done = edit(group.sd, Image.fromarray(one.source), METHODS.get(name, name), seed=one.number, paste=False,
+                    **texts, **options, **mask)  # fmt: skip
         assert float((done.latent - y).abs().max()) < 1e-3
         assert row["psnr_source"] == pytest.approx(decibels(done.image, one.source), abs=0.05)
         assert row["psnr_true"] == pytest.approx(decibels(done.image, one.true_edit), abs=0.05)

@@ -130,8 +130,8 @@ def test_a_repository_without_fp16_files_gives_its_plain_ones(hub, folder):
 def test_another_model_is_refused_before_its_weights_are_fetched(hub, folder, tmp_path):
     hub.folder = shutil.copytree(folder, tmp_path / "m")
     config = tmp_path / "m" / "unet" / "config.json"
-    config.write_text(json.dumps(tiny.CONFIGS["unet"] | {"in_channels": 9}))
-    with pytest.raises(ValueError, match="inpainting UNet"):
+    config.write_text(json.dumps(tiny.CONFIGS["unet"] | {"in_channels": 5}))
+    with pytest.raises(ValueError, match="SD v2 depth"):
         download("owner/name")
     assert hub.fetched == list(SMALL)
 

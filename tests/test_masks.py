@@ -1,4 +1,4 @@
-"""Masks one can steer: each operation against its definition, their order, and the round trip through a PNG file."""
+"""Steering masks: each operation against its definition, their order, and the round trip through a PNG file."""
 
 import base64
 import json
@@ -222,7 +222,7 @@ def test_edit_and_mask_steer_the_same_way(sd, here):
     assert torch.equal(alone.latent_mask, steered.latent_mask) and alone.coverage == steered.coverage
     assert alone.settings["steering"] == steered.settings["steering"]
     given = edit(sd, "in.png", mask="left.png", steering=Steering(invert=True), **options)
-    assert torch.equal(given.latent_mask, 1 - given.given) and given.evaluations["mask"] == 0
+    assert torch.equal(given.latent_mask, 1 - given.given_mask) and given.evaluations["mask"] == 0
 
 
 def test_where_prompts_do_not_differ_there_is_nothing_to_steer(sd, here):

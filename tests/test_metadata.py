@@ -2,16 +2,16 @@
 
 import json
 import re
-from inspect import signature
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from minidiffedit import cli, edit, generate
+from minidiffedit import StableDiffusion, cli, edit, execute, generate, plan
 from minidiffedit.files import images
-from minidiffedit.files.metadata import metadata, model_hash, quoted, sha256
+from minidiffedit.files.metadata import describe_result, identity, metadata, model_hash, quoted, sha256
+from minidiffedit.run import blank_plan
 
 PROMPTS = [
     "a zebra",
@@ -23,6 +23,7 @@ PROMPTS = [
     "x" * 3000,
 ]
 SETTINGS = {"steps": 4, "seed": 0, "strength": 0.0, "source": "a horse", "working_size": (64, 72), "model": "a, b"}
+SETTINGS |= {"mask": "computed"}
 
 
 def read_texts(path):
@@ -117,6 +118,12 @@ def test_a_hash_is_the_files_of_now(tmp_path, monkeypatch):
     assert sha256(Path("a")).startswith("ba7816bf8f01cfea")
 
 
+def arguments_of(record):
+    """What a record says of the method and its arguments."""
+    blank = blank_plan(record["method"])
+    return {name: record[name] for name in record.keys() & {"method", *blank.given, *blank.options} - {"mask"}}
+
+
 EDIT = ["--target", "a zebra, \"striped\"", "--source", "a horse", "--steps", "4", "--maps", "2", "--size", "64",
         "--negative-prompt", "blur", "--mask-clip", "none", "--encode-text", "source", "--refine", "2"]  # fmt: skip
 
@@ -129,9 +136,8 @@ def test_the_record_in_a_picture_suffices_to_make_it_again(tmp_path, folder, sd,
     command = ["edit", str(tmp_path / "in.png"), *EDIT, "--model", str(folder), "-o", str(path)]
     assert cli.main(command) == 0
     first, record = path.read_bytes(), json.loads(read_texts(path)[1])
-    arguments = {name: value for name, value in record.items() if name in signature(edit).parameters}
-    assert arguments.pop("mask") == "computed"
-    done = edit(sd, pixels, **arguments)  # a drawn seed stands in the record too
+    assert record["mask"] == "computed"
+    done = edit(sd, pixels, **arguments_of(record))  # a drawn seed stands in the record too
     again = tmp_path / f"again.{suffix}"
     images.write_picture(done.image, again)
     with Image.open(again) as a, Image.open(path) as b:
@@ -159,8 +165,9 @@ def test_a_generations_record_suffices_too(tmp_path, folder, sd):
     assert cli.main(command) == 0
     record = json.loads(read_texts(path)[1])
     assert record["edited"] is False and record["prompt"] == "a zebra"
-    arguments = {name: value for name, value in record.items() if name in signature(generate).parameters}
-    done = generate(sd, **arguments)
+    arguments = arguments_of(record)
+    assert arguments.pop("method") == "text-to-image" and arguments.pop("target") == "a zebra"
+    done = generate(sd, record["prompt"], height=72, **arguments)
     with Image.open(path) as file:
         assert file.size == (64, 72) and file.tobytes() == done.image.tobytes()
     assert "Size: 64x72" in read_texts(path)[0]
@@ -175,10 +182,42 @@ def test_no_clock_path_or_version_stands_in_a_picture(tmp_path, folder):
     assert record["model"] == folder.name and record["model_hash"] and record["dtype"] == "float32"
     assert record["mask"] == model_hash(tmp_path / "mask.png")
     assert set(record) == {
-        "chunk", "dtype", "edited", "encode_text", "encoded_text", "guidance_scale", "maps", "mask", "mask_clip",
-        "mask_strength", "mask_threshold", "model", "model_hash", "negative_prompt", "paste", "prompt", "refine",
-        "seed", "size", "source", "steps", "strength", "target", "working_size",
+        "chunk", "dtype", "edited", "encode_text", "guidance_scale", "maps", "mask", "mask_clip", "mask_strength",
+        "mask_threshold", "method", "model", "model_hash", "negative_prompt", "paste", "prompt", "refine", "seed",
+        "size", "source", "steps", "strength", "target", "working_size",
     }  # fmt: skip
     assert str(tmp_path.parent) not in (tmp_path / "out.png").read_bytes().decode("latin-1")
     with Image.open(tmp_path / "out.png") as file:
         assert set(file.text) == {"parameters", "minidiffedit"}
+
+
+# ---------------------------------------------------------------- of a result
+
+
+@pytest.mark.filterwarnings("ignore:edit 2 leaves")
+def test_any_result_describes_itself(sd):
+    picture = Image.effect_noise((64, 64), 50)
+    pairs = plan("diffedit-regions", edits=[("a horse", "a zebra"), ("grass", "sand, dry")], steps=2, maps=1, seed=0)
+    few = {"steps": 2, "seed": 0}
+    for done, prompt, edited in (
+        (edit(sd, picture, target="a zebra", mask=np.ones((64, 64)), **few), "a zebra", True),
+        (edit(sd, picture, "masactrl", target="a zebra", **few), "a zebra", True),
+        (edit(sd, picture, "reconstruction", source="a horse", **few), "", True),
+        (execute(pairs, sd, picture), "a zebra; sand, dry", True),
+        (generate(sd, "a zebra", **few), "a zebra", False),
+    ):  # fmt: skip
+        texts = describe_result(done)
+        lines, record = texts["parameters"].split("\n"), json.loads(texts["minidiffedit"])
+        assert lines[0] == record["prompt"] == prompt and record["edited"] is edited, done.method
+        assert record["method"] == done.method and done.settings.keys() < record.keys()
+        assert lines[-1].startswith("Steps: 2, Sampler: DDIM") and "Seed: 0, Size: 64x64, Model: in memory" in lines[-1]
+
+
+def test_a_saved_result_is_what_the_command_writes(tmp_path, folder):
+    Image.effect_noise((64, 64), 50).save(tmp_path / "in.png")
+    options = ["--target", "a zebra", "--steps", "2", "--maps", "1", "--seed", "0", "--model", str(folder)]
+    assert cli.main(["edit", str(tmp_path / "in.png"), *options, "-o", str(tmp_path / "a.png")]) == 0
+    sd = StableDiffusion.load(folder, device="cpu")
+    assert identity(sd)["model_hash"] == sha256(folder / "unet" / "diffusion_pytorch_model.safetensors")[:10]
+    edit(sd, tmp_path / "in.png", target="a zebra", steps=2, maps=1, seed=0).save(tmp_path / "b.png")
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()

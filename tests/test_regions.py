@@ -1,25 +1,31 @@
 """Several edits in one call: the decoding on stubs, the counts and the command on the tiny model."""
 
 import json
+import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from mutants import mutant, run
 from PIL import Image
-from stubs import Counting, gaussian, latent
+from stubs import Counting, Model, gaussian, latent
 
-from minidiffedit import cli, edit, edit_regions, encode, masked_decode, regional_decode
+from minidiffedit import cli, encode, find_mask, masked_decode
+from minidiffedit import run as R
 from minidiffedit.files.images import latent_mask
-from minidiffedit.regions import disjoint
+from minidiffedit.methods import diffedit_regions as G
 
 QUICK = {"steps": 10, "maps": 2, "seed": 0}
 PAIRS = [("a horse", "a zebra"), ("a horse", "snow"), ("grass", "sand")]
 
 
 @pytest.fixture(scope="module")
-def picture():
-    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (75, 93, 3), dtype=np.uint8))
+def sd():
+    return Model()
+
+
+def regions(sd, picture, edits, **options):
+    return R.edit(sd, picture, "diffedit-regions", edits=edits, **QUICK | options)
 
 
 def halves():
@@ -36,7 +42,7 @@ def test_one_edit_is_masked_decode_bit_for_bit(g, soft):
     mask[..., 0] = 0
     one, other = Counting(gaussian), Counting(gaussian)
     expected = masked_decode(one, trajectory, mask, 2.0, 0.0, guidance_scale=g)
-    assert torch.equal(regional_decode(other, trajectory, [mask], [2.0], 0.0, guidance_scale=g), expected)
+    assert torch.equal(G.regional_decode(other, trajectory, [mask], [2.0], 0.0, guidance_scale=g), expected)
     assert one.rows == other.rows and [t for _, t, _ in one.calls] == [t for _, t, _ in other.calls]
 
 
@@ -47,7 +53,7 @@ def test_each_region_goes_to_its_own_target(g, rows):
     left, right = halves()
     left[..., 0] = 0
     eps = Counting(gaussian)
-    both = regional_decode(eps, trajectory, [left, right], [2.0, -1.0], 0.0, guidance_scale=g)
+    both = G.regional_decode(eps, trajectory, [left, right], [2.0, -1.0], 0.0, guidance_scale=g)
     assert eps.rows == rows * 8 and eps.calls[0][2] == ([2.0, -1.0] if g == 1 else [0.0, 2.0, -1.0])
     for mask, target in ((left, 2.0), (right, -1.0)):
         alone = masked_decode(gaussian, trajectory, mask, target, 0.0, guidance_scale=g)
@@ -57,58 +63,65 @@ def test_each_region_goes_to_its_own_target(g, rows):
 
 def test_overlaps_go_to_the_earlier():
     a, b, c = (torch.tensor(row)[None, None, None] for row in ([1, 1, 0, 0.3], [0, 1, 1, 0.9], [1, 1, 1, 1.0]))
-    own = disjoint([a, b, c])
+    own = G.disjoint([a, b, c])
     assert torch.equal(own[0], a) and own[1].flatten().tolist() == pytest.approx([0, 0, 1, 0.7])
     assert torch.allclose(sum(own), torch.ones(1, 1, 1, 4)) and own[2].sum() < 1e-6
     trajectory = encode(gaussian, latent(1, 4, 1, 4), 0.0, steps=4)
-    assert torch.isfinite(regional_decode(gaussian, trajectory, own, [1.0, 2.0, 3.0], 0.0)).all()
+    assert torch.isfinite(G.regional_decode(gaussian, trajectory, own, [1.0, 2.0, 3.0], 0.0)).all()
     for masks, targets in (([a, b], [1.0, 2.0]), ([], []), ([a], [1.0, 2.0]), ([torch.ones(3, 3)], [1.0])):
         with pytest.raises(ValueError):
-            regional_decode(gaussian, trajectory, masks, targets, 0.0)
+            G.regional_decode(gaussian, trajectory, masks, targets, 0.0)
 
 
+@pytest.mark.filterwarnings("ignore:.*to earlier edits", "ignore:the mask of image", "ignore:edit . has no cell")
 def test_counts_and_masks(sd, picture):
     """(3 edits + 2 sources) n maps, one encoding, 4 rows a step; a mask is the pair's own, less the earlier ones'."""
-    with pytest.warns(UserWarning, match="to earlier edits"):
-        done = edit_regions(sd, picture, PAIRS, **QUICK)
-    used = sum(c > 0 for c in done.coverage)
+    done = regions(sd, picture, PAIRS, mask_threshold=0.2)
+    used = sum(bool(one.any()) for one in done.found.each)
     assert done.evaluations == {"mask": 10, "encode": 8, "decode": 8 * (used + 1)} and used >= 2
     left = torch.ones(1, 1, 8, 10)
-    for (source, target), one, own in zip(PAIRS, done.found, done.latent_masks):
-        alone = edit(sd, picture, source=source, target=target, **QUICK | {"steps": 10})
+    for (source, target), one, own in zip(PAIRS, done.found.found, done.found.each):
+        alone = find_mask(sd.eps, done.x0, sd.text([target]), sd.text([source]), threshold=0.2, steps=10, maps=2)
         assert torch.allclose(one.heat, alone.heat, atol=1e-4)
         assert torch.equal(own, one.mask.float() * left)
         left -= own
     assert torch.equal(latent_mask(done.mask, picture.size, (80, 64)), 1 - left)
+    assert torch.equal(done.latent_mask, 1 - left) and done.verdict == f"{used} found"
     assert torch.equal((done.latent * left)[0], (done.trajectory[0] * left)[0])
 
 
 def test_one_pair_is_the_edit(sd, picture):
-    one = edit_regions(sd, picture, PAIRS[:1], **QUICK)
-    plain = edit(sd, picture, source="a horse", target="a zebra", **QUICK)
+    one = regions(sd, picture, PAIRS[:1], negative_prompt="blurry")
+    plain = R.edit(sd, picture, source="a horse", target="a zebra", negative_prompt="blurry", **QUICK)
     assert torch.equal(one.latent, plain.latent) and one.image.tobytes() == plain.image.tobytes()
     assert one.evaluations == plain.evaluations
 
 
-@pytest.mark.filterwarnings("ignore:'x' to 'x'")
+@pytest.mark.filterwarnings("ignore:nothing to edit")
 def test_pairs_that_find_nothing_drop_out(sd, picture):
-    with pytest.warns(UserWarning, match="'x' to 'x' has no cell"):
-        done = edit_regions(sd, picture, [("x", "x"), PAIRS[0]], **QUICK)
-    assert done.evaluations == {"mask": 4, "encode": 8, "decode": 16} and done.coverage[0] == 0
-    for options, why in (({}, "no pair"), ({"strength": 0.0}, "level 0")):
-        with pytest.warns(UserWarning, match=f"nothing to edit: .*{why}"):
-            none = edit_regions(sd, picture, [("x", "x")], **QUICK | options)
-        assert none.image.tobytes() == picture.tobytes() and sum(none.evaluations.values()) == 0
-    for edits in ([], ["ab"], [("a", "b", "c")], [("a", None)]):
-        with pytest.raises(ValueError):
-            edit_regions(sd, picture, edits, **QUICK)
+    with pytest.warns(UserWarning, match="edit 1 has no cell left"):
+        done = regions(sd, picture, [("x", "x"), PAIRS[0]])
+    assert done.evaluations == {"mask": 4, "encode": 8, "decode": 16} and not done.found.each[0].any()
+    alone = regions(sd, picture, [PAIRS[0]])
+    assert torch.equal(done.latent, alone.latent) and done.verdict == "1 found"
+    with pytest.warns(UserWarning, match="edit 2 has no cell left"):
+        assert regions(sd, picture, [PAIRS[0], PAIRS[0]]).evaluations["decode"] == 16
+
+
+def test_what_is_known_is_not_paid_again(sd, picture):
+    first = regions(sd, picture, PAIRS[:1])
+    assert regions(sd, picture, PAIRS[:1], guidance_scale=2.0, reuse=first).evaluations == {"mask": 0, "encode": 0, "decode": 16}
+    plain = R.edit(sd, picture, target="a zebra", source="a horse", reuse=first, **QUICK)
+    assert plain.evaluations == {"mask": 4, "encode": 0, "decode": 16}
 
 
 FAST = ["--steps", "10", "--maps", "2", "--seed", "0", "--mask-threshold", "0.7"]
 
 
-@pytest.mark.filterwarnings("ignore:'grass' to")
-def test_the_command_and_its_record(tmp_path, monkeypatch, picture, folder, sd, capsys):
+@pytest.mark.filterwarnings("ignore:edit . has no cell")
+def test_the_command_and_its_record(tmp_path, monkeypatch, picture, folder, capsys):
+    import tiny
+
     monkeypatch.chdir(tmp_path)
     picture.save("in.png")
     command = ["edit", "in.png", "--edit", "a horse=>a zebra", "--edit", " grass => sand ", *FAST, "--json", "--quiet"]
@@ -116,26 +129,19 @@ def test_the_command_and_its_record(tmp_path, monkeypatch, picture, folder, sd, 
     planned = json.loads(capsys.readouterr().out)["evaluations"]
     assert cli.main([*command, "-o", "o.png", "--save-mask", "m.png", "--model", str(folder)]) == 0
     result = json.loads(capsys.readouterr().out)
-    assert (
-        result["evaluations"] == planned == {"mask": 8, "encode": 8, "decode": 24}
-        and result["mask"] == "m.png"
-        and result["coverage"] > 0
-    )
+    assert result["evaluations"] == planned == {"mask": 8, "encode": 8, "decode": 24} and result["mask"] == "m.png"
+    assert result["method"] == "diffedit-regions" and result["coverage"] > 0
     with Image.open("o.png") as file:
         said, pixels = json.loads(file.text["minidiffedit"]), file.tobytes()
     assert said["edits"] == [["a horse", "a zebra"], ["grass", "sand"]] and said["edited"] is True
-    assert said["prompt"] == "a zebra; sand"
-    arguments = {name: said[name] for name in ("edits", "steps", "maps", "seed", "mask_threshold")}
-    assert edit_regions(sd, picture, **arguments).image.tobytes() == pixels
+    arguments = {name: said[name] for name in ("method", "edits", "steps", "maps", "seed", "mask_threshold")}
+    assert R.edit(tiny.model(), picture, **arguments).image.tobytes() == pixels
 
 
 @pytest.mark.parametrize("options, code, word", [
-    (["--edit", "a to b"], 2, "SOURCE=>TARGET"), (["--edit", "a=>b", "--target", "c"], 2, "not allowed"),
-    (["--edit", "a=>b", "--mask", "in.png"], 1, "--mask goes with --target"),
-    (["--edit", "a=>b", "--save-state", "a.safetensors"], 1, "--save-state"),
-    (["--edit", "a=>b", "--dilate", "0"], 1, "--dilate"), (["--edit", "a=>b", "--encode-text", "source"], 1, "encode"),
-    (["--edit", "a=>b", "--steps", "0"], 1, "steps"),
-    (["--edit", "a=>b", "--edit", "a=>\udcff"], 1, "UTF-8"),
+    (["--edit", "a to b"], 2, "SOURCE=>TARGET"), (["--edit", "a=>b", "--target", "c"], 2, "--target"),
+    (["--edit", "a=>b", "--mask", "in.png"], 2, "--mask"), (["--edit", "a=>b", "--dilate", "0"], 2, "--dilate"),
+    (["--edit", "a=>b", "--steps", "0"], 1, "steps"), (["--edit", "a=>b", "--edit", "a=>\udcff"], 1, "UTF-8"),
 ])  # fmt: skip
 def test_what_does_not_go_together_is_refused_before_the_model_is_loaded(
     tmp_path, monkeypatch, picture, capsys, options, code, word
@@ -148,3 +154,30 @@ def test_what_does_not_go_together_is_refused_before_the_model_is_loaded(
         assert exit.code == code
     out, err = capsys.readouterr()
     assert out == "" and word in err and Path("in.png").exists()
+
+
+# name: (where in methods/diffedit_regions.py, what stands there, what a mistake would put, the test that must fail)
+MUTATIONS = {
+    "a cell is everybody's": ("disjoint", "torch.minimum(mask.float(), free)", "mask.float()", test_overlaps_go_to_the_earlier),
+    "the later edit wins": ("disjoint", "for mask in masks:", "for mask in masks[::-1]:", test_overlaps_go_to_the_earlier),
+    "each source predicted anew": ("contrasts", "known_reference=known.get(id(source)),", "", test_counts_and_masks),
+    "one source's prediction for all": ("contrasts", "known.get(id(source))", "next(iter(known.values()), None)", test_counts_and_masks),
+    "rows for an edit without a cell": ("decode_edits", "if one.any()", "", test_pairs_that_find_nothing_drop_out),
+    "towards the source": ("decode_edits", "edits[i][1]", "edits[i][0]", test_one_pair_is_the_edit),
+    "guided from the null text": ("decode_edits", "targets, negative", "targets, targets[0]", test_one_pair_is_the_edit),
+    "each target in full": ("regional_decode", "share * (one - e_null)", "one - e_null", test_each_region_goes_to_its_own_target),
+    "shares that are masks": ("regional_decode", "torch.where(M > 0, mask / M, 0)", "mask", test_one_edit_is_masked_decode_bit_for_bit),
+    "blend with the level just left": ("regional_decode", "trajectory[j - 1]", "trajectory[j]", test_one_edit_is_masked_decode_bit_for_bit),
+    "null rows at guidance 1": ("regional_decode", "if guidance_scale == 1", "if False", test_each_region_goes_to_its_own_target),
+    "masks that overlap": ("regional_decode", "M > 1 + 1e-6", "M > 3", test_overlaps_go_to_the_earlier),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_mutation_turns_a_test_red(name, sd, picture, monkeypatch):
+    function, old, new, test = MUTATIONS[name]
+    changed = mutant(f"methods.diffedit_regions:{function}", old, new, monkeypatch)
+    monkeypatch.setattr(sys.modules[__name__], "G", changed)
+    with pytest.raises((AssertionError, pytest.fail.Exception)):
+        run(test, sd=sd, picture=picture)

@@ -562,7 +562,7 @@ def test_any_method_can_be_resumed(sd, picture):
         ("masactrl", FEW, {"target": "a cow"}, (0, 40)), ("masactrl", FEW, {"steps": 5}, (5, 20)),
         ("replay", FEW, {"strength": 0.5}, (0, 10)), ("sdedit", FEW, {"eta": 1.0}, (10,)),
         ("direct+replay", FEW | {"strength": 0.8}, {"inversion": "noise"}, (0, 16)),
-        ("null-text-inversion", FEW | {"source": "a", "inner_steps": 1, "steps": 3}, {"target": "a cow"}, (0, 6)),
+        ("null-text-inversion", FEW | {"source": "a", "inner_steps": 1, "steps": 3}, {"target": "a cow"}, (0, 12)),
     ):  # fmt: skip
         first = R.edit(sd, picture, method, **options)
         again = R.resume(first, **changes)

@@ -70,22 +70,22 @@ def test_of_a_long_prompt_only_what_is_encoded_counts():
 
 
 def test_replaced_goes_word_by_word():
-    """Positions from a reading of the token lists: seahorse takes 2 and chimpanzees 3 of them."""
+    """Positions from a reading of the token lists: seahorse takes 2 and Straße 4 of them."""
     one_one = pairs(W.replaced(words("a horse, here"), words("a zebra, there")))
     assert one_one == {j: {j: 1.0} for j in range(77)}
-    assert [len(span) for span in words("seahorse chimpanzees").spans] == [2, 3]
+    assert [len(span) for span in words("seahorse Straße").spans] == [2, 4]
     found = W.replaced(words("a horse here"), words("a seahorse here"))
     own = {0: {0: 1.0}, 1: {1: 1.0}, 2: {2: 0.5}, 3: {2: 0.5}, 4: {3: 1.0}}
     assert pairs(found) == own | {j: {j - 1: 1.0} for j in range(5, 77)}  # the end token and padding follow
     found = W.replaced(words("a seahorse here"), words("a horse here"))
     own = {0: {0: 1.0}, 1: {1: 1.0}, 2: {2: 1.0, 3: 1.0}, 3: {4: 1.0}}
     assert pairs(found) == own | {j: {j + 1: 1.0} for j in range(4, 76)}  # the last has no counterpart
-    found = pairs(W.replaced(words("my seahorse"), words("my chimpanzees")))
-    assert [found[j] for j in (2, 3, 4)] == [{2: pytest.approx(1 / 3), 3: pytest.approx(1 / 3)}] * 3
+    found = pairs(W.replaced(words("my seahorse"), words("my Straße")))
+    assert [found[j] for j in (2, 3, 4, 5)] == [{2: 0.25, 3: 0.25}] * 4
 
 
 @pytest.mark.parametrize("source, target", [
-    ("a horse on grass", "a seahorse on grass!"), ("seahorse 2024", "chimpanzees 1999"), ("", ""), ("a b c", "c b a"),
+    ("a horse on grass", "a seahorse on grass!"), ("seahorse 2024", "Straße 1999"), ("", ""), ("a b c", "c b a"),
 ])  # fmt: skip
 def test_replacing_loses_no_attention_of_a_word(source, target):
     one, other = words(source), words(target)
@@ -108,9 +108,11 @@ def test_refined_keeps_what_both_prompts_have():
 
 def longest(a, b):
     """Length of the longest common subsequence, by trying all of a's."""
+
     def within(part):
         rest = iter(b)
         return all(one in rest for one in part)
+
     return max(n for n in range(len(a) + 1) if any(map(within, itertools.combinations(a, n))))
 
 
@@ -150,9 +152,9 @@ def test_a_word_of_either_prompt():
 MUTATIONS = {
     "inside of words": ("words:Words.find", "for start in self.starts if wanted else ()",
                         "for start in range(1, self.end) if wanted else ()", test_words_and_phrases_are_found),
-    "the first place only": ("words:Words.find", "found += range(", "found = found or [*range(",
-                             test_words_and_phrases_are_found),
-    "a long prompt's end": ("words", "ids = [*ids, EOS] if len(encoding.ids) > LENGTH else encoding.ids", "ids = encoding.ids",
+    "the last place only": ("words:Words.find", "found += range(start, start + len(wanted))",
+                            "found = [*range(start, start + len(wanted))]", test_words_and_phrases_are_found),
+    "a long prompt's end": ("words", "[*ids, EOS] if len(encoding.ids) > LENGTH else encoding.ids", "encoding.ids",
                             test_of_a_long_prompt_only_what_is_encoded_counts),
     "shares of p, not q": ("words", "1 / len(other)", "1 / len(one)", test_replaced_goes_word_by_word),
     "padding by position": ("words", "range(target.end, target.end + count)", "range(source.end, source.end + count)",
@@ -164,8 +166,6 @@ MUTATIONS = {
 @pytest.mark.parametrize("name", MUTATIONS)
 def test_mutation_turns_a_test_red(name, monkeypatch):
     place, old, new, test = MUTATIONS[name]
-    new = new + "start, start + len(wanted))]" if name == "the first place only" else new
-    old = old + "start, start + len(wanted))" if name == "the first place only" else old
     monkeypatch.setitem(globals(), "W", mutant(f"methods.{place}", old, new, monkeypatch))
-    with pytest.raises(BaseException):  # noqa: B017
+    with pytest.raises((AssertionError, ValueError, pytest.fail.Exception)):
         run(test)

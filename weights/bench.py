@@ -38,12 +38,11 @@ from minidiffedit import (
     masked_decode,
     threshold_maps,
 )
-from minidiffedit.arms import COMPUTED_MASK, RANDOM_START
-from minidiffedit.many.evaluate import append_row, mean, measures, pyplot, read_rows, write_json
 from minidiffedit.files.images import to_picture, to_tensor
 from minidiffedit.files.metadata import sha256
-from minidiffedit.methods.sdedit import draws, noised
+from minidiffedit.many.evaluate import append_row, mean, measures, pyplot, read_rows, write_json
 from minidiffedit.many.metrics import iou, psnr
+from minidiffedit.methods.sdedit import draws, noised
 from weights import judge as judges
 from weights.scenes import EVAL_SEEDS, HELD_OUT, OBJECTS, PLACES, SIDE, Scene, Thing, scene, true_mask
 
@@ -51,6 +50,8 @@ KINDS = ("swap", "swap", "swap", "swap held out", "remove", "add", "place")  # i
 TOGETHER = 8  # scenes in a group
 MAPS = 10
 METRICS = ("psnr", "mse", "ssim")
+# Of the arms of the paper's ablation, those that start from noise, and those that compute a mask.
+RANDOM_START, COMPUTED_MASK = ("sdedit", "mask"), ("mask", "both")
 THRESHOLDS = (0.25, 0.35, 0.5, 0.65, 0.75)
 CLIPS = (2.0, 3.0, 4.0, None)
 STRENGTHS = (0.4, 0.6, 0.8)
@@ -137,10 +138,11 @@ def pair(number: int, kind: str) -> Pair:
 class Setting:
     """One way to edit; the defaults are DiffEdit's.
 
-    arm: one of the ablation's (minidiffedit/arms.py), or "round trip": the autoencoder alone, or "mask alone": no
-    edit, but two masks, from two draws of the noises, or "constants": see `Group.constants`. reference: the mask's, ""
-    or the source caption. blend: outside the mask, the level just reached, or, as some implementations have it, the one
-    just left. picture: whether the latent is decoded and looked at.
+    arm: of the paper's ablation (2210.11427, section 4), by the names in stored rows: "sdedit", "encode" (the method
+    encode-only), "mask" (mask-only), "both" (diffedit), "reconstruction"; or "round trip": the autoencoder alone, or
+    "mask alone": no edit, but two masks, from two draws of the noises, or "constants": see `Group.constants`.
+    reference: the mask's, "" or the source caption. blend: outside the mask, the level just reached, or, as some
+    implementations have it, the one just left. picture: whether the latent is decoded and looked at.
     """
 
     arm: str = "both"

@@ -95,7 +95,8 @@ def add_given(parser: Any, settled: "Plan", needed: bool = True) -> None:
         if kind == "pairs":
             options |= {"action": "append", "type": prompt_pair, "metavar": "A=>B"}
         else:
-            options |= {"type": str, "metavar": "TEXT"} if kind == "text" else {"type": Path, "metavar": "FILE"}
+            written = {"text": "TEXT", "points": "X,Y=>X,Y"}
+            options |= {"type": str, "metavar": written[kind]} if kind in written else {"type": Path, "metavar": "FILE"}
         parser.add_argument(flag(name), dest=name, **options)
 
 
@@ -272,9 +273,15 @@ def model_configs(args: argparse.Namespace) -> dict[str, Any] | None:
 
 def predicted(args: argparse.Namespace, *plans: "Plan") -> list[dict[str, int]]:
     """Model rows by stage of plans on one picture, each reusing the ones before it; no weights are read."""
+    from PIL import Image
+
     from ..cost import costs
     from ..unet import UNetConfig
 
+    *before, last = plans
+    if last.given.get("mask") is not None and (getattr(args, "invert", False) or getattr(args, "union", None)):
+        last = replace(last, given=last.given | {"mask": Image.new("L", (8, 8), 255)})  # an empty one is filled
+        plans = (*before, last)
     configs = model_configs(args)
     return costs(plans, configs["unet"] if configs else UNetConfig())
 

@@ -178,7 +178,7 @@ def add_eval(parser: argparse.ArgumentParser, words: list[str]) -> None:
 def run_eval(args: argparse.Namespace) -> dict[str, Any]:
     from ..files.states import fingerprint
     from ..many.datasets import open_dataset
-    from ..many.evaluate import check_runs, evaluate, grid, load_networks, plot, pyplot, realism, summarise, write_json
+    from ..many.evaluate import evaluate, grid, load_networks, plot, pyplot, realism, summarise, write_json
     from ..run import blank_plan
 
     if "fid" in args.metrics and not args.save_pictures:
@@ -186,8 +186,8 @@ def run_eval(args: argparse.Namespace) -> dict[str, Any]:
     if args.limit is not None and args.limit < 1:
         raise ValueError(f"--limit must be 1 or more, got {args.limit}")
     known = together([blank_plan(name) for name in args.methods]).options.keys() - {"seed"}
-    runs = grid(args.methods, {name: value for name, value in vars(args).items() if name in known and value})
-    check_runs(runs, args.seed)
+    asked = {name: value for name, value in vars(args).items() if name in known and value}
+    runs = grid(args.methods, asked, args.seed)
     if os.path.lexists(args.output) and not args.output.is_dir():
         raise ValueError(f"{args.output} is no folder")
     items = open_dataset(args.dataset)[: args.limit]

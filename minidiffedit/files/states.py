@@ -77,7 +77,7 @@ def save_state(result: Result, path: str | PathLike[str]) -> None:
     except UNSOUND as error:
         raise ValueError(f"this result cannot be saved: {error}") from error
     record["sha256"] = checksum(record, alone)
-    images.write_whole(pathlib.Path(path), save(alone, {"minidiffedit": json.dumps(record, sort_keys=True)}))
+    images.write_whole(pathlib.Path(path), save(alone, {"minidiffedit": json.dumps(record)}))
 
 
 def load_state(path: str | PathLike[str], sd: "StableDiffusion") -> Result:

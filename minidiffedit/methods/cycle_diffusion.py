@@ -1,9 +1,9 @@
 """CycleDiffusion (Wu and De la Torre, 2210.05559): a picture's noises under its source text, replayed under another.
 
 Section 3, "DPM-Encoder": x_K = sqrt(a_K) x_0 + sqrt(1 - a_K) n, then x_{j-1} is drawn from q(x_{j-1} | x_j, x_0), the
-step with the true noise in the place of eps, and z_j = (x_{j-1} - mean(x_j)) / sigma_j is what a sampler with eta adds to
-get there. It differs from edit-friendly inversion by its levels, which hang together. Edited: replay. Model rows: K b
-(2 K b at another source_scale), and the editor's. Left out: many samples, ranked by CLIP, as the paper's figures have.
+step with the true noise in the place of eps, and z_j = (x_{j-1} - mean(x_j)) / sigma_j is what a sampler with eta
+adds to get there. It differs from edit-friendly inversion by its levels, which hang together. Edited: replay. Model
+rows: K b (2 K b at another source_scale), and the editor's. Left out: many samples, ranked by CLIP, as in the paper.
 """
 
 import math

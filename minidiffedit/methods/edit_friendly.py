@@ -1,10 +1,10 @@
 """Edit-friendly DDPM inversion (Huberman-Spiegelglas et al., 2304.06140): the noises that make DDPM return a picture.
 
-Levels x_j = sqrt(a_j) x_0 + sqrt(1 - a_j) n_j with noises n_j independent of one another, then, from the top down, what a
-step adds: z_j = (x_{j-1} - mean(x_j)) / sigma_j with eta = 1 (`path.mean_and_sigma`). A run under another text that adds
-the same z_j keeps the picture's layout. Edited: replay from level K; less strength keeps more. Model rows: 2 K b (K b
-under no source text, or at source_scale 1), and the editor's. The authors compute z_j of levels that they then skip,
-and set the last z to zero, after which equal texts miss x_0 (`zero_last`). Left out: their use of prompt-to-prompt.
+Levels x_j = sqrt(a_j) x_0 + sqrt(1 - a_j) n_j with noises n_j independent of one another, then, from the top down, what
+a step adds: z_j = (x_{j-1} - mean(x_j)) / sigma_j with eta = 1 (`path.mean_and_sigma`). A run under another text that
+adds the same z_j keeps the picture's layout. Edited: replay from level K; less strength keeps more. Model rows: 2 K b
+(K b under no source text, or at source_scale 1), and the editor's. The authors also pay for levels that they skip, and
+set the last z to zero, after which equal texts miss x_0 (`zero_last`). Left out: their use of prompt-to-prompt.
 """
 
 from typing import Annotated, Any
@@ -45,8 +45,8 @@ def edit_friendly(
 def visited(
     eps: Eps, x: list[Tensor], null: Any, source: Any, *, steps: int, scale: float = 1.0, eta: float = 1.0
 ) -> Path:
-    """The path through the levels x, (b, 4, h, w) each: with the noises that lead a sampler with eta > 0 from one to the
-    next under the source text. The levels become what the steps reach, which differs by rounding.
+    """The path through the levels x, (b, 4, h, w) each, with the noises that lead a sampler with eta > 0 from one to
+    the next under the source text. The levels become what the steps reach, which differs by rounding.
     """
     (t, a), z, x = levels(steps), dict[int, Tensor](), [*x]
     for j in range(len(x) - 1, 0, -1):

@@ -2,9 +2,10 @@
 
 cfg (Ho and Salimans, 2207.12598): e_null + w d, with d = e_text - e_null. prox (ProxEdit, Han et al., 2306.05414,
 "proximal guidance"): the smallest |d| count nothing, so that the picture stays where the texts hardly differ:
-e_null + w prox(d), where prox sets to zero all d not above a limit ("l0") or shrinks every d by it ("l1"). The limit is
-the value that a share of |d| does not exceed, per row and picture: the authors take it over source and target together,
-of which the source's d are all zero after negative-prompt inversion, so that their .7 is .4 here. Left out: fixed limits.
+e_null + w prox(d), where prox sets to zero all d not above a limit ("l0") or shrinks every d by it ("l1"). The limit
+is the value that a share of |d| does not exceed, per row and picture: the authors take it over source and target
+together, of which the source's d are zero after negative-prompt inversion, so that their .7 is .4 here. Left out:
+limits that are given as a value.
 """
 
 import math
@@ -34,7 +35,7 @@ def prox(scale: float, quantile: float = 0.4, norm: str = "l0") -> Guide:
 
 
 def limit(d: Tensor, quantile: float) -> Tensor:
-    """d (r, c, h, w) -> (r, 1, 1, 1): the |d| that the share `quantile` of a row's values does not exceed; at 0 it is 0."""
+    """d (r, c, h, w) -> (r, 1, 1, 1): the |d| that the share `quantile` of a row's values does not exceed; 0 for 0."""
     size = d.abs().flatten(1)
     count = math.floor(quantile * size.shape[1] + 0.5)
     found = size.kthvalue(count, dim=1).values if count else size.new_zeros(len(size))

@@ -64,7 +64,7 @@ def direct(
 def negative_prompt(
     eps: Eps, x0: Tensor, source: Any, *, steps: Steps = 50, strength: Strength = 1.0, refine: Refine = 1
 ) -> Path:
-    """Negative-prompt inversion (Miyake et al., 2305.16807): the source text takes the null text's place, at every level,
+    """Negative-prompt inversion (Miyake et al., 2305.16807): the source text takes the null text's place at all levels,
     and guidance leads away from it. Under the source text guidance then changes nothing, at any scale. Model rows: at
     most K b refine. Left out: null texts between the source's and none.
     """

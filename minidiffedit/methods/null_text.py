@@ -49,7 +49,7 @@ def null_text(
             e_null = eps(x, path.t[j], [null])[0]
             return move(x, e_null + guidance_scale * (e_text - e_null), path.a[j], path.a[j - 1])
 
-        null = optimised(null, path[j - 1], stepped, inner_steps, RATE * (1 - i / 100), ENOUGH + ENOUGH_MORE * i)
+        null = optimised(null, path[j - 1], stepped, inner_steps, RATE * (1 - i / max(100, 2 * steps)), ENOUGH + ENOUGH_MORE * i)
         found[j] = null
         x = stepped(null)
     return Path([*path.values()], steps, null, nulls=found)

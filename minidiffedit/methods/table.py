@@ -42,6 +42,7 @@ INVERSIONS = {
     "negative-prompt": "inversions:negative_prompt",
     "edit-friendly": "edit_friendly:edit_friendly",
     "cycle": "cycle_diffusion:cycle",
+    "cycle-sde": "sde_diffedit:cycle_sde",
     "ddim-paper": "inversions:ddim_paper",
     "noise": "inversions:noise",
 }
@@ -53,6 +54,7 @@ MASKS = {
 }
 
 PAPER = {"encode_text": "null", "strength": 0.8}  # DiffEdit's encoding: under no text, up to .8 of the noise
+P2P = "prompt_to_prompt:prompt_to_prompt"
 CLIP_IMAGE = "needs CLIP's image tower, which no SD v1 file has"
 
 SYSTEMS = {
@@ -66,14 +68,16 @@ SYSTEMS = {
     # noise and denoise
     "sdedit": System("2108.01073", "sdedit:sdedit"),
     "text-to-image": System("2112.10752", "text_to_image:text_to_image", note="no picture goes in: `generate`"),
-    "blended-latent-diffusion": todo("2206.02779", "A"),
-    "null-text-guidance": todo("2305.06710", "A"),
-    "noise-diffusion": todo("2403.08840", "A"),
+    "blended-latent-diffusion": System("2206.02779", "blended_latent:blended_latent"),
+    "null-text-guidance": System("2305.06710", "null_text_guidance:null_text_guidance"),
+    "noise-diffusion": System("2403.08840", "noise_diffusion:noise_diffusion", note="between two pictures"),
     # inversions and what they feed
     "replay": System("2010.02502", "replay:replay", "ddim", note="an inversion decoded under another text"),
-    "null-text-inversion": System("2211.09794", "replay:replay", "null-text", letter="B"),
-    "negative-prompt-inversion": System("2305.16807", "replay:replay", "negative-prompt"),
-    "pnp-inversion": todo("2310.01506", "A", "its inversion works as `direct`; its row waits for prompt-to-prompt"),
+    "null-text-inversion": System("2211.09794", P2P, "null-text", {"self_steps": 0.5, "self_levels": 2}, letter="B"),
+    "negative-prompt-inversion": System("2305.16807", P2P, "negative-prompt", {"self_levels": 2}),
+    "pnp-inversion": System(
+        "2310.01506", P2P, "direct", {"cross_steps": 0.4, "self_steps": 0.6, "self_levels": 2}, note="with its settings"
+    ),
     "direct-inversion": System(
         "2211.07825", "replay:replay", "ddim", PAPER, note="our reading of its abstract: inverted to a level, decoded"
     ),
@@ -85,14 +89,14 @@ SYSTEMS = {
         note="the top 36 % skipped",
     ),
     "cycle-diffusion": System("2210.05559", "replay:replay", "cycle", {"steps": 100, "guidance_scale": 2.0}),
-    "ledits++": todo("2311.16711", "A"),
+    "ledits++": System("2311.16711", "ledits:ledits", "edit-friendly", {"steps": 40, "strength": 0.85}),
     "proxedit": System("2306.05414", "proxedit:proxedit", "negative-prompt"),
-    "sde-diffedit": todo("2311.01410", "A"),
-    "sde-drag": todo("2311.01410", "A"),
+    "sde-diffedit": System("2311.01410", "sde_diffedit:decode", "cycle-sde", mask="contrast"),
+    "sde-drag": System("2311.01410", "sde_drag:sde_drag", note="without the LoRA that its authors train"),
     # attention, features, words
     "masactrl": System("2304.08465", "masactrl:masactrl", "direct"),
-    "prompt-to-prompt": todo("2208.01626", "A"),
-    "plug-and-play": todo("2211.12572", "A"),
+    "prompt-to-prompt": System("2208.01626", P2P, "direct"),
+    "plug-and-play": System("2211.12572", "plug_and_play:plug_and_play", "direct"),
     "pfb-diff": todo("2306.16894", "A"),
     "ti-guided-edit": todo("2401.02126", "A"),
     "cross-image-attention": todo("2311.03335", "A"),

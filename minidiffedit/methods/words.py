@@ -37,7 +37,7 @@ class Words:
         return [range(a, b) for a, b in zip(self.starts, (*self.starts[1:], self.end))]
 
     def find(self, phrase: str) -> list[int]:
-        """All positions of a word or phrase, in any case of letters, wherever it stands in the prompt; [] if nowhere."""
+        """All positions of a word or phrase, in any case of letters, wherever it stands; [] if nowhere."""
         wanted = tuple(self.tokenizer.bpe.encode(phrase).ids[1:-1])
         found: list[int] = []
         for start in self.starts if wanted else ():

@@ -47,6 +47,15 @@ ARMS = {"diffedit": "DiffEdit", "mask-only": "mask alone", "encode-only": "encod
 SHOWN_LEVELS = 8
 
 
+class PlannedFigure(NamedTuple):
+    """A figure to be made: its name, its edits, the values along it, what all edits share."""
+
+    name: str
+    plans: list[Plan]
+    points: list[Any]
+    settings: dict[str, Any]
+
+
 class Made(NamedTuple):
     """What is drawn: the edits in order of the points along the figure, of a picture, and how."""
 
@@ -90,25 +99,11 @@ def figure(
     of calls a step, 1 to `refine` (here 2 by default). Raises ValueError for arguments it cannot use and where
     matplotlib is missing, ArithmeticError for NaN.
     """
-    plans, points, settings = planned_figure(name, values, **arguments)
-    picture, at = open_picture(sd, image, settings["size"])
-    edits = sheet.run_all(sd, picture, plans, watch=watch)
-    made = Made(sd, picture, edits, points, height or sheet.page_height(picture.size), decode)
-    draw = {"threshold": threshold, "strength": strength, "mask": with_and_without, "reconstruction": reconstruction}
-    parts, numbers = draw.get(name, latents)(made)
-    paid, seconds = sheet.paid_for(edits)
-    parts = {"title": sheet.title(settings)} | parts | {"height": made.height}
-    parts["notes"] = sheet.notes(settings, paid) + parts.get("notes", "")
-    settings |= {"working_size": at, "figure": name, "values": points}
-    return Figure(Page(**parts).draw(), numbers, tuple(edits), paid, seconds, settings)
+    return draw_figure(planned_figure(name, values, **arguments), sd, image, height, decode, watch)
 
 
-def planned_figure(
-    name: str, values: Sequence[Any] | None = None, **arguments: Any
-) -> tuple[list[Plan], list[Any], dict[str, Any]]:
-    """Every edit of a figure, the values along it, and what all edits share, before a model is needed; arguments and
-    errors as of `figure`. `sheet.costs` says what the edits pay.
-    """
+def planned_figure(name: str, values: Sequence[Any] | None = None, **arguments: Any) -> PlannedFigure:
+    """A figure before a model is needed; arguments and errors as of `figure`."""
     if name not in FIGURES:
         raise ValueError(f"a figure must be one of {', '.join(FIGURES)}, got {name!r}")
     kind = FIGURES[name]
@@ -128,7 +123,7 @@ def planned_figure(
         K = level_at(plans[0].settings["strength"], plans[0].settings["steps"])
         points = points or sorted({round(i * K / (SHOWN_LEVELS - 1)) for i in range(SHOWN_LEVELS)})
         points = [whole("level", point, 0, K) for point in points]
-    return plans, points, sheet.shared(plans[:1] if name == "mask" else plans, kind.varies)
+    return PlannedFigure(name, plans, points, sheet.shared(plans[:1] if name == "mask" else plans, kind.varies))
 
 
 def cells(name: str, points: Sequence[Any], arguments: dict[str, Any]) -> list[dict[str, Any]]:
@@ -145,6 +140,28 @@ def cells(name: str, points: Sequence[Any], arguments: dict[str, Any]) -> list[d
     told = {key: one for key, one in arguments.items() if key not in unused} | {"method": name}
     passes = range(1, whole("refine", arguments.get("refine", 2), 1, 100) + 1)
     return [told | {"refine": refine, "steps": steps} for refine in passes for steps in points]
+
+
+def draw_figure(
+    planned: PlannedFigure,
+    sd: "StableDiffusion",
+    image: Picture,
+    height: int | None = None,
+    decode: bool = False,
+    watch: Any = None,
+) -> Figure:
+    """Run what was planned and draw it; arguments as of `figure`."""
+    name, plans, points, settings = planned
+    picture, at = open_picture(sd, image, settings["size"])
+    edits = sheet.run_all(sd, picture, plans, watch=watch)
+    made = Made(sd, picture, edits, points, height or sheet.page_height(picture.size), decode)
+    draw = {"threshold": threshold, "strength": strength, "mask": with_and_without, "reconstruction": reconstruction}
+    parts, numbers = draw.get(name, latents)(made)
+    paid, seconds = sheet.paid_for(edits)
+    parts = {"title": sheet.title(settings)} | parts | {"height": made.height}
+    parts["notes"] = sheet.notes(settings, paid) + parts.get("notes", "")
+    settings = settings | {"working_size": at, "figure": name, "values": points}
+    return Figure(Page(**parts).draw(), numbers, tuple(edits), paid, seconds, settings)
 
 
 # ---------------------------------------------------------------- the figures: parts of the page, and the numbers

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from ..sd import StableDiffusion
 
 ROUNDING = 1e-12  # a variance below which a picture is one colour
-SOFTEST = 1e-3  # of a soft mask, below which the step under it is not solved for: it would show rounding
 LOWEST = 1  # the timestep of level 1, whatever the number of steps
 
 
@@ -37,14 +36,6 @@ def predicted_x0(x: Tensor, x_next: Tensor, a: float, a_next: float) -> Tensor:
         raise ValueError("a step between equal noise levels says nothing of x0")
     s, s_next = math.sqrt(1 - a), math.sqrt(1 - a_next)
     return (s * x_next - s_next * x) / (s * math.sqrt(a_next) - s_next * math.sqrt(a))
-
-
-def decoded_x0(y: Tensor, y_next: Tensor, x_next: Tensor, x0: Tensor, M: Tensor, a: float, a_next: float) -> Tensor:
-    """The same of a step of a masked decoding, which was blended: y_next = M step + (1 - M) x_next. x_next and x0
-    are of the encoding; outside the mask M (1, 1, h, w) the answer is x0, under a soft one the blend.
-    """
-    step = (y_next - (1 - M) * x_next) / M.clamp(min=SOFTEST)
-    return torch.where(M >= SOFTEST, M * predicted_x0(y, step, a, a_next) + (1 - M) * x0, x0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +58,8 @@ class Level:
 def walk(result: "Result") -> list[Level]:
     """The levels of a run from the lowest up, those of several descents one after another.
 
-    Predictions that were not kept are solved for, of two latents that one of them joins.
+    The encoding's predictions are solved for, each of the two latents that it joins: the run keeps what a prediction
+    leads to from the level it was asked for, and the encoding is asked at one level for the next.
     """
     steps = result.settings.get("steps", 50)
     t, a = levels(steps)
@@ -88,9 +80,6 @@ def walk(result: "Result") -> list[Level]:
             shown["x_clean"] = predicted_x0(x[i - 1], x[i], a[j - 1], a[j]) if i else x[0]
         if "y" in shown and (len(clean) == len(y) - 1 or not i):
             shown["y_clean"] = clean[i - 1] if i else y[0]
-        elif "y" in shown and solvable:
-            mask = torch.ones_like(x[0][:, :1]) if M is None else M
-            shown["y_clean"] = decoded_x0(y[i], y[i - 1], x[i - 1], x[0], mask, a[j], a[j - 1])
         made.append(Level(j, t[j], a[j], shown, *apart(shown, M)))
     return made
 

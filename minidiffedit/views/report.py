@@ -1,7 +1,7 @@
-"""An edit as one HTML page: what it saw, how its mask came about, how it went up the noise and down again.
+"""A run as one HTML page, whatever the method: what it saw, how its mask came about, how it went through the noise.
 
 One file that opens from disk and asks the network for nothing; its own content policy forbids it. The page recomputes
-the mask under other thresholds, clips and steering just as `threshold_maps` and `Steering` do, and gives it as PNG.
+a mask under other thresholds, clips and steering just as `threshold_maps` and `Steering` do, and gives it as PNG.
 """
 
 import base64
@@ -13,9 +13,8 @@ import math
 import os
 import shlex
 import sys
-import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from html import escape
 from importlib.metadata import version
 from importlib.resources import files
@@ -28,83 +27,39 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .. import __version__, editor
+from .. import __version__, cost
 from ..files import images
-from . import preview
-from ..ddim import level_at, levels
-from ..editor import NOTHING, Edit, predicted_rows
-from ..files.states import ARGUMENTS, SHAPING, fingerprint
+from ..files.masks import Steering
+from ..files.states import fingerprint
+from ..run import GIVEN, Result, blank_plan, edit, nothing_to_edit
+from .previews import LatentRGB, Level, apply, fit, rms, walk
 
 if TYPE_CHECKING:
     from ..sd import StableDiffusion
 
-LONGEST = 1024  # pixels a side at which a picture is shown
+LONGEST, SMALL = 1024, 256  # pixels a side at which pictures are shown, and what lies beside them
 MOST_LOSSLESS = 400_000  # bytes of PNG; above it stands a JPEG
-MOST_CELLS = 51 * 64 * 64  # latent cells pictured per trajectory: every level of a 512 x 512 edit of 50 steps
+MOST_CELLS = 51 * 64 * 64  # latent cells pictured of one kind: every level of a 512 x 512 edit of 50 steps
 DECODED = 9  # levels shown through the autoencoder, where that is asked for
-# One transparent pixel, until the script copies a picture there.
+# One transparent pixel, until the script copies a picture there, or where there is none.
 BLANK = "data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="
 NONE = "\u2013"
-PLAIN = {*ARGUMENTS} - {"target", "paste", "mask_clip", "mask_threshold"}  # settings that one option of `edit` sets
+CUT = ("mask_threshold", "mask_clip")  # how `threshold_maps` cuts maps: the page's own options
+SHAPING = ("largest", "invert", "dilate", "feather")  # of a Steering, beside the masks laid over
 TINT = (255, 88, 20)  # what lies over the picture where the mask is
-STAGES = ("text", "vae encode", "mask", "encode", "decode", "vae decode")
+STAGES = ("text", "vae encode", "mask", "encode", "decode", "generate", "vae decode")
 # Dark violet to pale yellow, its lightness rising evenly.
 RAMP = ((10, 8, 30), (58, 18, 96), (122, 32, 110), (186, 54, 88), (233, 102, 62), (249, 165, 74), (253, 236, 170))
+File = str | Path | None
 
 
-def save_report(
-    edit: Edit,
-    path: str | Path,
-    *,
-    picture: str | Path | None = None,
-    state: str | Path | None = None,
-    decode_previews: bool = False,
-) -> None:
-    """Write the page of an edit to `path` (.html), whole or not at all.
+def save_report(result: Result, path: str | Path, **options: Any) -> None:
+    """Write the page of a result to `path` (.html), whole or not at all; options as for `report_page`.
 
-    picture, state: the files that the command lines on the page name: the edit's input, and its saved state if there
-    is one. decode_previews: also show some predicted x_0 through the autoencoder. The same edit gives the same bytes.
-    Raises ValueError for another ending, or for anything but an `Edit`.
+    The same result gives the same bytes. Raises ValueError for another ending, or for anything but a `Result`.
     """
     check_report(Path(path))
-    page = report_page(edit, picture=picture, state=state, decode_previews=decode_previews)
-    images.write_whole(Path(path), page.encode())
-
-
-@torch.no_grad()
-def report_page(
-    edit: Edit,
-    *,
-    picture: str | Path | None = None,
-    state: str | Path | None = None,
-    decode_previews: bool = False,
-) -> str:
-    """The page of an edit as HTML text; arguments and errors as for `save_report`."""
-    if not isinstance(edit, Edit):
-        raise ValueError(f"a report shows one edit with its one mask (an Edit), got {type(edit).__name__}")
-    s, walked, rgb = edit.settings, walk(edit), preview.fit(edit.x0, edit.source)
-    name = Path(typed(picture)).stem if picture else "picture"
-    data = mask_data(edit) | {"name": name, "palette": plain(palette()), "commands": commands(edit, picture, state)}
-    data |= {"frames": frames(edit, walked, rgb), "levels": level_data(edit, walked)}
-    coded = json.dumps(data, sort_keys=True, allow_nan=False).replace("<", "\\u003c")
-    vae = through_the_vae(edit, walked) if decode_previews and edit.decoded else ""
-    style, script = part("report.css"), part("report.js")
-    (before, how), (after, _) = shown(edit.source), shown(edit.image)
-    return Template(part("report.html")).substitute(
-        policy=f"default-src 'none'; img-src data:; style-src {allowed(style)}; script-src {allowed(script)}",
-        style=style, script=script, data=coded, blank=BLANK, before=before, after=after, shown=how, facts=facts(edit),
-        kind="computed" if edit.found else "given" if edit.given is not None else "unmasked",
-        decoded="decoded" if edit.decoded else "undecoded",
-        title=escape(f"{s['source'] or name} → {s['target']}"),
-        source=f"<bdi>{escape(s['source'])}</bdi>" if s["source"] else "the picture",
-        target=f"<bdi>{escape(s['target'])}</bdi>", asked=asked(s),
-        tint=png(tinted(edit.latent_mask)), maps=map_figures(edit), n=s["maps"], t=mask_timestep(s),
-        explained=f"{rgb.explained:.0%}", K=max(edit.trajectory), N=s["steps"], levels=level_rows(edit, walked),
-        chart=chart(walked), top=f"{max(one.inside for one in walked):.2f}",
-        vae=vae, vae_hidden="" if vae else "hidden", costs=costs(edit),
-        settings=definitions((key.replace("_", " "), s[key]) for key in [*ARGUMENTS, *sorted(s.keys() - {*ARGUMENTS})]),
-        model=definitions(model_facts(edit.sd).items()), versions=definitions(versions().items()),
-    )  # fmt: skip
+    images.write_whole(Path(path), report_page(result, **options).encode())
 
 
 def check_report(path: Path) -> None:
@@ -112,185 +67,200 @@ def check_report(path: Path) -> None:
         raise ValueError(f"{path}: the name of a report must end in .html")
 
 
+@torch.no_grad()
+def report_page(result: Result, *, picture: File = None, state: File = None, decode_previews: bool = False) -> str:
+    """The page of a result as HTML text. picture, state: the files that the command lines on the page name, the input
+    and the saved result if there is one. decode_previews: also show some predicted x_0 through the autoencoder.
+    """
+    if not isinstance(result, Result):
+        raise ValueError(f"a report shows one Result, got {type(result).__name__}")
+    walked, name = walk(result), Path(typed(picture)).stem if picture else "picture"
+    clean = (result.latent, result.image) if result.source is None else (result.x0, result.source)
+    rgb, line = fit(*clean), commands(result, picture, state)  # type: ignore[arg-type]
+    data = mask_data(result) | frames(walked, rgb) | {"name": name, "palette": plain(palette()), "commands": line}
+    vae = through_the_vae(result, walked) if decode_previews and edited(result) else ""
+    style, script = part("report.css"), part("report.js")
+    policy = f"default-src 'none'; img-src data:; style-src {allowed(style)}; script-src {allowed(script)}"
+    parts = headline(result, name) | pictures(result)
+    parts |= {"policy": policy, "style": style, "script": script, "blank": BLANK, "shows": shows(result, walked)}
+    parts |= {"data": json.dumps(data, sort_keys=True, allow_nan=False).replace("<", "\\u003c"), "facts": facts(result)}
+    parts |= {"costs": costs(result), "vae": vae, "explained": f"{rgb.explained:.0%}", "again": escape(line["start"])}
+    parts |= {"K": max(one.j for one in walked), "N": result.settings.get("steps", 50)}
+    parts |= {"settings": definitions((key.replace("_", " "), one) for key, one in result.settings.items())}
+    parts |= {"model": definitions(model_facts(result.sd).items()), "versions": definitions(versions().items())}
+    return Template(part("report.html")).substitute(parts)
+
+
+def shows(result: Result, walked: list[Level]) -> str:
+    """What there is, as the classes by which the page shows and hides its parts."""
+    masked, computed, given = result.mask is not None, "maps" in result.tensors, result.given_mask is not None
+    there = {"source": result.source, "masked": masked, "computed": computed, "given": given, "decoded": edited(result)}
+    there |= {"unmasked": not (computed or given), "path": "apart" in walked[0].shown}
+    there |= {"held": masked and not any(one.outside_most for one in walked)}
+    return " ".join(name for name, one in there.items() if one)
+
+
+def edited(result: Result) -> bool:
+    return any(latents for stage, latents in result.stages.items() if stage != "encode")
+
+
 # ---------------------------------------------------------------- the head of the page and its end
 
 
-def facts(edit: Edit) -> str:
-    s, K = edit.settings, max(edit.trajectory)
-    verdict = NOTHING[edit.verdict] if not edit.decoded else edit.verdict
-    rows, seconds = sum(edit.evaluations.values()), sum(edit.seconds.values())
-    said = {
-        "verdict": verdict, "coverage": f"{math.floor(1000 * edit.coverage + 0.5) / 10:.1f} %", "seed": edit.seed,
-        "encoded to": f"level {K} of {s['steps']}", "guidance": f"{s['guidance_scale']:g}",
-        "cost": f"{rows} UNet rows, {seconds:.1f} s",
-    }  # fmt: skip
-    return "".join(f"<div><dt>{escape(key)}</dt><dd>{escape(str(value))}</dd></div>" for key, value in said.items())
+def headline(result: Result, name: str) -> dict[str, Any]:
+    """From what to what, in the texts that were given, and the method with its paper."""
+    given, paper, why = result.plan.given, result.plan.system.paper, nothing_to_edit(result.plan, result.verdict)
+    pairs = given.get("edits") or [(given.get("source"), given.get("target"))]
+    source, target = (", ".join(one for one in side if one) for side in zip(*pairs))
+    nothing, target = ("the picture", target or result.method) if result.source else ("noise", target)
+    link = f'<a href="https://arxiv.org/abs/{paper}" rel="noreferrer">arXiv {paper}</a>'
+    paper = link if paper.replace(".", "").isdigit() else escape(paper)
+    asked = [f"“<bdi>{escape(side)}</bdi>”" if side else "no text" for side in (source, target)]
+    said = {"title": escape(f"{source or name} → {target}"), "asked": " and for ".join(asked), "paper": paper}
+    said |= {"source": f"<bdi>{escape(source)}</bdi>" if source else nothing, "target": f"<bdi>{escape(target)}</bdi>"}
+    return said | {"method": escape(result.method), "why": "The method keeps no maps of it." if edited(result) else why}
 
 
-def costs(edit: Edit) -> str:
-    """Rows of the table: what each stage took, against what a fresh edit is predicted to take."""
-    given = edit.given is not None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # said when the edit was made
-        foretold = predicted_rows(edit.settings, given=given, nothing=given and not bool(edit.latent_mask.any()))
-    rows = []
-    for stage, seconds in sorted(edit.seconds.items(), key=lambda item: [*STAGES, item[0]].index(item[0])):
-        paid = edit.evaluations.get(stage)
-        each = f"{seconds / paid:.3f}" if paid else NONE
-        rows.append([stage, paid if paid is not None else NONE, foretold.get(stage, NONE), f"{seconds:.2f}", each])
-    total = sum(edit.evaluations.values())
-    rows.append(["together", total, sum(foretold.values()), f"{sum(edit.seconds.values()):.2f}", NONE])
-    return table_rows(rows)
+def facts(result: Result) -> str:
+    """The line under the title."""
+    said = {"verdict": result.verdict if edited(result) else nothing_to_edit(result.plan, result.verdict)}
+    if result.coverage is not None:
+        said["coverage"] = f"{math.floor(1000 * result.coverage + 0.5) / 10:.1f} %"
+    said |= {"seed": str(result.seed), "cost": f"{result.rows} UNet rows, {sum(result.seconds.values()):.1f} s"}
+    return "".join(f"<div><dt>{escape(key)}</dt><dd>{escape(value)}</dd></div>" for key, value in said.items())
+
+
+def costs(result: Result) -> str:
+    """Rows of the table: what each stage took, against what a fresh run is predicted to take."""
+    given = {"mask": result.given_mask} if result.given_mask is not None else {}
+    foretold = cost.cost(replace(result.plan, given=result.plan.given | given))
+    rows: list[Sequence[Any]] = []
+    for stage, seconds in sorted(result.seconds.items(), key=lambda item: [*STAGES, item[0]].index(item[0])):
+        paid = result.evaluations.get(stage, NONE)
+        each = f"{seconds / paid:.3f}" if isinstance(paid, int) and paid else NONE
+        rows.append([stage, paid, foretold.get(stage, NONE), f"{seconds:.2f}", each])
+    rows.append(["together", result.rows, sum(foretold.values()), f"{sum(result.seconds.values()):.2f}", NONE])
+    return "\n".join(f"<tr>{cells(*row)}</tr>" for row in rows)
+
+
+def cells(head: Any, *rest: Any) -> str:
+    return "".join([f"<th scope=row>{escape(str(head))}</th>", *(f"<td>{escape(str(one))}</td>" for one in rest)])
 
 
 def model_facts(sd: "StableDiffusion") -> dict[str, Any]:
     """Name (no path), the hash of each network's file, dtype, device."""
     name = typed(Path(sd.name).resolve()) if sd.name and Path(sd.name).exists() else sd.name
-    try:
-        files = fingerprint(sd)
-    except ValueError:  # built in memory
-        files = {"files": "none, built in memory", "dtype": str(sd.dtype).removeprefix("torch.")}
-    return {"model": name, **files, "device": sd.device.type}
+    memory = {"files": "none, built in memory", "dtype": str(sd.dtype).removeprefix("torch.")}
+    return {"model": name, **(fingerprint(sd) if sd.checkpoint else memory), "device": sd.device.type}
 
 
 def versions() -> dict[str, str]:
-    names = ("torch", "safetensors", "tokenizers", "numpy", "pillow", "huggingface_hub")
-    return {"minidiffedit": __version__, "python": sys.version.split()[0]} | {name: version(name) for name in names}
+    names = ("safetensors", "tokenizers", "numpy", "pillow", "huggingface_hub")
+    ours = {"minidiffedit": __version__, "python": sys.version.split()[0], "torch": str(torch.__version__)}
+    return ours | {name: version(name) for name in names}
 
 
-def commands(edit: Edit, picture: str | Path | None, state: str | Path | None) -> dict[str, Any]:
-    """How the command lines on the page begin, and what they may add: the page knows the mask's options."""
-    s, sd, steering = edit.settings, edit.sd, edit.steering
-    if state:
-        words = ["minidiffedit", "resume", typed(state)]
-    else:
-        words = ["minidiffedit", "edit", typed(picture or "PICTURE.png"), *option("target", s["target"])]
-        for name, parameter in inspect.signature(editor.edit).parameters.items():
-            if name in PLAIN and s[name] != parameter.default:
-                words += option(name, s[name])
-        words += [] if s["paste"] else ["--no-paste"]
+# ---------------------------------------------------------------- command lines
+
+
+def commands(result: Result, picture: File, state: File) -> dict[str, Any]:
+    """How the command lines on the page begin, and what they may add: the page says a mask's options itself."""
+    sd, steering, maps = result.sd, result.steering, "maps" in result.tensors
+    said = ["minidiffedit", "resume", typed(state)] if state else words(result, picture, CUT if maps else ())
     if sd.checkpoint is not None:
-        words += option("model", typed(sd.name))
-        dtype = str(sd.dtype).removeprefix("torch.")
-        words += option("dtype", dtype) if dtype != ("float16" if sd.device.type == "cuda" else "float32") else []
-    overlaid = steering is not None and (steering.union is not None or steering.subtract is not None)
-    return {
-        "start": shlex.join(words), "steered": bool(state and steering),
-        "options": not overlaid and (edit.found is not None or (state is not None and edit.given is not None)),
-    }  # fmt: skip
+        usual = "float16" if sd.device.type == "cuda" else "float32"
+        said += option("model", typed(sd.name)) + option("dtype", str(sd.dtype).removeprefix("torch."), usual)
+    laid = steering is not None and (steering.union is not None or steering.subtract is not None)
+    options = not laid and (maps or (state is not None and result.given_mask is not None))
+    return {"start": shlex.join(said), "steered": bool(state and steering), "options": options}
 
 
-def option(name: str, value: Any) -> list[str]:
-    name, value = f"--{name.replace('_', '-')}", str(value)
-    return [f"{name}={value}"] if value.startswith("-") else [name, value]
+def words(result: Result, picture: File, without: Sequence[str]) -> list[str]:
+    """What makes a result again, but for its mask: the texts and pictures given, the options that are not as usual."""
+    plan, usual = result.plan, blank_plan(result.plan.method)
+    method = inspect.signature(edit).parameters["method"].default
+    said = ["minidiffedit", "edit", typed(picture or "PICTURE.png"), *option("method", plan.method, method)]
+    for name, value in plan.given.items():
+        kind = GIVEN[name].kind
+        if kind == "pairs":
+            said += [word for pair in value for word in option("edit", "=>".join(pair))]
+        elif kind == "text":
+            said += option(name, value, usual.given[name])
+        elif kind == "picture":
+            said += option(name, typed(value) if isinstance(value, str | os.PathLike) else f"{name.upper()}.png")
+    for name in (name for name in plan.options if name not in without):
+        said += option(name, plan.settings[name], usual.settings[name])
+    return said
 
 
-def typed(path: str | Path) -> str:
+def option(name: str, value: Any, usual: Any = None) -> list[str]:
+    """An option as words, none where it is as usual."""
+    flag, text = name.replace("_", "-"), "none" if value is None else str(value)
+    if value == usual:
+        return []
+    if isinstance(value, bool):
+        return [f"--{flag}" if value else f"--no-{flag}"]
+    return [f"--{flag}={text}"] if text.startswith("-") else [f"--{flag}", text]
+
+
+def typed(path: str | os.PathLike[str]) -> str:
     """A path as it was typed, of an absolute one the name alone: pages are passed on. What is no text becomes �."""
     return os.fsencode(Path(path).name if Path(path).is_absolute() else path).decode(errors="replace")
 
 
-# ---------------------------------------------------------------- the mask
+# ---------------------------------------------------------------- the mask, the pictures
 
 
-def mask_data(edit: Edit) -> dict[str, Any]:
+def mask_data(result: Result) -> dict[str, Any]:
     """What the page recomputes the mask from. Float32 arrays as base64; numbers are float32 values, exactly.
 
     The mean of the maps and the mean of that are taken here, by the very operations of `threshold_maps`: a sum depends
     on the order of its terms, while every operation after it is rounded alike wherever float32 is IEEE 754's.
     """
-    found, steering = edit.found, edit.steering
-    h, w = edit.latent_mask.shape[2:]
-    column, row = (Image.fromarray(np.arange(n, dtype=np.int32)[None]) for n in (w, h))
-    data: dict[str, Any] = {
-        "cells": [w, h], "working": list(edit.settings["working_size"]),
-        # How many pixels of a mask at picture size show each cell, as Pillow resizes.
-        "widths": spread(column, edit.source.width), "heights": spread(row, edit.source.height),
-        "used": plain(edit.latent_mask), "given": plain(edit.given), "mean": None,
-        "threshold": edit.settings["mask_threshold"], "clip": edit.settings["mask_clip"],
-        "largest": False, "invert": False, "dilate": 0, "feather": 0, "union": None, "subtract": None,
-    }  # fmt: skip
-    if steering:
-        data |= {name: getattr(steering, name) for name in SHAPING}
-        data |= {"union": plain(steering.union), "subtract": plain(steering.subtract)}
-    if found:
-        m = found.maps[0].mean(dim=0)
-        data |= {"mean": plain(m), "average": float(m.mean()), "least": float(found.flat_below[0])}
+    steering, settings, (h, w) = result.steering or Steering(), result.settings, result.latent.shape[2:]
+    data: dict[str, Any] = {"cells": [w, h], "working": [*settings["working_size"]], "mean": None}
+    data |= {"widths": spread(w, result.image.width), "heights": spread(h, result.image.height)}
+    data |= {"used": plain(result.latent_mask), "given": plain(result.given_mask)}
+    data |= {name.removeprefix("mask_"): settings.get(name) for name in CUT}
+    data |= {name: getattr(steering, name) for name in SHAPING}
+    data |= {"union": plain(steering.union), "subtract": plain(steering.subtract)}
+    if "maps" in result.tensors:
+        m = result.tensors["maps"][0].mean(dim=0)
+        data |= {"mean": plain(m), "average": float(m.mean()), "least": float(result.tensors["flat_below"][0])}
     return data
 
 
-def mask_timestep(settings: dict[str, Any]) -> int:
-    """At which the maps were drawn."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # said when the mask was found
-        return levels(settings["steps"]).t[level_at(settings["mask_strength"], settings["steps"], lowest=1)]
-
-
-def asked(settings: dict[str, Any]) -> str:
-    """The two texts that the mask contrasts."""
-    said = [f"“<bdi>{escape(settings[name])}</bdi>”" if settings[name] else "no text" for name in ("source", "target")]
-    return " and for ".join(said)
-
-
-def spread(numbers: Image.Image, length: int) -> list[int]:
+def spread(count: int, length: int) -> list[int]:
+    """How many pixels of a line show each of `count` cells, as Pillow resizes."""
+    numbers = Image.fromarray(np.arange(count, dtype=np.int32)[None])
     resized = np.asarray(numbers.resize((length, 1), Image.Resampling.NEAREST))
-    return np.bincount(resized.ravel(), minlength=numbers.width).tolist()
+    return np.bincount(resized.ravel(), minlength=count).tolist()
 
 
-def map_figures(edit: Edit) -> str:
+def pictures(result: Result) -> dict[str, Any]:
+    """Source, result, what differs between them, the mask over the source, and each map."""
+    (after, how), maps = shown(result.image), map_figures(result)
+    said: dict[str, Any] = {"after": after, "shown": how, "before": BLANK, "difference": BLANK, "most": 0}
+    if result.source:
+        before, changed = (np.asarray(reduced(one, SMALL), float) for one in (result.source, result.image))
+        far = torch.from_numpy(np.abs(changed - before).mean(axis=2))
+        said |= {"difference": png(coloured(far / (far.max() or 1))), "most": round(float(far.max()))}
+        said |= {"before": shown(result.source)[0]}
+    tint = BLANK if result.latent_mask is None else png(tinted(result.latent_mask))
+    return said | {"tint": tint, "maps": "".join(maps), "n": len(maps)}
+
+
+def map_figures(result: Result) -> list[str]:
     """Each of the n maps, all on the scale from 0 to the clip."""
-    if edit.found is None:
-        return ""
-    maps, clip = edit.found.maps[0].cpu().double(), edit.settings["mask_clip"]
+    if "maps" not in result.tensors:
+        return []
+    maps, clip = result.tensors["maps"][0].cpu().double(), result.settings["mask_clip"]
     m = maps.mean(dim=0)
     top = float(m.max() if clip is None else torch.minimum(m.max(), clip * m.mean())) or 1.0
-    return "".join(
-        f'<figure><img class="cells" src="{png(coloured(one / top))}" alt="map {i} of {len(maps)}">'
-        f"<figcaption>{i}</figcaption></figure>"
-        for i, one in enumerate(maps, 1)
-    )
+    return [figure(png(coloured(one / top)), f"map {i} of {len(maps)}", i, "cells") for i, one in enumerate(maps, 1)]
 
 
-# ---------------------------------------------------------------- up the noise and down again
-
-
-@dataclass(frozen=True, eq=False)
-class Level:
-    """What the page shows of level j: latents (1, c, h, w) float64 on the CPU, the last three None where nothing was
-    decoded. x, y: the encoded and the decoded latent; x_clean, y_clean: the clean latent that the prediction at this
-    level leads to, y's blended as the result would be; apart (1, 1, h, w): mean over channels |y - x|. inside: its root
-    mean square over values in the mask; inside_most, outside_most: the largest |y - x| in the mask and out of it.
-    """
-
-    j: int
-    x: Tensor
-    x_clean: Tensor
-    y: Tensor | None = None
-    y_clean: Tensor | None = None
-    apart: Tensor | None = None
-    inside: float = 0.0
-    inside_most: float = 0.0
-    outside_most: float = 0.0
-
-
-def walk(edit: Edit) -> list[Level]:
-    """Levels 0..K. The predictions were not kept: of x_{j-1} and x_j, which one prediction joins, it is solved for."""
-    a = levels(edit.settings["steps"]).a
-    M = edit.latent_mask.cpu().double()
-    x = [edit.trajectory[j].cpu().double() for j in edit.trajectory]
-    y = [latent.cpu().double() for latent in reversed(edit.decoded)]
-    made = []
-    for j in range(len(x)):
-        x_clean = preview.predicted_x0(x[j - 1], x[j], a[j - 1], a[j]) if j else x[0]
-        if not y:
-            made.append(Level(j, x[j], x_clean))
-            continue
-        y_clean = preview.decoded_x0(y[j], y[j - 1], x[j - 1], x[0], M, a[j], a[j - 1]) if j else y[0]
-        apart = (y[j] - x[j]).abs()
-        within, without = apart[(M > 0).expand_as(apart)], apart[(M == 0).expand_as(apart)]
-        measured = (rms(within), within.max().item(), without.max().item() if len(without) else 0.0)
-        made.append(Level(j, x[j], x_clean, y[j], y_clean, apart.mean(dim=1, keepdim=True), *measured))
-    return made
+# ---------------------------------------------------------------- through the noise
 
 
 def pictured(count: int, most: int) -> list[int]:
@@ -299,62 +269,32 @@ def pictured(count: int, most: int) -> list[int]:
     return sorted({round(i * (count - 1) / max(1, most - 1)) for i in range(most)})
 
 
-def frames(edit: Edit, walked: list[Level], rgb: preview.LatentRGB) -> dict[str, Any]:
-    """The scrubber's pictures: per kind one sheet, the pictured levels row by row."""
-    h, w = edit.x0.shape[2:]
-    shown = [walked[j] for j in pictured(len(walked), MOST_CELLS // (h * w))]
-    sheets = {
-        "x": [preview.apply(rgb, one.x) for one in shown],
-        "x_clean": [preview.apply(rgb, one.x_clean) for one in shown],
-        "y": [preview.apply(rgb, one.y) for one in shown if one.y is not None],
-        "y_clean": [preview.apply(rgb, one.y_clean) for one in shown if one.y_clean is not None],
-    }
-    most = max((float(one.apart.max()) for one in shown if one.apart is not None), default=0.0) or 1.0
-    sheets["apart"] = [coloured(one.apart[0, 0] / most, hole=True) for one in shown if one.apart is not None]
-    columns = math.ceil(math.sqrt(len(shown)))
-    return {"levels": [one.j for one in shown], "columns": columns} | {
-        name: png(sheet(tiles, columns)) for name, tiles in sheets.items() if tiles
-    }
+def frames(walked: list[Level], rgb: LatentRGB) -> dict[str, Any]:
+    """Of each level its numbers, and the scrubber's pictures: of each kind one sheet, level after level in rows."""
+    nothing = torch.zeros_like(next(iter(walked[0].shown.values())))
+    chosen = pictured(len(walked), MOST_CELLS // nothing[0, 0].numel())
+    some, columns = [walked[i].shown for i in chosen], math.ceil(math.sqrt(len(chosen)))
+    most = max((float(one["apart"].max()) for one in some if "apart" in one), default=0.0) or 1.0
+    made: dict[str, Any] = {"levels": chosen, "columns": columns}
+    for name in {name: None for one in some for name in one}:
+        latents = [one.get(name, nothing) for one in some]
+        tiles = [coloured(x[0, 0] / most, hole=True) if name == "apart" else apply(rgb, x) for x in latents]
+        made[name] = png(sheet(tiles, columns))
+    numbers = [[one.j, one.t, one.a, one.inside, one.inside_most, one.outside_most] for one in walked]
+    sizes = [[rms(one.shown[name]) if name in one.shown else None for name in ("x", "y")] for one in walked]
+    return {"frames": made, "levels": [[*one, *two] for one, two in zip(numbers, sizes)]}
 
 
-def level_data(edit: Edit, walked: list[Level]) -> list[list[float]]:
-    """Per level t, alpha_bar, and the difference to the encoded latent: rms inside the mask, largest outside."""
-    t, a = levels(edit.settings["steps"])
-    return [[t[one.j], a[one.j], one.inside, one.outside_most] for one in walked]
-
-
-def chart(walked: list[Level]) -> str:
-    """The difference inside the mask by level as points of an SVG line, 1 x 1, level 0 at the left."""
-    most, last = max(one.inside for one in walked) or 1.0, max(1, len(walked) - 1)
-    return " ".join(f"{one.j / last:.4f},{1 - one.inside / most:.4f}" for one in walked)
-
-
-def level_rows(edit: Edit, walked: list[Level]) -> str:
-    """The table from the top level down."""
-    t, a = levels(edit.settings["steps"])
-    rows = []
-    for one in reversed(walked):
-        row: list[Any] = [one.j, t[one.j], f"{a[one.j]:.5f}", f"{rms(one.x):.3f}"]
-        decoded = [f"{one.inside:.3f}", f"{one.inside_most:.3f}", f"{one.outside_most:g}"]
-        rows.append(row + ([NONE] * 4 if one.y is None else [f"{rms(one.y):.3f}", *decoded]))
-    return table_rows(rows)
-
-
-def through_the_vae(edit: Edit, walked: list[Level]) -> str:
+def through_the_vae(result: Result, walked: list[Level]) -> str:
     """Some of the predicted x_0 through the autoencoder, from the top level down, as figures."""
     made = []
-    for j in reversed(pictured(len(walked), DECODED)):
-        y_clean = walked[j].y_clean
-        picture = images.to_picture(edit.sd.decode((walked[j].x_clean if y_clean is None else y_clean).to(edit.x0)))
-        picture.thumbnail((256, 256), Image.Resampling.LANCZOS)
-        uri = data_uri(picture, "JPEG", quality=88)
-        made.append(f'<figure><img src="{uri}" alt="predicted x_0 at level {j}, through the autoencoder">'
-                    f"<figcaption>{j}</figcaption></figure>")  # fmt: skip
+    for one in (walked[i] for i in reversed(pictured(len(walked), DECODED))):
+        clean = one.shown.get("y_clean", one.shown.get("x_clean"))
+        if clean is not None:
+            picture = reduced(images.to_picture(result.sd.decode(clean.to(result.latent))), SMALL)
+            alt = f"predicted x_0 at level {one.j}, through the autoencoder"
+            made.append(figure(data_uri(picture, "JPEG", quality=88), alt, one.j))
     return "".join(made)
-
-
-def rms(x: Tensor) -> float:
-    return float(x.square().mean().sqrt())
 
 
 # ---------------------------------------------------------------- pieces of HTML
@@ -369,10 +309,8 @@ def allowed(inline: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(inline.encode()).digest()).decode()}'"
 
 
-def table_rows(rows: Iterable[Sequence[Any]]) -> str:
-    cells = ((f"<th scope=row>{escape(str(head))}</th>", *(f"<td>{escape(str(c))}</td>" for c in rest))
-             for head, *rest in rows)  # fmt: skip
-    return "\n".join(f"<tr>{''.join(row)}</tr>" for row in cells)
+def figure(uri: str, alt: str, caption: Any, kind: str = "") -> str:
+    return f'<figure><img class="{kind}" src="{uri}" alt="{alt}"><figcaption>{caption}</figcaption></figure>'
 
 
 def definitions(pairs: Iterable[tuple[str, Any]]) -> str:
@@ -404,14 +342,19 @@ def shown(picture: Image.Image) -> tuple[str, str]:
     """A picture as data, and how it was reduced if it was."""
     profile = picture.info.get("icc_profile") or b""
     profile = profile if len(profile) < 20_000 else b""
-    small = picture.copy()
-    small.thumbnail((LONGEST, LONGEST), Image.Resampling.LANCZOS)
+    small = reduced(picture, LONGEST)
     note = f"shown at {small.width} by {small.height}" if small.size != picture.size else ""
     uri = png(small, icc_profile=profile)
     if len(uri) > MOST_LOSSLESS * 4 / 3:
         uri = data_uri(small, "JPEG", quality=92, subsampling=0, icc_profile=profile)
         note = f"{note}, as JPEG" if note else "shown as JPEG"
     return uri, note
+
+
+def reduced(picture: Image.Image, side: int) -> Image.Image:
+    small = picture.copy()
+    small.thumbnail((side, side), Image.Resampling.LANCZOS)
+    return small
 
 
 def palette() -> np.ndarray:
@@ -423,21 +366,18 @@ def palette() -> np.ndarray:
 def coloured(values: Tensor, hole: bool = False) -> Image.Image:
     """(h, w) in [0, 1] -> palette picture. hole: what is exactly 0 is transparent, what is above it never."""
     indices = (values.detach().cpu().double().clamp(0, 1) * 255).round()
-    if hole:
-        indices = torch.where(values > 0, indices.clamp(min=1), 0)
+    indices = torch.where(values > 0, indices.clamp(min=1), 0) if hole else indices
     made = Image.fromarray(indices.numpy().astype(np.uint8))
     made.putpalette(palette().tobytes())
-    if hole:
-        made.info["transparency"] = 0
+    made.info |= {"transparency": 0} if hole else {}
     return made
 
 
 def sheet(tiles: Sequence[Image.Image], columns: int) -> Image.Image:
+    """Pictures of one size and mode, row by row."""
     w, h = tiles[0].size
-    made = Image.new(tiles[0].mode, (w * columns, h * math.ceil(len(tiles) / columns)))
-    if made.mode == "P":
-        made.putpalette(palette().tobytes())
-        made.info |= {key: tiles[0].info[key] for key in ("transparency",) if key in tiles[0].info}
+    made = tiles[0].resize((w * columns, h * math.ceil(len(tiles) / columns)))  # with its palette, if it has one
+    made.paste(0 if made.mode == "P" else (0, 0, 0), (0, 0, *made.size))
     for i, tile in enumerate(tiles):
         made.paste(tile, (i % columns * w, i // columns * h))
     return made

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from PIL import Image
 
@@ -19,6 +19,15 @@ Axis = tuple[str, Sequence[Any]]
 # What stands on an axis that nobody chose, as far as the method has it; then what else it has.
 USUAL = {"strength": (0.4, 0.6, 0.8), "mask_threshold": (0.3, 0.5, 0.7), "guidance_scale": (3.0, 7.5, 12.0)}
 MOST_CELLS = 100
+
+
+class Planned(NamedTuple):
+    """A sheet to be made: its edits row by row, equal ones one object; both axes; what all edits share."""
+
+    plans: list[Plan]
+    rows: Axis
+    columns: Axis
+    settings: dict[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,25 +51,17 @@ def contact_sheet(
     rows, columns: the name of a numeric option and its values, or ("method", names), at most 100 edits in all; left
     out: the first option that is free. The other arguments are those of `edit`; of several methods each takes what it
     knows. height: of a picture on the page in pixels (default: its longer side, from 192 to 256). Each edit is what
-    `edit` makes, to the model's rounding; `costs` of the plans says what they pay together. Raises as `edit` does, and
+    `edit` makes, to the model's rounding; `costs` says what they pay together. Raises as `edit` does, and
     ValueError for axes that cannot be.
     """
     running = {name: arguments.pop(name) for name in ("steering", "watch") if name in arguments}
-    plans, settings = planned(method, **arguments)
-    picture, at = open_picture(sd, image, settings.get("size"))
-    edits, width = run_all(sd, picture, plans, **running), len(settings["sheet"]["columns"][1])
-    grid = tuple(tuple(edits[i : i + width]) for i in range(0, len(edits), width))
-    paid, seconds = paid_for(edits)
-    drawn = lay_out(grid, plans, settings, paid, height or page_height(picture.size))
-    return Sheet(drawn, grid, paid, seconds, settings | {"working_size": at})
+    return draw_sheet(planned(method, **arguments), sd, image, height, **running)
 
 
 def planned(
     method: str = "diffedit", rows: Axis | None = None, columns: Axis | None = None, **arguments: Any
-) -> tuple[list[Plan], dict[str, Any]]:
-    """Every edit of a sheet row by row, equal ones one object, and what they share, before a model is needed; under
-    "sheet" both axes. Arguments and errors as of `contact_sheet`.
-    """
+) -> Planned:
+    """A sheet before a model is needed; arguments and errors as of `contact_sheet`."""
     names = next((axis[1] for axis in (rows, columns) if axis and axis[0] == "method"), (method,))
     blanks = [blank_plan(name, arguments.get("inversion")) for name in names]
     rows = rows or usual_axis(blanks[0], arguments, *(columns or ())[:1])
@@ -73,21 +74,17 @@ def planned(
         raise ValueError(f"a sheet holds at most {MOST_CELLS} edits, got {len(rows[1])} x {len(columns[1])}")
     points = [{rows[0]: r, columns[0]: c} for r in rows[1] for c in columns[1]]
     plans = plan_all([{"method": method} | arguments | point for point in points])
-    axes = {"rows": [rows[0], [*rows[1]]], "columns": [columns[0], [*columns[1]]]}
-    return plans, shared(plans, rows[0], columns[0]) | {"sheet": axes}
+    return Planned(plans, rows, columns, shared(plans, rows[0], columns[0]))
 
 
 def usual_axis(blank: Plan, arguments: Mapping[str, Any], *taken: str) -> Axis:
     """The first numeric option that is free, and three values of it."""
-    for name in (*USUAL, *(name for name in blank.options if name not in COMMON)):
-        one, value, free = blank.options.get(name), blank.settings.get(name), name not in (*arguments, *taken)
-        if (
-            one
-            and one.numeric
-            and value is not None
-            and free
-            and not (arguments.get("mask") and only_mask(blank, name))
-        ):
+    given = arguments.get("mask") is not None
+    for name in (*USUAL, *blank.options):
+        one, value = blank.options.get(name), blank.settings.get(name)
+        if one is None or value is None or name in {*COMMON, *arguments, *taken} or (given and only_mask(blank, name)):
+            continue
+        if one.numeric:
             low, high = (value, value) if one.low is None or one.high is None else (one.low, one.high)
             around = {one.type(min(max(value * factor, low), high)) for factor in (0.5, 1, 1.5)}
             return name, USUAL.get(name) or sorted(around)
@@ -150,11 +147,15 @@ def costs(plans: Sequence[Plan]) -> dict[str, int]:
     return total(cost.costs(order(plans)))
 
 
-def run_all(sd: "StableDiffusion", picture: Image.Image, plans: Sequence[Plan], **options: Any) -> list[Result]:
-    """The results as the plans stand, each reusing what those before it made; options: `steering`, `watch`."""
+def run_all(
+    sd: "StableDiffusion", picture: Image.Image, plans: Sequence[Plan], steering: Any = None, watch: Any = None
+) -> list[Result]:
+    """The results as the plans stand, each reusing what those before it made; those with a mask are steered."""
     made: dict[int, Result] = {}
+    any_mask = any(one.steerable for one in plans)
     for one in order(plans):
-        made[id(one)] = execute(one, sd, picture, reuse=[*made.values()][-1:], **options)
+        steered = steering if one.steerable or not any_mask else None  # without any, execute refuses
+        made[id(one)] = execute(one, sd, picture, steering=steered, reuse=[*made.values()][-1:], watch=watch)
     return [made[id(one)] for one in plans]
 
 
@@ -176,17 +177,30 @@ def total(each: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 # ---------------------------------------------------------------- the page
 
 
-def lay_out(
-    grid: Sequence[Sequence[Any]], plans: Sequence[Plan], settings: dict[str, Any], paid: dict[str, int], height: int
-) -> Image.Image:
+def draw_sheet(
+    found: Planned, sd: "StableDiffusion", image: Picture, height: int | None = None, **options: Any
+) -> Sheet:
+    """Run what was planned and lay it out; options: `steering`, `watch`."""
+    picture, at = open_picture(sd, image, found.settings.get("size"))
+    edits, width = run_all(sd, picture, found.plans, **options), len(found.columns[1])
+    grid = tuple(tuple(edits[i : i + width]) for i in range(0, len(edits), width))
+    paid, seconds = paid_for(edits)
+    drawn = lay_out(grid, found, notes(found.settings, paid), height or page_height(picture.size))
+    axes = {"rows": [found.rows[0], [*found.rows[1]]], "columns": [found.columns[0], [*found.columns[1]]]}
+    return Sheet(drawn, grid, paid, seconds, found.settings | {"sheet": axes, "working_size": at})
+
+
+def lay_out(grid: Sequence[Sequence[Any]], found: Planned, notes: str, height: int) -> Image.Image:
     """Source and, where all edits share them, heat map and mask; masks that one axis changes stand along that axis."""
-    edits, axes = [one for row in grid for one in row], settings["sheet"].values()
+    edits, axes = [one for row in grid for one in row], (found.rows, found.columns)
     first = max(edits, key=lambda one: (one.found is not None, one.coverage or 0))
     heats = [one for one in edits if one.heat is not None]
     head, panels = [Panel(first.source, "source")], [[result(one) for one in row] for row in grid]
     head += heat_panel(heats[0]) if heats and all(one.heat.equal(heats[0].heat) for one in heats) else []
     left, top = ([(spoken(name), value(v)) for v in values] for name, values in axes)
-    by_row, by_column = (first.given_mask is None and any("mask" in users(p, name) for p in plans) for name, _ in axes)
+    by_row, by_column = (
+        first.given_mask is None and any("mask" in users(p, name) for p in found.plans) for name, _ in axes
+    )
     if first.mask is None or (by_row and by_column) or "method" in [name for name, _ in axes]:
         panels = [[Panel(one.image, coverage(one) or result(one).caption) for one in row] for row in grid]
     elif by_column:
@@ -197,7 +211,7 @@ def lay_out(
         top.insert(0, ("", "mask"))
     else:
         head.append(Panel(first.mask, coverage(first)))
-    return Page(title(settings), notes(settings, paid), head, panels, left, top, height).draw()
+    return Page(title(found.settings), notes, head, panels, left, top, height).draw()
 
 
 def most(lines: Iterable[Sequence[Result]]) -> list[Result]:

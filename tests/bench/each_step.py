@@ -13,7 +13,6 @@ Ratios: median of pairs A B A B with their range. Random full-size weights in a 
 
 import argparse
 import gc
-import inspect
 import os
 import sys
 import tempfile
@@ -25,9 +24,10 @@ from pathlib import Path
 import torch
 from alternating import alternate, row
 
-from minidiffedit import StableDiffusion, edit
+from minidiffedit import StableDiffusion
+from minidiffedit.cost import costs
 from minidiffedit.many.bench import FULL, write_random
-from minidiffedit.editor import predicted_rows
+from minidiffedit.run import plan
 
 BF16, F32 = torch.bfloat16, torch.float32
 
@@ -69,14 +69,12 @@ def layout(folder: Path, size: int, pairs: int) -> None:
 
 
 def counted(folder: Path, size: int, pairs: int) -> None:
-    defaults = {name: p.default for name, p in inspect.signature(edit).parameters.items()}
-    settings = defaults | {"target": "a zebra", "source": "a horse"}
-    rows = predicted_rows(settings)
-    K, maps = rows["encode"], settings["maps"]
+    plans = [plan(target=target, source="a horse", seed=0) for target in ("a zebra", "a cow")]
+    first, further = costs(plans)
+    rows, again, K, maps = sum(first.values()), sum(further.values()), first["encode"], first["mask"] // 2
     peers = 4 * maps + 2 * K + 2 * K  # guided mask, guided encoding, guided decoding
-    print(f"    schedule, UNet rows at the defaults: {sum(rows.values())} / {peers} = {sum(rows.values()) / peers:.3f}")
-    again = maps + 2 * K
-    print(f"    further edit of the picture, rows:   {again} / {sum(rows.values())} = {again / sum(rows.values()):.3f}")
+    print(f"    schedule, UNet rows at the defaults: {rows} / {peers} = {rows / peers:.3f}")
+    print(f"    further edit of the picture, rows:   {again} / {rows} = {again / rows:.3f}")
 
 
 def compiled(folder: Path, size: int, pairs: int) -> None:

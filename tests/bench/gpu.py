@@ -48,8 +48,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from minidiffedit import StableDiffusion, edit
 from minidiffedit.attention import Site, backend, sdpa
-from minidiffedit.many.bench import ceiling, counted, peak, reset_peak
 from minidiffedit.fast import CompiledUNet
+from minidiffedit.many.bench import ceiling, counted, peak, reset_peak
 from minidiffedit.many.verify import picture
 
 MUST = {  # of the project's table of numbers to beat
@@ -146,7 +146,7 @@ class PeerUNet:
 
         net = from_disk(bench, UNet2DConditionModel, "unet")
         self.conv_in, self.on_gpu, self.compiled = net.conv_in, bench.on_gpu, compile
-        self.config = SimpleNamespace(sample_size=net.config.sample_size, in_channels=net.config.in_channels)
+        self.config = SimpleNamespace(**net.config)
         self.call = net
         if compile:
             net.to(memory_format=torch.channels_last)
@@ -172,7 +172,7 @@ class PeerVAE:
 
         self.net = from_disk(bench, AutoencoderKL, "vae")
         factor = 2 ** (len(self.net.config.block_out_channels) - 1)
-        self.config = SimpleNamespace(factor=factor, scaling_factor=self.net.config.scaling_factor)
+        self.config = SimpleNamespace(**self.net.config, factor=factor)
         if compile and bench.on_gpu:
             self.net.to(memory_format=torch.channels_last)
             for name in ("encode", "decode"):

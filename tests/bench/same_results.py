@@ -15,6 +15,7 @@ the functions it had for each method.
 """
 
 import argparse
+import collections
 import contextlib
 import functools
 import hashlib
@@ -317,7 +318,9 @@ def run_command(words: list[str], inputs: Path, folder: Path, by_name: bool) -> 
     told = json.loads(out.getvalue())
     lines = Path(told["table"]).read_text().splitlines() if words[0] == "batch" else []
     records = sorted(map(json.loads, lines), key=lambda record: record["row"]) or [told]
-    values: dict[str, Any] = {"seed": [r["seed"] for r in records], "rows": [rows(r["evaluations"]) for r in records]}
+    # Of a picture's rows in a batch one pays for the others: which one is no matter.
+    paid = collections.Counter(stage for r in records for stage, n in r["evaluations"].items() for _ in range(n))
+    values: dict[str, Any] = {"seed": [r["seed"] for r in records], "rows": rows(dict(paid))}
     for path in sorted({*folder.rglob("*.png")} - there):
         with Image.open(path) as picture:
             values[path.name] = picture.copy()

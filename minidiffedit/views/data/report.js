@@ -22,7 +22,7 @@
     return range <= data.least ? null : m.map((v) => f(v - low) / range);
   }
 
-  // steer.dilate: rows, then columns; below 0 the same of the negative.
+  // masks.dilate: rows, then columns; below 0 the same of the negative.
   function dilate(mask, cells) {
     const sign = cells < 0 ? -1 : 1, reach = Math.abs(cells);
     const along = (from, count, stride, at) => {
@@ -39,7 +39,7 @@
     return along(rows, h, w, (i) => Math.floor(i / w)).map((v) => sign * v);
   }
 
-  // steer.feather
+  // masks.feather
   function feather(mask, cells) {
     const faded = mask.slice();
     for (let k = 1; k <= cells; k++) {
@@ -49,7 +49,7 @@
     return faded;
   }
 
-  // steer.largest_piece: cells above 0 that share a side; of equal pieces the first in reading order.
+  // masks.largest_piece: cells above 0 that share a side; of equal pieces the first in reading order.
   function largest(mask) {
     const piece = new Int32Array(size).fill(-1), sizes = [];
     for (let start = 0; start < size; start++) {
@@ -72,7 +72,7 @@
     return mask.map((v, i) => (piece[i] === best ? v : 0));
   }
 
-  // The mask of some settings: computed or given, then steer.Steering in its order.
+  // The mask of some settings: computed or given, then masks.Steering in its order.
   function maskOf(s) {
     let mask = given;
     if (mean) {
@@ -298,8 +298,28 @@
 
   const { levels, columns, ...sheets } = data.frames;
 
+  // The curve, and the table from the top level down.
+  function numbers() {
+    const rows = data.levels, top = Math.max(...rows.map((row) => row[3])), last = Math.max(1, rows.length - 1);
+    $("top").textContent = top.toFixed(2);
+    $("chart").setAttribute("aria-label", $("chart").getAttribute("aria-label") + ", from 0 to " + top.toFixed(2));
+    $("curve").setAttribute("points", rows.map((row, i) => i / last + "," + (1 - row[3] / (top || 1))).join(" "));
+    const number = (v, digits) => (v === null ? "–" : v.toFixed(digits));
+    for (const [j, t, alpha, inside, most, outside, x, y] of [...rows].reverse()) {
+      const both = x !== null && y !== null, line = $("numbers").insertRow(), head = document.createElement("th");
+      head.scope = "row";
+      head.textContent = j;
+      line.append(head);
+      const apart = both ? [number(inside, 3), number(most, 3), String(Number(outside.toPrecision(6)))] : ["–", "–", "–"];
+      for (const said of [t, alpha.toFixed(5), number(x, 3), number(y, 3), ...apart]) line.insertCell().textContent = said;
+    }
+  }
+
   async function walk() {
-    const drawn = await Promise.all([...document.querySelectorAll("[data-frame]")].map(async (canvas) => {
+    numbers();
+    const canvases = [...document.querySelectorAll("[data-frame]")];
+    canvases.forEach((canvas) => { canvas.closest("figure").hidden = !(canvas.dataset.frame in sheets); });
+    const drawn = await Promise.all(canvases.filter((canvas) => canvas.dataset.frame in sheets).map(async (canvas) => {
       const picture = new Image();
       picture.src = sheets[canvas.dataset.frame];
       await picture.decode();
@@ -309,7 +329,7 @@
     }));
     const slider = $("level"), last = data.levels.length - 1;
     const draw = () => {
-      const i = Number(slider.value), j = levels[i], [t, alpha, inside, outside] = data.levels[j];
+      const i = Number(slider.value), at = levels[i], [j, t, alpha, inside, , outside] = data.levels[at];
       for (const [canvas, picture, label] of drawn) {
         const context = canvas.getContext("2d");
         context.clearRect(0, 0, w, h);
@@ -318,8 +338,10 @@
       }
       $("level-value").textContent = j + ", t = " + t + ", ᾱ = " + alpha.toFixed(4);
       slider.setAttribute("aria-valuetext", "level " + j);
-      $("level-said").textContent = "Inside the mask the two are " + inside.toFixed(3) + " apart (root mean square); outside, " + outside + " at most.";
-      for (const end of ["x1", "x2"]) $("cursor").setAttribute(end, j / last);
+      const apart = inside.toFixed(3) + " apart (root mean square)";
+      const said = used ? "Inside the mask the two are " + apart + "; outside, " + outside + " at most." : "The two are " + apart + ".";
+      $("level-said").textContent = sheets.apart ? said : "";
+      for (const end of ["x1", "x2"]) $("cursor").setAttribute(end, at / last);
     };
     slider.max = levels.length - 1;
     slider.value = Math.floor(levels.length / 2); // where there is something to see in every picture
@@ -358,7 +380,7 @@
       $(name).max = Math.max($(name).max, start[name]);
       $(name).min = Math.min($(name).min, start[name]);
     }
-    show();
+    if (used) show();
     if (sheets.y) await walk();
     document.body.dataset.ready = "yes";
   }

@@ -1,0 +1,55 @@
+"""What tests of methods share: is the prediction what was paid, does a mistake turn a test red, a peer's pipeline."""
+
+import gzip
+import json
+import shutil
+import sys
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+from mutants import mutant, run
+
+from minidiffedit.cost import cost
+from minidiffedit.run import execute, plan
+from minidiffedit.tokenizer import build_vocab, packaged_merges
+
+TEXTS = {"source": "a horse", "target": "a zebra"}
+
+
+def edited(sd, picture, method, **arguments):
+    """The result of a method, after it was seen that its rows were predicted and that one seed gives the same bits."""
+    settled = plan(method, **{"seed": 0, "steps": 10} | arguments)
+    before = sd.evaluations
+    done = execute(settled, sd, picture)
+    assert cost(settled) == done.evaluations and sd.evaluations - before == done.rows > 0
+    assert done.latent.equal(execute(settled, sd, picture).latent) and done.image.size == picture.size
+    return done
+
+
+def turns_red(test_module, name, place, old, new, test, monkeypatch, **fixtures):
+    """The test fails once a piece of a method's module, which the test's module knows as `name`, is another."""
+    monkeypatch.setattr(sys.modules[test_module], name, mutant(f"methods.{place}", old, new, monkeypatch))
+    with pytest.raises((AssertionError, pytest.fail.Exception)):
+        run(test, **fixtures, monkeypatch=monkeypatch)
+
+
+def pipeline(kind, folder, tmp_path, **options):
+    """A pipeline of diffusers over the tiny model's files, silent, with SD v1's DDIM."""
+    from diffusers import DDIMScheduler
+
+    whole = tmp_path / "whole"
+    shutil.copytree(folder, whole)
+    shutil.copytree(Path(__file__).parent / "data/manifests/configs/v1-5/tokenizer", whole / "tokenizer")
+    (whole / "tokenizer" / "vocab.json").write_text(json.dumps(build_vocab(packaged_merges())))
+    merges = files("minidiffedit").joinpath("data/clip_merges.txt.gz").read_bytes()
+    (whole / "tokenizer" / "merges.txt").write_bytes(gzip.decompress(merges))
+    places = {"scheduler": "PNDMScheduler", "unet": "UNet2DConditionModel", "vae": "AutoencoderKL"}
+    index = {"_class_name": "StableDiffusionPipeline"} | {name: ["diffusers", kind] for name, kind in places.items()}
+    index |= {"text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"]}
+    (whole / "model_index.json").write_text(json.dumps(index))
+    peer = kind.from_pretrained(whole, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+    config = dict(peer.scheduler.config) | {"clip_sample": False, "timestep_spacing": "leading"}
+    peer.scheduler = options.get("scheduler", DDIMScheduler).from_config(config)
+    peer.set_progress_bar_config(disable=True)
+    return peer

@@ -1,0 +1,87 @@
+"""Inversions without gradients, and replay: closed forms, their papers' exact limits, and as rows of the table."""
+
+import math
+
+import pytest
+import torch
+from proofs import TEXTS, edited, turns_red
+from stubs import Counting, constant, gaussian, latent
+
+from minidiffedit import levels
+from minidiffedit.methods import inversions as V
+from minidiffedit.methods.replay import replay
+
+
+@pytest.mark.parametrize("g", [-2.0, 1.0, 7.5, 30.0])
+def test_after_negative_prompt_inversion_guidance_under_the_source_text_does_nothing(g):
+    x0 = latent(2, 4, 6, 5)
+    up = V.negative_prompt(gaussian, x0, 0.3, steps=10)
+    plain = replay(gaussian, V.ddim(gaussian, x0, 0.0, 0.3, steps=10), 0.3, guidance_scale=1.0)
+    torch.testing.assert_close(replay(gaussian, up, 0.3, guidance_scale=g), plain, rtol=1e-12, atol=1e-12)
+    assert all(torch.equal(up[j], V.ddim(gaussian, x0, 0.0, 0.3, steps=10)[j]) for j in up)
+    away = replay(gaussian, up, 0.8, guidance_scale=g) - plain
+    assert (away.mean() - 0.5 * g) * math.copysign(1, g) < 0 < away.mean() * math.copysign(1, g)
+
+
+def test_the_papers_convention_asks_at_the_level_left():
+    eps, x0 = Counting(), latent(2, 4, 6, 5)
+    up = V.ddim_paper(eps, x0, 0.0, 0.3, steps=10, strength=0.8)
+    assert [t for _, t, _ in eps.calls] == list(levels(10).t[:8]) and eps.rows == 16 and len(up) == 9
+    assert all(torch.equal(x, up[j]) for j, (x, _, _) in enumerate(eps.calls)) and torch.equal(up[0], x0)
+    null = Counting()
+    V.ddim_paper(null, x0, 0.0, 0.3, steps=10, encode_text="null")
+    assert null.calls[0][2] == [0.0] and eps.calls[0][2] == [0.3]
+
+
+def test_both_conventions_come_back_and_near_one_another_with_more_steps():
+    """Exactly where eps does not depend on x; else with an error that falls like one over the steps."""
+    x0 = latent(1, 4, 6, 5)
+    for invert in (V.ddim, V.ddim_paper):
+        noise = constant(latent(1, 4, 6, 5, seed=1))
+        y = replay(noise, invert(noise, x0, 0.0, 0.3, steps=10), 0.3)
+        torch.testing.assert_close(y, x0, rtol=1e-12, atol=1e-12)
+        errors = []
+        for steps in (50, 100, 200):
+            up = invert(gaussian, x0, 0.0, 0.3, steps=steps, strength=0.8)
+            errors.append(float((replay(gaussian, up, 0.3, guidance_scale=1.0) - x0).norm() / x0.norm()))
+        assert errors[1] < 0.7 * errors[0] and errors[2] < 0.7 * errors[1] and errors[0] < 0.5
+    tops = [[invert(gaussian, x0, 0.0, 0.3, steps=n)[n] for invert in (V.ddim, V.ddim_paper)] for n in (20, 200)]
+    assert (tops[1][0] - tops[1][1]).norm() < 0.2 * (tops[0][0] - tops[0][1]).norm()
+
+
+@pytest.mark.parametrize("method, given, evaluations", [
+    ("negative-prompt-inversion", TEXTS, {"encode": 10, "decode": 40}),
+    ("direct-inversion", {"target": "a zebra"}, {"encode": 8, "decode": 16}),
+    ("ddim-paper+replay", TEXTS, {"encode": 10, "decode": 20}),
+    ("ddim-paper+diffedit", TEXTS | {"strength": 0.8}, {"mask": 20, "encode": 8, "decode": 16}),
+    ("negative-prompt+masactrl", TEXTS | {"guidance": "prox"}, {"encode": 10, "decode": 40}),
+], ids=lambda case: case if isinstance(case, str) else "")  # fmt: skip
+def test_as_rows(sd, picture, method, given, evaluations):
+    assert edited(sd, picture, method, **given).evaluations == evaluations
+
+
+def test_on_a_network_negative_prompt_inversion_returns_the_reconstruction(sd, picture):
+    same = {"source": "a horse", "target": "a horse"}
+    plain = edited(sd, picture, "replay", **same, guidance_scale=1.0)
+    far = edited(sd, picture, "negative-prompt-inversion", **same, guidance_scale=20.0)
+    assert (far.latent - plain.latent).norm() <= 2e-5 * plain.latent.norm()
+
+
+def test_our_reading_of_direct_inversion_is_the_arm_without_a_mask(sd, picture):
+    one, other = (edited(sd, picture, method, target="a zebra") for method in ("direct-inversion", "encode-only"))
+    assert (one.latent - other.latent).norm() <= 1e-5 * other.latent.norm()
+
+
+MUTATIONS = {
+    "the null text stays": ("inversions:negative_prompt", ".values()], steps, source)", ".values()], steps, 0.0)",
+        test_after_negative_prompt_inversion_guidance_under_the_source_text_does_nothing),
+    "asked at the level reached": ("inversions:ddim_paper", "eps(x[j], t[j], [text])", "eps(x[j], t[j + 1], [text])",
+        test_the_papers_convention_asks_at_the_level_left),
+    "moved by a level less": ("inversions:ddim_paper", "a[j], a[j + 1]))", "a[j], a[j]))",
+        test_both_conventions_come_back_and_near_one_another_with_more_steps),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_mutation_turns_a_test_red(name, monkeypatch):
+    turns_red(__name__, "V", *MUTATIONS[name], monkeypatch)
