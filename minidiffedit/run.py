@@ -55,6 +55,7 @@ GIVEN = {
     "target": Given("text", "what the result shall show"),
     "source": Given("text", "what the picture shows now"),
     "negative_prompt": Given("text", "what the edit leads away from"),
+    "instruction": Given("text", "what is to be done to the picture"),
     "mask": Given("mask", "your own mask: white = edited, grey = partly"),
     "reference": Given("picture", "another picture, whose look or parts are taken"),
     "edits": Given("pairs", "pairs of texts, source and target, each edited where they differ"),
@@ -88,6 +89,8 @@ INPUTS: dict[str, Input] = {
     "target_words": Input(lambda job: job.words("target"), "target"),
     "coarsest": Input(lambda job: (job.sd.coarsest, None)),
     "negative": text_of("negative_prompt"),
+    "instruction": text_of("instruction"),
+    "x0_unscaled": Input(lambda job: (job.x0 / job.sd.scale, None)),
     "edits": Input(lambda job: job.pairs("edits"), "edits"),
     "points": Input(lambda job: job.points(), "points"),
     "mask": Input(lambda job: job.mask(), "mask"),
@@ -252,7 +255,10 @@ def check_given(name: str, value: Any) -> Any:
     if kind == "text" and (not isinstance(value, str) or value != value.encode(errors="ignore").decode()):
         raise ValueError(f"{name} must be text (UTF-8), got {value!r}")
     if kind == "pairs":
-        pairs = [list(pair) if isinstance(pair, tuple | list) else pair for pair in value or ()]
+        pairs = [
+            list(pair) if isinstance(pair, tuple | list) else pair
+            for pair in (value if isinstance(value, list | tuple) else ())
+        ]
         if not pairs or any(not isinstance(pair, list) or len(pair) != 2 for pair in pairs):
             raise ValueError(f"{name} must be pairs (source, target), got {value!r}")
         return [[check_given("source", pair[0]), check_given("target", pair[1])] for pair in pairs]

@@ -42,7 +42,8 @@ class StableDiffusion:
         self.unet, self.vae, self.clip, self.tokenizer, self.attend = unet, vae, clip, tokenizer, attend
         self.device, self.dtype = unet.conv_in.weight.device, unet.conv_in.weight.dtype
         inputs, side = unet.conv_in.in_channels, unet.config.sample_size
-        self.factor, self.channels, self.scale = vae.config.factor, vae.config.latent_channels, vae.config.scaling_factor
+        self.factor, self.channels = vae.config.factor, vae.config.latent_channels
+        self.scale: float = vae.config.scaling_factor
         self.coarsest: int = len(unet.config.block_out_channels) - 2
         self.side, self.further, self.kind = side * self.factor, inputs - self.channels, kinds(self.channels)[inputs]
         self.evaluations, self.gradients, self.low_memory, self.name = 0, 0, False, ""

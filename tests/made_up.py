@@ -1,4 +1,4 @@
-"""Edits that no model made: any size, any maps, at once."""
+"""Results that no model made: any size, any maps, at once."""
 
 import warnings
 from pathlib import Path
@@ -7,14 +7,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from minidiffedit import StableDiffusion, Steering, Trajectory, threshold_maps
-from minidiffedit.editor import Edit, check_settings
+from minidiffedit import Path as Walked
+from minidiffedit import Result, StableDiffusion, Steering, plan, save_report, threshold_maps
 from minidiffedit.files.images import mask_picture, paste_mask
-
-ARGUMENTS = {
-    "target": "a zebra", "source": "a horse", "negative_prompt": "", "strength": 0.8, "guidance_scale": 7.5,
-    "mask_strength": 0.5, "encode_text": "null", "refine": 1, "paste": True, "size": None, "chunk": None,
-}  # fmt: skip
+from minidiffedit.run import Call
 
 
 def photo(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -48,39 +44,55 @@ def made_up(
     threshold: float = 0.5,
     levels: int | None = None,
     **settings: object,
-) -> Edit:
-    """An Edit whose parts fit one another as a real one's do: a random latent, trajectory and decoding."""
+) -> Result:
+    """A DiffEdit result whose parts fit one another as a real one's do: a random latent, path and decoding."""
     w, h = grid
     generator = torch.Generator().manual_seed(seed)
     K = round(0.8 * steps) if levels is None else levels
-    found, M, verdict = None, given, "given"
+    found, M, verdict, tensors = None, given, "given", {}
     if given is None:
         raw = maps(n, h, w, seed) if raw is None else raw
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of very large and very small masks
             found = threshold_maps(raw, torch.full((1,), 1e-6), clip=clip, threshold=threshold)
         M, verdict = found.mask.float(), found.verdict[0]
+        tensors = {"heat": found.heat, "maps": found.maps, "flat_below": found.flat_below}
     if steering and verdict != "no difference":
         M = steering(M)
     x = [torch.randn(1, 4, h, w, generator=generator) for _ in range(K + 1 if M.any() else 1)]
     y = [torch.where(M > 0, M * torch.randn(1, 4, h, w, generator=generator) + (1 - M) * one, one) for one in x[:-1]]
-    decoded = (x[-1], *reversed(y)) if y else ()
+    decoded = [x[-1], *reversed(y)] if y else []
     source, image = photo(*picture, seed), photo(*picture, seed + 1)
-    arguments = ARGUMENTS | {"steps": steps, "maps": n, "mask_clip": clip, "mask_threshold": threshold, "seed": seed}
-    checked = check_settings(arguments | settings)
-    checked |= {"working_size": (8 * w, 8 * h), "mask": "given" if found is None else "computed", "encoded_text": ""}
-    return Edit(
-        source=source, image=image if y else source, mask=mask_picture(M, picture),
-        paste_mask=paste_mask(M > 0, picture) if y else None, x0=x[0], latent=decoded[-1] if y else x[0],
-        latent_mask=M, found=found, trajectory=Trajectory(x, steps), decoded=decoded, verdict=verdict, seed=seed,
+    texts = {"target": "a zebra", "source": "a horse", "mask": given}
+    options = {"steps": steps, "maps": n, "mask_clip": clip, "mask_threshold": threshold, "seed": seed}
+    settled = plan("diffedit", **texts | options | settings)
+    path = Call(settled.functions["path"], {}, Walked(x, steps))
+    return Result(
+        method=settled.method,
+        settings=settled.record | {"working_size": (8 * w, 8 * h), "mask": "given" if found is None else "computed"},
+        source=source,
+        image=image if y else source,
+        mask=mask_picture(M, picture),
+        paste_mask=paste_mask(M > 0, picture) if y else None,
+        x0=x[0],
+        latent=decoded[-1] if y else x[0],
+        latent_mask=M,
+        stages={"encode": x if y else [], "decode": decoded},
+        clean={
+            "decode": [torch.where(M > 0, torch.randn(one.shape, generator=generator), x[0]) for one in decoded[1:]]
+        },
+        tensors=tensors,
+        verdict=verdict,
         evaluations={"mask": 2 * n if found else 0, "encode": K, "decode": 2 * K},
         seconds={"text": 0.25, "vae encode": 0.5, "mask": 1.5, "encode": 2.0, "decode": 4.0, "vae decode": 0.75},
-        settings=checked, sd=sd, given=given, steering=steering,
-    )  # fmt: skip
+        plan=settled,
+        calls=(path,) if y else (),
+        sd=sd,
+        given_mask=given,
+        steering=steering,
+    )
 
 
-def page_of(edit: Edit, path: Path, **options: object) -> Path:
-    from minidiffedit import save_report
-
-    save_report(edit, path, **options)
+def page_of(result: Result, path: Path, **options: object) -> Path:
+    save_report(result, path, **options)
     return path

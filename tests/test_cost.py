@@ -22,7 +22,7 @@ EMPTY, DOT = Image.new("L", (93, 75)), Image.new("L", (93, 75))
 DOT.putpixel((40, 30), 1)
 GIVEN = {
     "target": "a zebra", "source": "a horse", "mask": box(), "edits": [("a horse", "a zebra"), ("grass", "sand")],
-    "negative_prompt": "blurry", "reference": box(),
+    "negative_prompt": "blurry", "reference": box(), "points": [((30, 20), (40, 30))],
 }  # fmt: skip
 SMALL = {"steps": 5, "maps": 3, "seed": 0, "inner_steps": 3, "chunk": 2}
 WORKING = [name for name, system in SYSTEMS.items() if system.edit and name != "text-to-image"]

@@ -1,6 +1,7 @@
-"""Each mistake that other implementations make, made here on purpose, must turn a test red.
+"""Each mistake that other implementations make, made here on purpose in the core, must turn a test red.
 
-A mutant is the module's source with one piece replaced, run in the test's place of the real module.
+A mutant is the module's source with one piece replaced, run in the test's place of the real module (`mutants.py`). Those
+of the methods, of the runner and of the costs stand beside their tests.
 """
 
 import types
@@ -9,63 +10,56 @@ import pytest
 import test_ddim
 import test_diffedit
 import test_parity
-from mutants import load, mutant, source
+from mutants import lines_of, load, mutant, run, source, tokens
 
 from minidiffedit.tokenizer import Tokenizer
 
 E, P, S = test_diffedit, test_parity, test_ddim
 
-# name: (file, what stands there, what a mistake would put, the test that must fail)
+# name: (where, what stands there, what a mistake would put, the test that must fail)
 ALGORITHM = {
-    "blend with the level just left": ("diffedit", "(1 - M) * trajectory[j - 1]", "(1 - M) * trajectory[j]",
+    "blend with the level just left": ("diffedit:masked_decode", "trajectory[j - 1]", "trajectory[j]",
         E.test_outside_the_mask_every_level_is_the_encoded_one),
-    "start one level up": ("diffedit", "range(K, 0, -1), \"decode\"", "range(K - 1, 0, -1), \"decode\"",
+    "start one level up": ("diffedit:masked_decode", "range(K, 0, -1)", "range(K - 1, 0, -1)", E.test_full_mask_from_the_top_is_plain_sampling),
+    "feed the level below's timestep": ("diffedit:masked_decode", "eps(y, t[j], [null, target])", "eps(y, t[j - 1], [null, target])",
         E.test_full_mask_from_the_top_is_plain_sampling),
-    "feed the level below's timestep": ("diffedit", "eps(y, t[j], [null, target]))\n            e = e_null + g * (e_text - e_null)\n        predicted",
-        "eps(y, t[j - 1], [null, target]))\n            e = e_null + g * (e_text - e_null)\n        predicted",
-        E.test_full_mask_from_the_top_is_plain_sampling),
-    "an inversion step that is the identity": ("diffedit", "candidate = math.sqrt(a[j + 1]) * predicted_x0 + math.sqrt(1 - a[j + 1]) * e", "candidate = math.sqrt(a[j]) * predicted_x0 + math.sqrt(1 - a[j]) * e",
-        E.test_zero_predictor_scales_every_level),
-    "invert at the level left": ("diffedit", "eps(x_next, t[j + 1], [text])", "eps(x_next, t[j], [text])",
+    "an inversion step that is the identity": ("diffedit:encode", "math.sqrt(a[j + 1]) * predicted_x0 + math.sqrt(1 - a[j + 1]) * e",
+        "math.sqrt(a[j]) * predicted_x0 + math.sqrt(1 - a[j]) * e", E.test_zero_predictor_scales_every_level),
+    "invert at the level left": ("diffedit:encode", "eps(x_next, t[j + 1], [text])", "eps(x_next, t[j], [text])",
         E.test_encoding_asks_at_the_level_it_moves_to),
-    "int() for rounding": ("ddim", "math.floor(real(\"strength\", strength, 0, 1) * steps + 0.5)", "int(real(\"strength\", strength, 0, 1) * steps)", S.test_level_warnings_and_errors),
-    "drop abs": ("diffedit", "(e_target - e_reference).abs().mean(dim=1)", "(e_target - e_reference).mean(dim=1)",
+    "int() for rounding": ("ddim:level_at", 'math.floor(real("strength", strength, 0, 1) * steps + 0.5)', 'int(real("strength", strength, 0, 1) * steps)',
+        S.test_level_warnings_and_errors),
+    "drop abs": ("diffedit:find_mask", "(e_target - e_reference).abs().mean(dim=1)", "(e_target - e_reference).mean(dim=1)",
         E.test_the_sign_of_a_difference_does_not_matter),
-    "share one noise": ("ddim", "return torch.cat([torch.randn((1, *shape), generator=generator, dtype=torch.float32) for _ in range(count)])",
-        "return torch.randn((1, *shape), generator=generator).repeat(count, 1, 1, 1)", E.test_maps_see_the_stated_noises_at_the_stated_level),
-    "another noise for the reference": ("diffedit", "e_target, e_reference = eps(x_t, t[j], [target, reference])",
+    "share one noise": ("ddim:noises", "torch.cat([torch.randn((1, *shape), generator=generator, dtype=torch.float32) for _ in range(count)])",
+        "torch.randn((1, *shape), generator=generator).repeat(count, 1, 1, 1)", E.test_maps_see_the_stated_noises_at_the_stated_level),
+    "another noise for the reference": ("diffedit:find_mask", "e_target, e_reference = eps(x_t, t[j], [target, reference])",
         "(e_target,), (e_reference,) = eps(x_t, t[j], [target]), eps(x_t + 0.1, t[j], [reference])",
         E.test_maps_see_the_stated_noises_at_the_stated_level),
-    "statistics of all images in the batch test": ("diffedit", "low, high = m.min(), m.max()", "low, high = maps.mean(1).min(), maps.mean(1).max()",
-        E.test_alone_in_a_batch_and_under_any_chunk),
-    "swap the guidance halves": ("diffedit", "eps(y, t[j], [null, target]))\n            e = e_null + g * (e_text - e_null)\n        predicted",
-        "eps(y, t[j], [target, null]))\n            e = e_null + g * (e_text - e_null)\n        predicted",
-        E.test_full_mask_from_the_top_is_plain_sampling),
-    "swap them in plain sampling": ("diffedit", "eps(y, t[j], [null, target]))\n            e = e_null + g * (e_text - e_null)\n        y = move",
-        "eps(y, t[j], [target, null]))\n            e = e_null + g * (e_text - e_null)\n        y = move", E.test_guidance_leads_to_the_target),
-    "divide by a flat map's spread": ("diffedit", "flat = bool(high - low <= least)", "flat = False", E.test_flat_maps_have_a_verdict),
-    "call flat what is exactly flat only": ("diffedit", "high - low <= least", "high - low <= 0", E.test_flat_maps_have_a_verdict),
-    "one kappa for all dtypes": ("diffedit", "KAPPA.get(e_target.dtype, KAPPA_FULL)", "KAPPA_FULL", E.test_flat_maps_have_a_verdict),
-    "no answer for equal texts": ("diffedit", "if target is reference:", "if False:", E.test_same_text_is_answered_without_a_call),
-    "statistics of the whole batch": ("diffedit", "low, high = m.min(), m.max()", "low, high = maps.mean(1).min(), maps.mean(1).max()",
+    "statistics of all images in the batch test": ("diffedit:threshold_maps", "low, high = m.min(), m.max()",
+        "low, high = maps.mean(1).min(), maps.mean(1).max()", E.test_alone_in_a_batch_and_under_any_chunk),
+    "swap the guidance halves": ("diffedit:masked_decode", "[null, target]", "[target, null]", E.test_full_mask_from_the_top_is_plain_sampling),
+    "swap them in plain sampling": ("diffedit:sample", "[null, target]", "[target, null]", E.test_guidance_leads_to_the_target),
+    "divide by a flat map's spread": ("diffedit:threshold_maps", "flat = bool(high - low <= least)", "flat = False", E.test_flat_maps_have_a_verdict),
+    "call flat what is exactly flat only": ("diffedit:threshold_maps", "high - low <= least", "high - low <= 0", E.test_flat_maps_have_a_verdict),
+    "one kappa for all dtypes": ("diffedit:find_mask", "KAPPA.get(e_target.dtype, KAPPA_FULL)", "KAPPA_FULL", E.test_flat_maps_have_a_verdict),
+    "no answer for equal texts": ("diffedit:find_mask", "if target is reference:", "if False:", E.test_same_text_is_answered_without_a_call),
+    "statistics of the whole batch": ("diffedit:threshold_maps", "low, high = m.min(), m.max()", "low, high = maps.mean(1).min(), maps.mean(1).max()",
         E.test_statistics_against_numpy),
-    "no clip": ("diffedit", "m = m.clamp(max=clip * m.mean())", "m = m", E.test_extreme_cells),
-    "seed 0 is unset": ("diffedit", "[whole(\"seed\", seed, 0, 2**63 - b) + i for i in range(b)]", "[(seed or 1) + i for i in range(b)]", E.test_seeds_lists_and_the_global_generator),
-    "one seed for the batch": ("diffedit", "[whole(\"seed\", seed, 0, 2**63 - b) + i for i in range(b)]", "[seed for i in range(b)]",
-        E.test_maps_see_the_stated_noises_at_the_stated_level),
-    "the global generator": ("ddim", "torch.Generator(\"cpu\").manual_seed(whole", "torch.manual_seed(whole", E.test_seeds_lists_and_the_global_generator),
-    "binarise soft masks": ("diffedit", "M = mask.to(x)", "M = (mask > 0.5).to(x)", E.test_soft_masks_blend_and_stay_soft),
-    "overwrite the caller's mask": ("diffedit", "M = mask.to(x)\n", "M = mask.to(x)\n    mask.fill_(True)\n",
+    "no clip": ("diffedit:threshold_maps", "m = m.clamp(max=clip * m.mean())", "m = m", E.test_extreme_cells),
+    "seed 0 is unset": ("diffedit:find_mask", 'whole("seed", seed, 0, 2**63 - b) + i', "(seed or 1) + i", E.test_seeds_lists_and_the_global_generator),
+    "one seed for the batch": ("diffedit:find_mask", 'whole("seed", seed, 0, 2**63 - b) + i', "seed", E.test_maps_see_the_stated_noises_at_the_stated_level),
+    "the global generator": ("ddim:noises", 'torch.Generator("cpu").manual_seed(whole', "torch.manual_seed(whole", E.test_seeds_lists_and_the_global_generator),
+    "binarise soft masks": ("diffedit:checked_mask", "M = mask.to(x)", "M = (mask > 0.5).to(x)", E.test_soft_masks_blend_and_stay_soft),
+    "overwrite the caller's mask": ("diffedit:checked_mask", "M = mask.to(x)", "M = mask.to(x)\n    mask.fill_(True)",
         E.test_arguments_are_left_alone_and_half_types_widen),
-    "a null row at guidance 1": ("diffedit", "if g == 1:\n            e = eps(y, t[j], [target])[0].to(y)\n        else:\n            e_null, e_text = (e.to(y) for e in eps(y, t[j], [null, target]))\n            e = e_null + g * (e_text - e_null)\n        predicted",
-        "if False:\n            pass\n        else:\n            e_null, e_text = (e.to(y) for e in eps(y, t[j], [null, target]))\n            e = e_null + g * (e_text - e_null)\n        predicted",
-        E.test_guidance_one_saves_the_null_rows),
-    "alpha_bar of level 0 is 1": ("ddim", "return Levels(t, tuple(alpha_bar()[i] for i in t))", "return Levels(t, (1.0, *(alpha_bar()[i] for i in t[1:])))",
+    "a null row at guidance 1": ("diffedit:masked_decode", "if g == 1:", "if False:", E.test_guidance_one_saves_the_null_rows),
+    "alpha_bar of level 0 is 1": ("ddim:levels", "tuple(alpha_bar()[i] for i in t)", "(1.0, *(alpha_bar()[i] for i in t[1:]))",
         E.test_zero_predictor_scales_every_level),
-    "no steps offset": ("ddim", "1 + stride * j", "stride * j", S.test_levels_are_the_definition),
-    "betas linear, not in their roots": ("ddim", "torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2",
+    "no steps offset": ("ddim:levels", "1 + stride * j", "stride * j", S.test_levels_are_the_definition),
+    "betas linear, not in their roots": ("ddim:alpha_bar", "torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2",
         "torch.linspace(0.00085, 0.012, 1000, dtype=torch.float64)", S.test_alpha_bar_is_the_float32_product),
-    "refine without a guard": ("diffedit", "~(change >= residual)", "change < math.inf", E.test_refining_stops_where_it_diverges),
+    "refine without a guard": ("diffedit:encode", "~(change >= residual)", "change < math.inf", E.test_refining_stops_where_it_diverges),
 }  # fmt: skip
 
 # The numerical facts that implementations of the networks get wrong.
@@ -89,47 +83,61 @@ NETWORKS = {
 ARGUMENTS = {P.test_unet: (8, 8, 481), P.test_vae_encoder: (64, 64), P.test_vae_decoder: (8, 8)}
 
 
-def mutate(file: str, old: str, new: str, monkeypatch) -> None:
-    changed = mutant(file, old, new, monkeypatch)
-    if file in ("ddim", "diffedit"):
-        page = changed if file == "diffedit" else load("diffedit", source("diffedit"), monkeypatch)
+def exchange(name: str, module: types.ModuleType, monkeypatch) -> None:
+    if name in ("unet", "vae", "clip"):
+        monkeypatch.setattr(P, name, module)
+    else:
+        page = module if name == "diffedit" else load("diffedit", source("diffedit"), monkeypatch)
         monkeypatch.setattr(E, "D", page)
-    if file == "ddim":
-        monkeypatch.setattr(S, "ddim", changed)
-    if file in ("unet", "vae", "clip"):
-        monkeypatch.setattr(P, file, changed)
+        if name == "ddim":
+            monkeypatch.setattr(S, "ddim", module)
 
 
-def run(test) -> None:
-    """The test itself, through all its parameters."""
-    marks = [mark for mark in getattr(test, "pytestmark", []) if mark.name == "parametrize"]
+def run_core(test) -> None:
+    """The test itself, through all its parameters; of those that diffusers is asked for, one."""
     if test is P.test_clip:
         test(types.SimpleNamespace(tokenizer=Tokenizer()))
     elif test in ARGUMENTS:
         test(*ARGUMENTS[test])
-    elif marks:
-        for case in marks[0].args[1]:
-            test(*(case if isinstance(case, tuple) else (case,)))
     else:
-        test()
+        run(test)
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", [*ALGORITHM, *NETWORKS])
 def test_mutation_turns_a_test_red(name, monkeypatch):
-    file, old, new, test = (ALGORITHM | NETWORKS)[name]
-    mutate(file, old, new, monkeypatch)
+    place, old, new, test = (ALGORITHM | NETWORKS)[name]
+    exchange(place.partition(":")[0], mutant(place, old, new, monkeypatch), monkeypatch)
     with pytest.raises((AssertionError, IndexError, pytest.fail.Exception)):
-        run(test)
+        run_core(test)
 
 
 @pytest.mark.parametrize("test", sorted({m[3] for m in (ALGORITHM | NETWORKS).values()}, key=lambda t: t.__name__))
 @pytest.mark.filterwarnings("ignore")
 def test_unchanged_sources_pass_in_the_same_harness(test, monkeypatch):
     """A mutant must fail for its mutation, not for how it is loaded."""
-    module = load("ddim", source("ddim"), monkeypatch)
-    monkeypatch.setattr(S, "ddim", module)
-    monkeypatch.setattr(E, "D", load("diffedit", source("diffedit"), monkeypatch))
-    for file in ("unet", "vae", "clip"):
-        monkeypatch.setattr(P, file, load(file, source(file), monkeypatch))
-    run(test)
+    for name in ("ddim", "unet", "vae", "clip"):
+        exchange(name, load(name, source(name), monkeypatch), monkeypatch)
+    run_core(test)
+
+
+# ---------------------------------------------------------------- how a piece is found
+
+
+@pytest.mark.parametrize("place, old", [
+    ("ddim", "no such piece"), ("diffedit", "[null, target]"), ("diffedit:masked_decode", "maps.mean(dim=1)"), ("ddim:move", "x"),
+])  # fmt: skip
+def test_a_piece_that_does_not_stand_there_once_fails_loudly(place, old, monkeypatch):
+    with pytest.raises(AssertionError, match=r"no longer applies: .* stands \d+ times"):
+        mutant(place, old, "", monkeypatch)
+    with pytest.raises(ValueError):
+        mutant("ddim:no_such_function", "x", "y", monkeypatch)
+
+
+def test_layout_comments_and_quotes_are_no_part_of_a_piece():
+    plain = [word for word, *_ in tokens("f(a, 'b', [1, 2])  # why\n")]
+    assert plain == [word for word, *_ in tokens('f(\n    a,  # that\n    "b",\n    [\n        1,\n        2,\n    ],\n)')]
+    assert plain != [word for word, *_ in tokens("f(a, 'c', [1, 2])")] and "(1,)" not in plain
+    text = source("ddim")
+    start, end = lines_of(text, "Trajectory.prefix")
+    assert text[start:].lstrip().startswith("def prefix(") and text[:end].endswith("self.steps)\n")

@@ -165,12 +165,13 @@ def test_it_stops_where_it_is_near_enough():
     assert len(calls) == 1
 
 
-def test_rates_and_limits_are_the_authors(monkeypatch):
+def test_goals_rates_and_limits_are_the_authors(monkeypatch):
     seen = []
-    monkeypatch.setattr(T, "optimised", lambda null, goal, stepped, *given: seen.append(given) or null)
-    found(inner_steps=7)
-    assert [most for most, _, _ in seen] == [7] * N
-    for i, (_, rate, enough) in enumerate(seen):
+    monkeypatch.setattr(T, "optimised", lambda null, goal, stepped, *given: seen.append((goal, *given)) or null)
+    path = found(inner_steps=7)
+    assert [most for _, most, _, _ in seen] == [7] * N
+    for i, (goal, _, rate, enough) in enumerate(seen):
+        assert torch.equal(goal, path[N - i - 1])
         assert rate == pytest.approx(1e-2 * (1 - i / 100)) and enough == pytest.approx(1e-5 + 2e-5 * i)
 
 
@@ -212,7 +213,7 @@ MUTATIONS = {
     "no root": ("optimised", ").sqrt() + 1e-8", ") + 1e-8", test_the_optimiser_is_torchs_adam),
     "the text for the null text": ("null_text", "e_null + guidance_scale * (e_text - e_null)", "e_text + guidance_scale * (e_null - e_text)",
         test_at_guidance_one_nothing_is_learned),
-    "the level left as the goal": ("null_text", "path[j - 1], stepped", "path[j], stepped", test_each_levels_loss_falls_and_ends_below_its_start),
+    "the level left as the goal": ("null_text", "path[j - 1], stepped", "path[j], stepped", test_goals_rates_and_limits_are_the_authors),
     "the path is walked, not the step": ("null_text", "x = stepped(null)", "x = path[j - 1]", test_each_levels_loss_falls_and_ends_below_its_start),
     "each level from the beginning": ("null_text", "null = optimised(null,", "null = optimised(path.any_null,",
         test_its_path_is_ddims_and_each_null_starts_from_the_one_before),
@@ -221,7 +222,7 @@ MUTATIONS = {
         test_its_path_is_ddims_and_each_null_starts_from_the_one_before),
     "never near enough": ("optimised", "float(loss) < enough", "False", test_it_stops_where_it_is_near_enough),
     "several pictures": ("null_text", "len(x0) != 1", "False", test_rows_and_one_picture_at_a_time),
-    "the next level's rate": ("null_text", "enumerate(path.down())", "enumerate(path.down(), 1)", test_rates_and_limits_are_the_authors),
+    "the next level's rate": ("null_text", "enumerate(path.down())", "enumerate(path.down(), 1)", test_goals_rates_and_limits_are_the_authors),
 }  # fmt: skip
 
 

@@ -130,13 +130,13 @@ def test_by_name(picture):
 # ---------------------------------------------------------------- mutants
 
 MUTATIONS = {
-    "values too": ("q, k = (torch.cat([y[:b]] * 3) for y in (q, k))", "q, k, v = (torch.cat([y[:b]] * 3) for y in (q, k, v))"),
+    "values too": ("q, k = (torch.cat([y[:b]] * 3) for y in (q, k))", "q, k, v = (y[[0] * 3] for y in (q, k, v))"),
     "cross-attention too": ('site.kind == "self" and', ""),
     "the encoder too": ('and site.place == "up"', 'and site.place != "mid"'),
     "from output_block 3 on": ("and (site.level < coarsest or site.index > 0)", ""),
     "another block": ('Site("up", coarsest, 1, "conv")', 'Site("up", coarsest, 2, "conv")'),
     "after the residual": ('Site("up", coarsest, 1, "conv")', 'Site("up", coarsest, 1, "block")'),
-    "a step longer": ("i < first(feature_steps, K)", "i <= first(feature_steps, K)"),
+    "a step longer": ("i < first(attention_steps, K)", "i <= first(attention_steps, K)"),
     "a guided source": ("torch.cat([e_source, guide(", "torch.cat([guide(e_null, e_source), guide("),
 }  # fmt: skip
 

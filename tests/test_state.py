@@ -503,9 +503,9 @@ CHANGES = [
     content("given_mask", {"tensor": "source"}), content("clean", "x"),
     # What functions returned
     call(0, "os:system"), call(0, "inversions:direct"), call(0, "inversions:ddim"), call(1, []),
-    call(2, {"tensor": "x0"}), lambda t, r: r["calls"][0].pop(), lambda t, r: r["calls"].append(["inversions:ddim", {}, None]),
-    lambda t, r: r["calls"][0][1].update(maps=10**9), lambda t, r: r["calls"][0][1].update(unknown=1),
-    lambda t, r: r["calls"][0][2].pop("maps"),
+    call(2, {"tensor": "x0"}), lambda t, r: r["calls"][0].pop(), lambda t, r: r["calls"][0][2].pop("maps"),
+    lambda t, r: r["calls"].append(["inversions:ddim", {}, None]), lambda t, r: r["calls"][0][1].update(maps=10**9),
+    lambda t, r: r["calls"][0][1].update(unknown=1),
     the_mask("verdict", []), the_mask("verdict", "found"), the_mask("verdict", [1]), the_mask("coverage", [math.nan]),
     the_mask("mask", None), the_mask("maps", [1]), the_mask("more", 1), the_mask("reference", 0),
     the_path("steps", 0), the_path("steps", 2.5), the_path("steps", 5), the_path("latents", []),

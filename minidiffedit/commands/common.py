@@ -306,7 +306,8 @@ def steering_of(args: argparse.Namespace) -> Any:
     """The steering that was asked for, None if none was."""
     from ..files.masks import Steering
 
-    given = {name: value for name in steering_names() if (value := getattr(args, name, None))}
+    asked = {name: getattr(args, name, None) for name in steering_names()}
+    given = {name: value for name, value in asked.items() if value is not None and value is not False}  # 0 is asked for
     opened = {name: open_mask(value) for name, value in given.items() if isinstance(value, Path)}
     return Steering(**given | opened) if given else None
 

@@ -3,8 +3,9 @@ decoding under the source text follows the path of an unguided inversion.
 
 Section 3.2 and 3.3, algorithm 1. For levels K..1: from the null text of the level above, at most `inner_steps` of Adam
 on |move(x, e_null + w (e_text - e_null)) - x*_{j-1}|^2, then x takes the step. The authors' schedule: rate
-1e-2 (1 - i/100), stop below 1e-5 + 2e-5 i. e_text does not depend on the null text and is predicted once. Model rows: K
-for the path, K for e_text, at most K inner_steps with gradient, K for the steps. One picture at a time.
+1e-2 (1 - i/100), with more than 50 steps 1e-2 (1 - i/2N), which stays above zero; stop below 1e-5 + 2e-5 i. e_text does
+not depend on the null text and is predicted once. Model rows: K for the path, K for e_text, at most K inner_steps with
+gradient, K for the steps. One picture at a time.
 """
 
 from typing import Annotated, Any
@@ -49,7 +50,9 @@ def null_text(
             e_null = eps(x, path.t[j], [null])[0]
             return move(x, e_null + guidance_scale * (e_text - e_null), path.a[j], path.a[j - 1])
 
-        null = optimised(null, path[j - 1], stepped, inner_steps, RATE * (1 - i / max(100, 2 * steps)), ENOUGH + ENOUGH_MORE * i)
+        null = optimised(
+            null, path[j - 1], stepped, inner_steps, RATE * (1 - i / max(100, 2 * steps)), ENOUGH + ENOUGH_MORE * i
+        )
         found[j] = null
         x = stepped(null)
     return Path([*path.values()], steps, null, nulls=found)

@@ -1,13 +1,13 @@
-"""Plug-and-play (Tumanyan et al., 2211.12572): the layout comes from the source's features, what is painted from the text.
+"""Plug-and-play (Tumanyan et al., 2211.12572): the layout comes from the source's features, the looks from the text.
 
 Section 4, algorithm 1: while the source walks down its own path, the target takes two things of it: in the first
-`feature_steps` the convolution branch of one ResBlock of the decoder (output_block 4, before its residual), in the first
-`attention_steps` the queries and keys of the self-attentions from that block on (output_blocks 4 to 11). Values stay the
-target's. Model rows: 3 K b: the source, unguided, and the target without and with its text.
+`feature_steps` the convolution branch of one ResBlock of the decoder (output_block 4, before its residual), in the
+first `attention_steps` the queries and keys of the self-attentions from that block on (output_blocks 4 to 11). Values
+stay the target's. Model rows: 3 K b: the source, unguided, and the target without and with its text.
 
-The authors invert under no text, as here where no source text is given, and in 999 steps (here: `steps`). Their negative
-prompting: the unguided text is a null + (1 - a) negative, where a begins as `negative_alpha` and stays (constant), falls
-to 0 (linear), or as exp(-6 u) with u the share of steps done (exp). Left out: none of the algorithm.
+The authors invert under no text, as here where no source text is given, and in 999 steps (here: `steps`). Their
+negative prompting: the unguided text is a null + (1 - a) negative, where a begins as `negative_alpha` and stays
+(constant), falls to 0 (linear), or falls as exp(-6 u), u the share of the steps that is done (exp).
 """
 
 import math

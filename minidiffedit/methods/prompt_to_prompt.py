@@ -108,8 +108,8 @@ def prompt_to_prompt(
 
 
 def predicted(eps: HookedEps, path: Path, x: Tensor, j: int, source: Any, target: Any, tap: Any) -> Tensor:
-    """The null text's rows, for the target alone if the source's row is held, else for both; then source and target. All
-    as one text, so that each has a row of its own from the first layer on (see attention.Attend).
+    """The null text's rows, for the target alone if the source's row is held, else for both; then source and target.
+    All as one text, so that each has a row of its own from the first layer on (see attention.Attend).
     """
     b, null = len(path[0]), path.null(j)
     unguided = x[b:] if path.pinned else x

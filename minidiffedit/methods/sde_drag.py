@@ -72,14 +72,15 @@ def along(start: Cell, goal: Cell, share: float) -> Cell:
 def copied(
     x: Tensor, hops: Sequence[tuple[Cell, Cell]], noise: Tensor, radius: int, boost: float, keep: float
 ) -> Tensor:
-    """x (b, c, h, w) with each patch at its new place and noise where it was; it ends where either place has a border."""
-    x, sides = x.clone(), x.shape[2:]
-    for start, goal in hops:
-        if start != goal:
-            up = [min(radius, p, q) for p, q in zip(start, goal)]
-            down = [min(radius, n - p, n - q) for p, q, n in zip(start, goal, sides)]
-            here, there = ((..., *(slice(p - u, p + d) for p, u, d in zip(place, up, down))) for place in (start, goal))
-            patch = x[here].clone()
+    """x (b, c, h, w) with each patch at its new place and noise where it was, as far as both places have room."""
+    x, (h, w) = x.clone(), x.shape[2:]
+    for (r, c), (r_to, c_to) in hops:
+        up, down = min(radius, r, r_to), min(radius, h - r, h - r_to)
+        left, right = min(radius, c, c_to), min(radius, w - c, w - c_to)
+        here = ..., slice(r - up, r + down), slice(c - left, c + right)
+        there = ..., slice(r_to - up, r_to + down), slice(c_to - left, c_to + right)
+        patch = x[here].clone()
+        if (r, c) != (r_to, c_to):
             x[here] = keep * patch + math.sqrt(1 - keep**2) * noise[here]
             x[there] = boost * patch
     return x

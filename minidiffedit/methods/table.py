@@ -51,9 +51,11 @@ INVERSIONS = {
 MASKS = {
     "contrast": "diffedit:contrast",
     "contrasts": "diffedit_regions:contrasts",
+    "relevance": "watch_your_steps:relevance",
 }
 
 PAPER = {"encode_text": "null", "strength": 0.8}  # DiffEdit's encoding: under no text, up to .8 of the noise
+IP2P = "instruct_pix2pix:instruct_pix2pix"
 P2P = "prompt_to_prompt:prompt_to_prompt"
 CLIP_IMAGE = "needs CLIP's image tower, which no SD v1 file has"
 
@@ -123,10 +125,18 @@ SYSTEMS = {
     "inpaint-anything": todo(
         "2304.06790", "C", "fill and replace are `sd-inpainting` under your mask; its row is missing"
     ),
-    "instruct-pix2pix": todo("2211.09800", "C"),
-    "magicbrush": todo("2306.10012", "C"),
-    "hive": todo("2303.09618", "C"),
-    "watch-your-steps": todo("2308.08947", "C"),
+    "instruct-pix2pix": System("2211.09800", IP2P, letter="C", weights="instruct"),
+    "magicbrush": System("2306.10012", IP2P, letter="C", weights="instruct", note="its weights, InstructPix2Pix's way"),
+    "hive": System(
+        "2303.09618",
+        IP2P,
+        letter="C",
+        weights="instruct",
+        note="weights for SD 1.5; to the conditional ones say '..., image quality is five out of five'",
+    ),
+    "watch-your-steps": System(
+        "2308.08947", "watch_your_steps:watch_your_steps", mask="relevance", letter="C", weights="instruct"
+    ),
     "paint-by-example": todo("2211.13227", "C", "needs its CLIP vision tower and mapper"),
     "controlnet": todo("2302.05543", "C"),
     # what another network found is given as a file

@@ -109,7 +109,7 @@ def edited(result: Result) -> bool:
 
 def headline(result: Result, name: str) -> dict[str, Any]:
     """From what to what, in the texts that were given, and the method with its paper."""
-    given, paper, why = result.plan.given, result.plan.system.paper, nothing_to_edit(result.plan, result.verdict)
+    given, paper = result.plan.given, result.plan.system.paper
     pairs = given.get("edits") or [(given.get("source"), given.get("target"))]
     source, target = (", ".join(one for one in side if one) for side in zip(*pairs))
     nothing, target = ("the picture", target or result.method) if result.source else ("noise", target)
@@ -118,7 +118,8 @@ def headline(result: Result, name: str) -> dict[str, Any]:
     asked = [f"“<bdi>{escape(side)}</bdi>”" if side else "no text" for side in (source, target)]
     said = {"title": escape(f"{source or name} → {target}"), "asked": " and for ".join(asked), "paper": paper}
     said |= {"source": f"<bdi>{escape(source)}</bdi>" if source else nothing, "target": f"<bdi>{escape(target)}</bdi>"}
-    return said | {"method": escape(result.method), "why": "The method keeps no maps of it." if edited(result) else why}
+    why = "the method keeps none" if edited(result) else nothing_to_edit(result.plan, result.verdict)
+    return said | {"method": escape(result.method), "why": escape(why)}
 
 
 def facts(result: Result) -> str:
@@ -280,9 +281,14 @@ def frames(walked: list[Level], rgb: LatentRGB) -> dict[str, Any]:
         latents = [one.get(name, nothing) for one in some]
         tiles = [coloured(x[0, 0] / most, hole=True) if name == "apart" else apply(rgb, x) for x in latents]
         made[name] = png(sheet(tiles, columns))
-    numbers = [[one.j, one.t, one.a, one.inside, one.inside_most, one.outside_most] for one in walked]
-    sizes = [[rms(one.shown[name]) if name in one.shown else None for name in ("x", "y")] for one in walked]
-    return {"frames": made, "levels": [[*one, *two] for one, two in zip(numbers, sizes)]}
+    return {"frames": made, "levels": [numbers(one) for one in walked]}
+
+
+def numbers(one: Level) -> list[Any]:
+    """Level, t, alpha_bar; of |y - x| inside the mask root mean square and largest, largest outside; |x|, |y|."""
+    sizes = [rms(one.shown[name]) if name in one.shown else None for name in ("x", "y")]
+    apart = [one.inside, one.inside_most, one.outside_most]
+    return [one.j, one.t, one.a, *(None if size is None else float(f"{size:.6g}") for size in (*apart, *sizes))]
 
 
 def through_the_vae(result: Result, walked: list[Level]) -> str:

@@ -6,19 +6,21 @@ import math
 import random
 import shlex
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from axe_playwright_python.sync_playwright import Axe
 from made_up import made_up, maps, page_of
 from PIL import Image
 from playwright.sync_api import expect
 
-from minidiffedit import StableDiffusion, Steering, cli, edit, load_state, threshold_maps
-from minidiffedit.views import preview
+from minidiffedit import StableDiffusion, Steering, cli, edit, generate, load_state, threshold_maps
 from minidiffedit.files.images import latent_mask
+from minidiffedit.views import previews
 
 SCREENSHOTS = Path(__file__).parents[2] / ".screenshots"
 MASKS = """all => all.map(s => {
@@ -54,12 +56,16 @@ def library(edit, s):
     shaping = {name: s[name] for name in ("largest", "invert", "dilate", "feather") if name in s}
     old = edit.steering or Steering()
     steering = Steering(**shaping, union=old.union, subtract=old.subtract)
-    if edit.found is None:
-        return steering(edit.given)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        found = threshold_maps(edit.found.maps, edit.found.flat_below, clip=s["clip"], threshold=s["threshold"])
+    if edit.given_mask is not None:
+        return steering(edit.given_mask)
+    found = cut(edit, clip=s["clip"], threshold=s["threshold"])
     return found.mask.float() if found.verdict == ("no difference",) else steering(found.mask.float())
+
+
+def cut(edit, **options):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of very large and very small masks
+        return threshold_maps(edit.tensors["maps"], edit.tensors["flat_below"], **options)
 
 
 def compare(page, edit, settings):
@@ -75,9 +81,7 @@ def thresholds_and_clips(edit, count, seed):
     made = [{"threshold": t, "clip": c} for t in (0.0, 0.5, 1.0) for c in (None, 1.0, 1.0000001, 3.0, 7.3, 1e9)]
     for _ in range(count):
         clip = rng.choice([None, 1 + 4 * rng.random(), round(1 + 9 * rng.random(), 1)])
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            heat = threshold_maps(edit.found.maps, edit.found.flat_below, clip=clip).heat
+        heat = cut(edit, clip=clip).heat
         value = rng.choice(heat.flatten().tolist())
         beside = [
             value,
@@ -199,7 +203,7 @@ def test_what_is_drawn_over_the_picture_is_the_mask(sd, visit, page_path):
 
 def test_the_threshold_stands_in_the_histogram_where_it_cuts(sd, visit, page_path):
     edit, page = made_up(sd), visit(page_path)
-    m = edit.found.maps[0].mean(dim=0)
+    m = edit.tensors["maps"][0].mean(dim=0)
     for threshold, clip in ((0.5, 3.0), (0.25, 2.0), (0.9, None)):
         page.evaluate("s => minidiffedit.choose(s)", {"threshold": threshold, "clip": clip})
         top = m.max() if clip is None else min(m.max(), clip * m.mean())
@@ -227,7 +231,7 @@ def test_the_seam_moves(visit, page_path):
 
 def test_the_scrubber_shows_each_level(sd, visit, page_path):
     edit, page = made_up(sd), visit(page_path)
-    K = max(edit.trajectory)
+    K = edit.trajectory.top
     pixels = """name => { const c = document.querySelector(`[data-frame=${name}]`);
       return [...c.getContext("2d").getImageData(0, 0, c.width, c.height).data]; }"""
     press(page, "#level", "End")
@@ -240,7 +244,7 @@ def test_the_scrubber_shows_each_level(sd, visit, page_path):
     assert f"are {inside:.3f} apart" in shown and "outside, 0 at most" in shown
     drawn = np.array(page.evaluate(pixels, "apart")).reshape(8, 10, 4)
     assert ((drawn[..., 3] > 0) == (apart.mean(dim=1)[0] > 0).numpy()).all()  # transparent where nothing differs
-    expected = np.asarray(preview.apply(preview.fit(edit.x0, edit.source), edit.trajectory[j]))
+    expected = np.asarray(previews.apply(previews.fit(edit.x0, edit.source), edit.trajectory[j]))
     assert (np.array(page.evaluate(pixels, "x")).reshape(8, 10, 4)[..., :3] == expected).all()
     page.click("#play")
     expect(page.locator("#level")).to_have_value("0")
@@ -344,11 +348,47 @@ def test_pages_without_a_mask_or_a_difference(sd, visit, tmp_path):
     page = visit(page_of(made_up(sd, raw=torch.zeros(1, 3, 8, 10)), tmp_path / "none.html"))
     assert page.is_visible("#threshold") and not page.is_visible("#level")
     assert "there was nothing to edit" in page.inner_text("#levels")
-    nothing = made_up(sd, given=torch.zeros(1, 1, 8, 10), strength=0.0)
-    object.__setattr__(nothing, "given", None)
-    object.__setattr__(nothing, "verdict", "strength 0")
+    nothing = replace(made_up(sd, given=torch.zeros(1, 1, 8, 10), strength=0.0), given_mask=None, verdict="strength 0")
     page = visit(page_of(nothing, tmp_path / "strength.html"))
-    assert "No mask was computed" in page.inner_text("#mask") and not page.is_visible("#dilate")
+    assert "the strength rounds to level 0" in page.inner_text("#mask") and not page.is_visible("#dilate")
+
+
+@pytest.mark.parametrize("method, arguments, pictures", [
+    ("masactrl", {"source": "a horse"}, ["x", "x_clean", "y", "y_clean", "apart"]),
+    ("sdedit", {"repeats": 2}, ["y", "y_clean"]),
+    ("text-to-image", {}, ["y", "y_clean"]),
+])  # fmt: skip
+def test_pages_of_methods_without_a_mask(sd, visit, tmp_path, method, arguments, pictures):
+    """No mask, no DiffEdit; the pictures that there are, from the noisiest level down."""
+    picture = tiny.picture()
+    options = {"steps": 10, "seed": 0} | arguments
+    made = (
+        edit(sd, picture, method, target="a zebra", **options)
+        if picture_goes_in(method)
+        else generate(sd, "a zebra", **options)
+    )
+    page = visit(page_of(made, tmp_path / "page.html", decode_previews=True))
+    assert not page.is_visible("#mask") and page.is_visible("#result") and page.is_visible("#level")
+    assert page.is_visible("#compare") == page.is_visible("#source") == picture_goes_in(method)
+    assert "DiffEdit" not in page.inner_text("body") and "mask" not in page.inner_text("#levels")
+    frames = page.locator("[data-frame]").evaluate_all(
+        "all => all.filter(c => c.offsetParent).map(c => c.dataset.frame)"
+    )
+    assert frames == pictures and page.locator(".vae img").count() > 5
+    press(page, "#level", "End")
+    top, t = page.evaluate("minidiffedit.data.levels.at(-1).slice(0, 2)")
+    assert page.inner_text("#level-value").startswith(f"{top}, t = {t}") and page.is_visible("#curve") == (
+        method == "masactrl"
+    )
+    page.click("summary")
+    table = page.locator("#numbers tr").all_inner_texts()
+    assert len(table) == len(page.evaluate("minidiffedit.data.levels")) and table[0].split()[:2] == [str(top), str(t)]
+    y = made.stages["decode" if picture_goes_in(method) else "generate"]
+    assert [row.split()[4] for row in table] == [f"{one.double().square().mean().sqrt():.3f}" for one in y]
+
+
+def picture_goes_in(method):
+    return method != "text-to-image"
 
 
 def test_hostile_prompts_stay_text(sd, visit, tmp_path):

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from minidiffedit import cli
-from minidiffedit.many.batch import COLUMNS
 from minidiffedit.commands.common import shown
+from minidiffedit.many.manifest import columns
 
 from .harness import Case, World, drawn
 
@@ -50,11 +50,11 @@ def cases(world: World, rng: random.Random, scale: float) -> Iterator[Case]:
     yield of("as it should be", FIRST, "done", sound_first=True)
     yield from files(of)
     yield from rows(second)
-    for name in COLUMNS:
+    for name in columns():
         for value in ODD:
             yield second(f"{name}={value!a:.20}", SOUND | {"output": "b.png", name: value}, "any")
     anything: Any = st.dictionaries(
-        st.sampled_from(COLUMNS),
+        st.sampled_from(columns()),
         st.none() | st.booleans() | st.integers(-9, 99) | st.floats() | st.text(max_size=9) | st.sampled_from(ODD),
     )
     for row in drawn(anything, n(150), rng.randrange(2**32)):
@@ -142,6 +142,12 @@ def rows(second: Callable[..., Case]) -> Iterator[Case]:
     yield second("a pipe for a picture", other | {"image": "p.png"}, make=lambda folder: os.mkfifo(folder / "p.png"))
     yield second("a mask of another size", other | {"mask": "m.png"},
                  make=lambda folder: Image.new("L", (5, 5)).save(folder / "m.png"))  # fmt: skip
+    regions = {"method": "diffedit-regions", "steps": 2, "maps": 1, "image": "in.png", "output": "b.png"}
+    for value in ODD:
+        yield second(f"edits={value!a:.20}", regions | {"edits": value})
+    yield second("edits as they should be", regions | {"edits": [["a dog", "a cat"]]}, "done")
+    for name in ("x", "sdedit+ddim", "direct+sdedit", "+", "diffedit ", "DiffEdit", "../sdedit", "masactrl"):
+        yield second(f"method {name}", SOUND | {"output": "b.png", "method": name})  # masactrl has no maps
     yield second("no target", {name: value for name, value in other.items() if name != "target"})
     yield second("the prompts are equal", other | {"target": "a dog"}, "any")
 

@@ -23,8 +23,9 @@ import numpy as np
 from PIL import Image
 
 from minidiffedit import StableDiffusion, edit
-from minidiffedit.many.batch import Editor, collect, grouped, read_manifest
 from minidiffedit.files.images import read_picture
+from minidiffedit.many.batch import Editor, collect
+from minidiffedit.many.manifest import grouped, read_manifest
 
 MINI = Path(__file__).parents[2] / "weights" / "mini"
 TARGETS = ("a zebra", "a cow", "a dog", "a bowl of fruit")
@@ -113,18 +114,8 @@ def killed_run(folder: Path, rows: int, options: dict) -> dict:
     """The first rows by the command, killed half-way and started again -> are the files those of the whole run?"""
     lines = (folder / "m.jsonl").read_text().splitlines(keepends=True)[:rows]
     (folder / "part.jsonl").write_text("".join(lines))
-    command = [
-        sys.executable,
-        "-m",
-        "minidiffedit",
-        "batch",
-        "part.jsonl",
-        "-o",
-        "part",
-        "--model",
-        str(MINI),
-        "--json",
-    ]
+    command = [sys.executable, "-m", "minidiffedit", "batch", "part.jsonl", "-o", "part", "--json"]
+    command += ["--model", str(MINI)]
     command += [str(a) for name, value in options.items() for a in (f"--{name}", value)]
     where = {"cwd": folder, "env": {**os.environ, "PYTHONPATH": str(MINI.parents[1])}}
     table, first = folder / "part" / "results.jsonl", subprocess.Popen(command, stdout=subprocess.DEVNULL, **where)
