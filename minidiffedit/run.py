@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib import import_module
 from os import PathLike
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -92,6 +93,7 @@ INPUTS: dict[str, Input] = {
     "instruction": text_of("instruction"),
     "x0_unscaled": Input(lambda job: (job.x0 / job.sd.scale, None)),
     "edits": Input(lambda job: job.pairs("edits"), "edits"),
+    "edits_words": Input(lambda job: job.words("edits"), "edits"),
     "points": Input(lambda job: job.points(), "points"),
     "mask": Input(lambda job: job.mask(), "mask"),
     "x0_outside": Input(lambda job: job.x0_outside(), "mask"),
@@ -151,8 +153,9 @@ class Plan:
 def plan(method: str = "diffedit", *, inversion: str | None = None, **arguments: Any) -> Plan:
     """Settle a method. arguments: what GIVEN and the method's options name; None for a given one is as good as none.
 
-    method: a name of SYSTEMS, or INVERSION+EDITOR. Raises ValueError for unknown names, what the method does not take,
-    what it needs and did not get, and values out of range; no weights are read. A seed that is None is drawn.
+    method: a name of SYSTEMS, or INVERSION+MASK+EDITOR, of which either of the first two may be left out. Raises
+    ValueError for unknown names, what the method does not take, what it needs and did not get, and values out of range;
+    no weights are read. A seed that is None is drawn.
     """
     found = blank_plan(method, inversion)
     given = {name: value for name, value in arguments.items() if name in GIVEN and value is not None}
@@ -169,15 +172,17 @@ def plan(method: str = "diffedit", *, inversion: str | None = None, **arguments:
         settings["seed"] = secrets.randbelow(2**32)
     check_levels(settings)
     given = {name: check_given(name, value) for name, value in (found.given | given).items()}
+    for module, _, name in (place.partition(":") for place in found.functions.values()):
+        check = getattr(import_module(f"{__package__}.methods.{module}"), f"check_{name}", None)
+        if check:  # a function's own, of how options and texts fit together
+            check(settings, given)
     return Plan(found.method, found.system, found.functions, found.options, settings, given, found.needs)
 
 
 def blank_plan(method: str, inversion: str | None = None) -> Plan:
     """A method with its defaults, what it needs left out as None. Raises ValueError as `plan`."""
-    if method not in SYSTEMS and "+" in method:
-        own, _, method = method.partition("+")
-        inversion = inversion or own
-    system = known_system(method)
+    own, mask, method = parts_of(method)
+    inversion, system = inversion or own, known_system(method)
     if not system.edit:
         raise ValueError(f"{method} does not work yet: {system.note or system.status}")
     if inversion and (inversion not in INVERSIONS or not system.inversion):
@@ -187,7 +192,11 @@ def blank_plan(method: str, inversion: str | None = None) -> Plan:
         name = f"{inversion}+{method}"
     else:
         name, inversion = method, system.inversion
-    places = {"mask": MASKS.get(system.mask, ""), "path": INVERSIONS.get(inversion, ""), "latent": system.edit}
+    if mask and not ("mask" in inputs_of(system.edit) and "found" not in inputs_of(system.edit)):
+        raise ValueError(f"{method} takes no mask of another source, got {mask!r}")
+    if mask and mask != system.mask:
+        name = name.removesuffix(method) + f"{mask}+{method}"
+    places = {"mask": MASKS.get(mask or system.mask, ""), "path": INVERSIONS.get(inversion, ""), "latent": system.edit}
     functions = {made: place for made, place in places.items() if place}
     options, given = dict[str, Option](), dict[str, Any]()
     needs = []
@@ -208,9 +217,21 @@ def blank_plan(method: str, inversion: str | None = None) -> Plan:
     return Plan(name, system, functions, options, settings, given, tuple(needs))
 
 
+def parts_of(method: str) -> tuple[str, str, str]:
+    """INVERSION+MASK+EDITOR -> the three, "" for what is left out. Raises ValueError for two of a kind."""
+    parts: dict[str, str] = {"inversion": "", "mask": ""}
+    while method not in SYSTEMS and "+" in method:
+        one, _, method = method.partition("+")
+        kind = "mask" if one in MASKS else "inversion"
+        if parts[kind]:
+            raise ValueError(f"a name has one {kind} (INVERSION+MASK+EDITOR), got {parts[kind]!r} and {one!r}")
+        parts[kind] = one
+    return parts["inversion"], parts["mask"], method
+
+
 def known_system(method: str) -> System:
-    """A row of the table by its name or by INVERSION+EDITOR's second. Raises ValueError, with a suggestion."""
-    system = SYSTEMS.get(method) or SYSTEMS.get(method.partition("+")[2])
+    """A row of the table by its name or by the last of INVERSION+MASK+EDITOR. Raises ValueError, with a suggestion."""
+    system = SYSTEMS.get(parts_of(method)[2])
     if system is None:
         raise ValueError(f"no method {method!r}{like(method, SYSTEMS)}; `minidiffedit methods` lists them")
     return system
@@ -255,13 +276,10 @@ def check_given(name: str, value: Any) -> Any:
     if kind == "text" and (not isinstance(value, str) or value != value.encode(errors="ignore").decode()):
         raise ValueError(f"{name} must be text (UTF-8), got {value!r}")
     if kind == "pairs":
-        pairs = [
-            list(pair) if isinstance(pair, tuple | list) else pair
-            for pair in (value if isinstance(value, list | tuple) else ())
-        ]
-        if not pairs or any(not isinstance(pair, list) or len(pair) != 2 for pair in pairs):
+        pairs = value if isinstance(value, list | tuple) else []
+        if not pairs or any(not isinstance(pair, list | tuple) or len(pair) != 2 for pair in pairs):
             raise ValueError(f"{name} must be pairs (source, target), got {value!r}")
-        return [[check_given("source", pair[0]), check_given("target", pair[1])] for pair in pairs]
+        return [[check_given("source", source), check_given("target", target)] for source, target in pairs]
     if kind == "points":
         return "; ".join("=>".join(f"{x:g},{y:g}" for x, y in pair) for pair in places(value))
     return value
@@ -541,8 +559,9 @@ class Job:
         return [(self.texts[source], self.texts[target]) for source, target in pairs], pairs
 
     def words(self, name: str) -> tuple[Any, Any]:
-        """Which positions the words of a text have, see methods/words.py."""
-        return function_at("words:words_of")(self.sd.tokenizer, self.plan.given[name]), self.plan.given[name]
+        """Which positions the words of a text have, or those of pairs of texts, see methods/words.py."""
+        given, of = self.plan.given[name], partial(function_at("words:words_of"), self.sd.tokenizer)
+        return of(given) if isinstance(given, str) else [[*map(of, pair)] for pair in given], given
 
     def points(self) -> tuple[list[tuple[tuple[int, int], ...]], Any]:
         """Places in pixels as cells (row, column) of the latent. Raises ValueError for one outside the picture."""

@@ -51,13 +51,18 @@ class Counting:
 class Model(StableDiffusion):
     """In the place of a StableDiffusion: its four verbs as a few lines of arithmetic, a thousand times as fast.
 
-    Each row of a prediction depends on its latent, its text and the timestep alone; texts differ in the four corners, each
-    two otherwise. One self-attention at the decoder's finest level is shown to taps, its output to features.
+    Each row of a prediction depends on its latent, its text and the timestep alone; where two texts differ lies
+    with the texts. One self-attention at the decoder's finest level is shown to taps, its output to features.
     """
 
     def __init__(self, kind="base"):
         self.kind, self.name, self.checkpoint, self.low_memory = kind, "a stand-in", None, False
-        self.factor, self.side, self.channels, self.further = 8, 64, 4, {"base": 0, "inpainting": 5, "instruct": 4}[kind]
+        self.factor, self.side, self.channels, self.further = (
+            8,
+            64,
+            4,
+            {"base": 0, "inpainting": 5, "instruct": 4}[kind],
+        )
         self.device, self.dtype, self.evaluations, self.gradients = torch.device("cpu"), torch.float32, 0, 0
         self.scale, self.coarsest = 1.0, 2
 

@@ -112,14 +112,18 @@ def test_no_edit_takes_a_random_start_for_an_encoding(sd, picture):
 
 # name: (where in methods/, what stands there, what a mistake would put, the test that must fail)
 MUTATIONS = {
-    "the mask alone starts from another noise": ("inversions:noise", "draws(x0.shape, seed)", "draws(x0.shape, seed + 1)",
+    "the mask alone starts from another noise": ("inversions:noise", "draws(x0.shape, seed)",
+        "draws(x0.shape, seed + 1)",
         test_the_mask_alone_starts_from_noise_and_holds_on_to_it),
     "a random start of another strength": ("inversions:noise", "strength=strength", "strength=0.5",
         test_without_mask_and_encoding_it_is_sdedit),
-    "reconstruction under guidance": ("diffedit:reconstruct", "guidance_scale=1.0", "guidance_scale=7.5", test_what_each_costs),
-    "reconstruction under the null text": ("diffedit:reconstruct", 'source if encode_text == "source" else null', "null",
+    "reconstruction under guidance": ("diffedit:reconstruct", "guidance_scale=1.0", "guidance_scale=7.5",
+        test_what_each_costs),
+    "reconstruction under the null text": ("diffedit:reconstruct",
+        'source if encode_text == "source" else null', "null",
         test_reconstruction_has_one_text),
-    "no mask is an empty mask": ("diffedit:decode_all", "torch.ones_like", "torch.zeros_like", test_encoding_alone_has_no_mask),
+    "no mask is an empty mask": ("diffedit:decode_all", "torch.ones_like", "torch.zeros_like",
+        test_encoding_alone_has_no_mask),
     "the negative prompt is lost": ("diffedit:decode_all", "everywhere, target, negative", "everywhere, target, target",
         test_encoding_alone_has_no_mask),
     "the guidance is lost": ("diffedit:decode_all", "guidance_scale=guidance_scale", "guidance_scale=7.5",

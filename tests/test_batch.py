@@ -508,12 +508,12 @@ def test_a_folder_of_pictures_and_options_for_all(here, folder, capsys):
 
 
 @pytest.mark.parametrize("content, word", [
-    (b"", "no rows"), (b"\n \n", "no rows"), (b"{", "line 1"), (b'{"image": "a.png", "target": "t"}\n[1]', "line 2"),
+    (b"", "no rows"), (b"\n \n", "no rows"), (b"{", "row 1"), (b'{"image": "a.png", "target": "t"}\n[1]', "row 2"),
     (b'{"image": "a.png", "prompt": "t"}', "there are image, output, method"), (b'{"target": "t"}', "column image"),
     (b'{"image": "a.png", "image": "b.png"}', "twice"), (b'{"image": "a.png", "seed": 1, "seed": 1}', "twice"),
     (b'{"image": "a.png", "mask-clip": 1, "mask_clip": 1}', "twice"), (b"\xff\xfe", "utf-8"),
-    (b"[" * 99999, "line 1"), (b'{"image": "' + b"a" * (1 << 20) + b'"}', "longer than"),
-    (b'{"image": "a.png", "seed": ' + b"9" * 5000 + b"}", "line 1"),
+    (b"[" * 99999, "row 1"), (b'{"image": "' + b"a" * (1 << 20) + b'"}', "longer than"),
+    (b'{"image": "a.png", "seed": ' + b"9" * 5000 + b"}", "row 1"),
 ], ids=range(13))  # fmt: skip
 def test_what_is_no_jsonl_manifest_is_refused(here, capsys, content, word):
     Path("m.jsonl").write_bytes(content)
@@ -522,8 +522,8 @@ def test_what_is_no_jsonl_manifest_is_refused(here, capsys, content, word):
 
 @pytest.mark.parametrize("content, word", [
     (b"", "no rows"), (b"image,target\n", "no rows"), (b"image,tarket\na.png,t\n", "did you mean 'target'"),
-    (b"image,image\na,b\n", "twice"), (b"image,target\na.png\n", "2 cells"), (b"image,target\na.png,t,u\n", "line 2"),
-    (b'image,target\na.png,"t\n', "line 2"), (b"image,target\na.png," + b"t" * 140000, "line 2"),
+    (b"image,image\na,b\n", "twice"), (b"image,target\na.png\n", "2 cells"), (b"image,target\na.png,t,u\n", "row 2"),
+    (b'image,target\na.png,"t\n', "row 2"), (b"image,target\na.png," + b"t" * 140000, "row 2"),
     (b"image\tt\na\tt\n", "unknown column"), (b"image,target\na\x00.png,t\n", ""),
 ], ids=range(10))  # fmt: skip
 def test_what_is_no_csv_manifest_is_refused(here, capsys, content, word):
@@ -698,5 +698,5 @@ def test_where_a_manifest_cannot_be_read_is_told(tmp_path):
     line = b'{"image": "a.png", "target": "a cow"}\n'
     for bad in (line.replace(b"cow", b"c\xf6w"), b'{"image": "' + b"a" * (1 << 20) + b'"}\n'):
         (tmp_path / "m.jsonl").write_bytes(line + bad)
-        with pytest.raises(ValueError, match=r"m\.jsonl, line [12]: "):
+        with pytest.raises(ValueError, match=r"m\.jsonl, row [12]: "):
             read_manifest(tmp_path / "m.jsonl", {})

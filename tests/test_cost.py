@@ -42,7 +42,7 @@ def planned(method, **options):
     """With what the method needs, and small numbers where it has them."""
     blank = R.blank_plan(method)
     small = {name: value for name, value in SMALL.items() if name in blank.options}
-    return R.plan(method, **{name: GIVEN[name] for name in blank.needs} | small | options)
+    return R.plan(method, **{name: GIVEN.get(name, f"some {name}") for name in blank.needs} | small | options)
 
 
 def paid(plan, picture, **options):
@@ -66,7 +66,9 @@ def test_each_row_of_the_table(method, picture):
 @pytest.mark.parametrize("method", PAIRS)
 def test_each_inversion_under_each_editor(method, picture):
     for options in ({}, {"strength": 0.6, "guidance_scale": 1.0}):
-        plan = planned(method, **{name: value for name, value in options.items() if name in R.blank_plan(method).options})
+        plan = planned(
+            method, **{name: value for name, value in options.items() if name in R.blank_plan(method).options}
+        )
         assert C.cost(plan) == paid(plan, picture).evaluations, options
 
 
@@ -79,7 +81,9 @@ def test_the_default_edit_on_a_network(sd, picture):
     import tiny
 
     plan = R.plan(target="a zebra", source="a horse", seed=0)
-    assert C.cost(plan) == {"mask": 20, "encode": 40, "decode": 80} == R.execute(plan, tiny.model(), picture).evaluations
+    assert (
+        C.cost(plan) == {"mask": 20, "encode": 40, "decode": 80} == R.execute(plan, tiny.model(), picture).evaluations
+    )
     assert C.cost(plan, UNetConfig(block_out_channels=(32, 64), layers_per_block=1)) == C.cost(plan)
 
 
@@ -94,8 +98,12 @@ def test_where_a_method_may_stop_early_it_is_the_most_it_pays(picture):
         assert paid(plan, picture).evaluations["encode"] <= C.cost(plan)["encode"] == 5 + 5 + 5 * 20 + 5
 
 
-@pytest.mark.parametrize("method", ["diffedit", "user-mask", "sdedit", "direct+diffedit", "null-text+user-mask", "sd-inpainting"])
-@pytest.mark.parametrize("mask", [box(), EMPTY, DOT, np.eye(8, 10, dtype=np.float32)], ids=["box", "empty", "dot", "cells"])
+@pytest.mark.parametrize(
+    "method", ["diffedit", "user-mask", "sdedit", "direct+diffedit", "null-text+user-mask", "sd-inpainting"]
+)
+@pytest.mark.parametrize(
+    "mask", [box(), EMPTY, DOT, np.eye(8, 10, dtype=np.float32)], ids=["box", "empty", "dot", "cells"]
+)
 def test_given_masks_cost_by_whether_they_hold_a_cell(method, mask, picture):
     options = {"source": "a horse"} if method == "null-text+user-mask" else {}
     plan = planned(method, target="a zebra", mask=mask, **options)
@@ -108,8 +116,10 @@ def test_given_masks_cost_by_whether_they_hold_a_cell(method, mask, picture):
 @pytest.mark.parametrize("method, options", [
     ("diffedit", {"source": "a zebra"}), ("diffedit", {"strength": 0.0}), ("diffedit", {"mask_threshold": 1.0}),
     ("mask-only", {"source": "a zebra"}), ("masactrl", {"strength": 0.0}), ("sdedit", {"strength": 0.0}),
-    ("diffedit-regions", {"edits": [("a", "a"), ("b", "b")]}), ("diffedit-regions", {"edits": [("a", "a"), ("b", "c")]}),
-    ("diffedit-regions", {"edits": [("a", "b")]}), ("sdedit", {"target": ""}), ("sdedit", {"target": "x", "negative_prompt": "x"}),
+    ("diffedit-regions", {"edits": [("a", "a"), ("b", "b")]}),
+    ("diffedit-regions", {"edits": [("a", "a"), ("b", "c")]}),
+    ("diffedit-regions", {"edits": [("a", "b")]}), ("sdedit", {"target": ""}),
+    ("sdedit", {"target": "x", "negative_prompt": "x"}),
 ])  # fmt: skip
 @pytest.mark.filterwarnings("ignore:nothing to edit", "ignore:edit 1 has no cell")
 def test_where_nothing_or_less_is_to_do(method, options, picture):
@@ -127,7 +137,8 @@ def test_generation():
 def test_plans_in_a_row_pay_what_is_new(picture):
     """The same plans executed one after another, each reusing what came before it."""
     plans = [
-        planned("diffedit"), planned("diffedit", target="a cow"), planned("diffedit", target="a cow", mask_threshold=0.3),
+        planned("diffedit"), planned("diffedit", target="a cow"),
+        planned("diffedit", target="a cow", mask_threshold=0.3),
         planned("diffedit", strength=0.4), planned("encode-only"), planned("user-mask"), planned("reconstruction"),
         planned("sd-inpainting"), planned("diffedit", target="a dog"), planned("mask-only"), planned("sdedit"),
         planned("masactrl"), planned("masactrl", target="a cow"), planned("direct+replay"), planned("replay"),
@@ -146,7 +157,9 @@ def test_plans_in_a_row_pay_what_is_new(picture):
 
 def test_many_plans_forget_the_oldest_as_results_do(picture):
     """More than a result keeps, and then the first again."""
-    plans = [planned("diffedit", seed=seed, strength=0.4) for seed in range(R.MOST_CALLS + 1)] + [planned("diffedit", seed=0)]
+    plans = [planned("diffedit", seed=seed, strength=0.4) for seed in range(R.MOST_CALLS + 1)] + [
+        planned("diffedit", seed=0)
+    ]
     done = None
     for plan in plans:
         done = paid(plan, picture, reuse=[done] if done else [])
@@ -218,16 +231,21 @@ MUTATIONS = {
     "no reuse": ("costs", "done[kind] = [made]", "pass", test_plans_in_a_row_pay_what_is_new),
     "other weights push out what is known": ("costs", "done[kind] = [made]", "done.clear(); done[kind] = [made]",
         test_plans_in_a_row_pay_what_is_new),
-    "an empty mask is a mask": ("count_one", 'torch.ones if read_mask(given["mask"]).any() else torch.zeros', "torch.ones",
+    "an empty mask is a mask": ("count_one",
+        'torch.ones if read_mask(given["mask"]).any() else torch.zeros', "torch.ones",
         test_given_masks_cost_by_whether_they_hold_a_cell),
     "a text for each row": ("Counter.eps", "len(x) * len(texts)", "len(x)", test_the_rows_at_the_defaults),
-    "rows with a gradient that have none": ("Counter.eps", "rows if e[-1].requires_grad else 0", "rows", test_gradients_are_counted),
+    "rows with a gradient that have none": ("Counter.eps", "rows if e[-1].requires_grad else 0", "rows",
+        test_gradients_are_counted),
     "no gradient flows": ("Counter.eps", "text.float().mean() + 0 * x", "text.detach().float().mean() + 0 * x",
         test_gradients_are_counted),
-    "refining stops at once": ("Counter.eps", "self.size *= 0.93", "self.size *= -2", test_where_a_method_may_stop_early_it_is_the_most_it_pays),
-    "each call at a level is as if it were the first": ("Counter.pattern", "self.random(*shape).sign()", "torch.ones(shape)",
+    "refining stops at once": ("Counter.eps", "self.size *= 0.93", "self.size *= -2",
         test_where_a_method_may_stop_early_it_is_the_most_it_pays),
-    "the middle block is left out": ("Counter.sites", '("mid", last, 0), *up', "*up", test_taps_and_features_see_the_sites_of_the_network),
+    "each call at a level is as if it were the first": ("Counter.pattern",
+        "self.random(*shape).sign()", "torch.ones(shape)",
+        test_where_a_method_may_stop_early_it_is_the_most_it_pays),
+    "the middle block is left out": ("Counter.sites", '("mid", last, 0), *up', "*up",
+        test_taps_and_features_see_the_sites_of_the_network),
 }  # fmt: skip
 
 

@@ -1,5 +1,7 @@
 """The same seed gives the same bits in every fresh process; where torch rounds otherwise, how far that goes.
 
+Also through taps and gradients: MasaCtrl and null-text inversion run beside DiffEdit.
+
 Bit for bit on one machine: the same edit again, also under another hash seed; any chunk and batch size with predictors
 that round row by row. Not promised bit for bit, and so only bounded here: another number of threads, and on models
 another number of rows in one call (`chunk`, the batch size), where torch may sum in another order.
@@ -34,7 +36,11 @@ sd = minidiffedit.StableDiffusion.load(model, device="cpu", dtype=dtype)
 done = minidiffedit.edit(
     sd, picture, source="a horse", target="a zebra", seed=5, steps=5, maps=5, chunk=int(chunk) or None, paste=False
 )
+small = {"target": "a zebra", "source": "a horse", "seed": 5, "steps": 2, "reuse": done}
+masa = minidiffedit.edit(sd, picture, "masactrl", first_step=0, **small)
+null = minidiffedit.edit(sd, picture, "null-text+replay", inner_steps=2, **small)
 kept = {"maps": done.found.maps, "x0": done.x0, "latent": done.latent, "mask": done.latent_mask}
+kept |= {"masactrl": masa.latent, "null-text": null.latent}
 if save != "-":
     numpy.savez(save, **{name: value.numpy() for name, value in kept.items()})
 digest = hashlib.sha256(done.image.tobytes())

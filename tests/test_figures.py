@@ -11,18 +11,14 @@ import torch
 from commands import ran
 from PIL import Image
 
-from minidiffedit import arm, cli, edit, encode, figure, masked_decode
+from minidiffedit import cli, edit, encode, figure, masked_decode
 from minidiffedit.views import figures
-from minidiffedit.views.figures import FIGURES, figure_rows, planned_figure
+from minidiffedit.views.figures import FIGURES, planned_figure
+from minidiffedit.views.sheet import costs
 
 QUICK = {"steps": 10, "maps": 2, "target": "a zebra", "source": "a horse", "seed": 0}
 STEPLESS = {name: value for name, value in QUICK.items() if name != "steps"}
 FAST = ["--target", "a zebra", "--source", "a horse", "--steps", "10", "--maps", "2", "--seed", "0"]
-
-
-@pytest.fixture(scope="module")
-def picture():
-    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (70, 91, 3), dtype=np.uint8))
 
 
 def psnr(a, b, where=None):
@@ -73,12 +69,15 @@ def test_a_strength_of_0_is_the_source_and_no_infinity(sd, picture):
 
 
 def test_with_and_without_mask(sd, picture):
+    """Each arm is the method of that name, SDEdit as far up the noise as the rest."""
     before = sd.evaluations
     made = checked(sd, before, figure(sd, picture, "mask", **QUICK), (4, 8, 4 * 16))
-    assert made.numbers["arm"] == ["sdedit", "mask", "encode", "both"]
-    outside = np.asarray(made.edits[3].mask) == 0
+    assert made.numbers["arm"] == ["diffedit", "mask-only", "encode-only", "sdedit"]
+    outside = np.asarray(made.edits[0].mask) == 0
+    texts = {name: QUICK[name] for name in ("target", "steps", "seed")}
+    own = {"diffedit": QUICK, "mask-only": QUICK, "encode-only": texts, "sdedit": texts | {"strength": 0.8}}
     for name, one, db in zip(made.numbers["arm"], made.edits, made.numbers["psnr outside the mask"]):
-        alone = arm(sd, picture, name, **QUICK)
+        alone = edit(sd, picture, name, **own[name])
         assert torch.equal(one.latent, alone.latent), name
         assert db == pytest.approx(psnr(alone.image, picture, outside))
 
@@ -97,7 +96,7 @@ def test_latents(sd, picture, decode):
 def test_reconstruction(sd, picture):
     before = sd.evaluations
     made = figure(sd, picture, "reconstruction", values=[10, 5], **STEPLESS)
-    checked(sd, before, made, (0, 4 + 8 + 2 * (4 + 8), 2 * (4 + 8)))
+    checked(sd, before, made, (4 + 8 + 2 * (4 + 8), 2 * (4 + 8)))
     x0, null = made.edits[0].x0, sd.text([""])
     best = None
     for i, (refine, steps) in enumerate([(1, 5), (1, 10), (2, 5), (2, 10)]):
@@ -118,7 +117,7 @@ def test_reconstruction(sd, picture):
 def test_where_there_is_nothing_to_edit_a_page_is_made_all_the_same(sd, picture, name):
     options = STEPLESS | {"values": [2, 4]} if name == "reconstruction" else QUICK
     equal = figure(sd, picture, name, **options | {"source": "a zebra"})
-    assert equal.evaluations["mask"] == 0 and equal.image.width > 200
+    assert equal.evaluations.get("mask", 0) == 0 and equal.image.width > 200
     empty = {"strength": 0.0} if name in ("threshold", "reconstruction") else {"mask_threshold": 1.0}
     assert figure(sd, picture, name, **options | empty).image.width > 200
 
@@ -132,7 +131,7 @@ def test_where_there_is_nothing_to_edit_a_page_is_made_all_the_same(sd, picture,
     ("threshold", {"values": []}, "needs values"), ("mask", {"values": [1]}, "no values"),
     ("latents", {"values": [9]}, "level must be a whole number from 0 to 8"),
     ("latents", {"values": [0.5]}, "level must"),
-    ("reconstruction", {"steps": 10, "values": [5]}, "varies steps"), ("strength", {"stepz": 1}, "no argument"),
+    ("reconstruction", {"steps": 10, "values": [5]}, "varies steps"), ("strength", {"stepz": 1}, "no option 'stepz'"),
     ("threshold", {"values": [i / 200 for i in range(150)]}, "at most 100"), ("mask", {"maps": 0}, "maps must"),
 ])  # fmt: skip
 def test_what_no_figure_can_be_made_of(sd, picture, name, changes, word):
@@ -180,7 +179,7 @@ def test_each_figure_is_one_command_whose_cost_is_known_before(here, folder, cap
     assert done["evaluations"] == planned["evaluations"] and done["output"] == f"in-{name}.png" and done["numbers"]
     with Image.open(done["output"]) as page:
         record = json.loads(page.text["minidiffedit"])
-        assert record["figure"] == name and page.width > 200 and figures.VARIED.get(name) not in record
+        assert record["figure"] == name and page.width > 200 and (FIGURES[name].varies or "no such") not in record
     said = cli.main([*map(str, command), "--model", str(folder)])
     out, err = capsys.readouterr()
     assert said == 0 and err == "" and out.startswith(f"in-{name}.png\nUNet rows ") and "seed 0" in out
@@ -188,12 +187,12 @@ def test_each_figure_is_one_command_whose_cost_is_known_before(here, folder, cap
 
 def test_the_reconstruction_needs_no_text(here, folder, capsys):
     done = ran(capsys, "figure", "reconstruction", "in.png", "--values", "4", "--quiet", "--model", folder)
-    assert done["evaluations"] == {"mask": 0, "encode": 3 + 6, "decode": 6}
+    assert done["evaluations"] == {"encode": 3 + 6, "decode": 6}
 
 
 @pytest.mark.parametrize("options, word", [
-    (["threshold", "in.png"], "needs --target"), (["strength", "in.png", *FAST, "--values", "a"], "numbers"),
-    (["latents", "in.png", *FAST, "--values", ".5"], "whole numbers"),
+    (["threshold", "in.png"], "needs --target"), (["strength", "in.png", *FAST, "--values", "a"], "a number"),
+    (["latents", "in.png", *FAST, "--values", ".5"], "a whole number"),
     (["mask", "in.png", *FAST, "--decode"], "latents"), (["strength", "in.png", *FAST, "--strength", ".5"], "varies"),
     (["threshold", "in.png", *FAST, "-o", "in.png"], "overwrite"), (["mask", "none.png", *FAST], "no such file"),
     (["latents", "in.png", *FAST, "--height", "9"], "height"),
@@ -205,16 +204,14 @@ def test_what_cannot_be_is_refused_before_the_model_is_loaded(here, capsys, opti
     assert {p.name for p in here.iterdir()} == {"in.png"}
 
 
-def test_a_figure_that_there_is_not_is_misuse(capsys):
-    with pytest.raises(SystemExit) as exit:
-        cli.main(["figure", "graph", "in.png"])
-    assert exit.value.code == 2
-
-
-def test_the_commands_choices_are_the_figures():
-    from minidiffedit.commands.figures import FIGURES as choices
-
-    assert [*choices] == [*FIGURES]
+def test_every_figure_has_a_cost_that_is_known_before():
     for name in FIGURES:
-        settings, points = planned_figure(name, {"target": "x", "seed": 0}, None)
-        assert sum(figure_rows(name, settings, points).values()) > 0
+        planned = planned_figure(name, target="x", seed=0)
+        assert sum(costs(planned.plans).values()) > 0 and planned.name == name
+    with pytest.raises(ValueError, match="no option 'stepz'"):
+        planned_figure("reconstruction", target="x", maps=2, stepz=1)  # what DiffEdit has is left out, the rest refused
+
+
+def test_a_figure_that_there_is_not_is_refused(here, capsys):
+    assert cli.main(["figure", "graph", "in.png", "--model", "no-such-model"]) == 1
+    assert "a figure must be one of threshold, strength, mask" in capsys.readouterr().err

@@ -12,12 +12,12 @@ from mutants import mutant, run
 from PIL import Image
 from proofs import pipeline
 from stubs import Model, latent
+from tiny import box
 
 from minidiffedit import StableDiffusion, levels, noises
 from minidiffedit import run as R
 from minidiffedit.files import images
 from minidiffedit.methods import inpainting as I
-from tiny import box
 
 N = 5
 OPTIONS = {"target": "a zebra", "steps": N, "seed": 3}
@@ -131,7 +131,8 @@ def test_on_the_tiny_network(inpainting, picture):
 
 # name: (where, what stands there, what a mistake would put, the test that must fail)
 MUTATIONS = {
-    "the mask behind the picture": ("methods.inpainting:inpaint", "[mask.to(x), x0_outside.to(x)]", "[x0_outside.to(x), mask.to(x)]",
+    "the mask behind the picture": ("methods.inpainting:inpaint", "[mask.to(x), x0_outside.to(x)]",
+        "[x0_outside.to(x), mask.to(x)]",
         test_the_unet_sees_the_noisy_latent_the_mask_and_the_picture_without_its_inside),
     "1 = keep": ("methods.inpainting:inpaint", "mask.to(x),", "1 - mask.to(x),",
         test_the_unet_sees_the_noisy_latent_the_mask_and_the_picture_without_its_inside),
@@ -139,10 +140,12 @@ MUTATIONS = {
         test_the_unet_sees_the_noisy_latent_the_mask_and_the_picture_without_its_inside),
     "the texts change places": ("methods.inpainting:inpaint", "[negative, target]", "[target, negative]",
         test_the_unet_sees_the_noisy_latent_the_mask_and_the_picture_without_its_inside),
-    "another seed": ("methods.inpainting:inpaint", "draws(x0.shape, seed)", "draws(x0.shape, 0)", test_on_the_tiny_network),
+    "another seed": ("methods.inpainting:inpaint", "draws(x0.shape, seed)", "draws(x0.shape, 0)",
+        test_on_the_tiny_network),
     "grey outside": ("run:Job.x0_outside", ">= 0.5", "< 0.5", test_the_picture_without_its_inside_is_grey_there),
     "grey at the faintest": ("run:Job.x0_outside", ">= 0.5", "> 0", test_the_picture_without_its_inside_is_grey_there),
-    "black for grey": ("run:Job.x0_outside", "inside, 0.0,", "inside, -1.0,", test_the_picture_without_its_inside_is_grey_there),
+    "black for grey": ("run:Job.x0_outside", "inside, 0.0,", "inside, -1.0,",
+        test_the_picture_without_its_inside_is_grey_there),
 }  # fmt: skip
 
 

@@ -8,10 +8,12 @@ from proofs import edited, pipeline, turns_red
 from stubs import Counting, gaussian, latent
 from tiny import box
 
-from minidiffedit import StableDiffusion
+from minidiffedit import StableDiffusion, Tokenizer
+from minidiffedit.attention import Site
 from minidiffedit.methods import ledits as L
 from minidiffedit.methods.edit_friendly import edit_friendly
 from minidiffedit.methods.replay import replay
+from minidiffedit.methods.words import words_of
 
 NULL, HORSE, ZEBRA = 0.0, latent(1, 4, 6, 5, seed=5), latent(1, 4, 6, 5, seed=6)
 
@@ -22,7 +24,8 @@ def path(x0=None, **options):
 
 
 def edit(up, *edits, eps=gaussian, **options):
-    return L.ledits(eps, up, edits, NULL, **options)
+    words = [(None, None)] * len(edits)
+    return L.ledits(eps, up, edits, words, 2, NULL, **{"concept_mask": "M2"} | options)
 
 
 def test_without_concepts_the_picture_comes_back():
@@ -56,8 +59,8 @@ def test_texts_are_taken_away_and_added_in_order():
 def test_each_acts_on_the_cells_where_it_is_strongest():
     d = latent(3, 4, 6, 5) * torch.tensor([1.0, 50.0, 0.1]).double()[:, None, None, None]
     for quantile, cells in ((0.0, 30), (0.5, 15), (0.9, 3), (1.0, 1)):
-        M = L.strongest(d, quantile)
-        assert M.shape == (3, 1, 6, 5) and M.sum(dim=(1, 2, 3)).tolist() == [cells] * 3
+        M = L.largest(d.abs().sum(dim=1, keepdim=True), quantile)
+        assert M.sum(dim=(1, 2, 3)).tolist() == [cells] * 3
         for i in range(3):
             size = d[i].abs().sum(dim=0)
             assert size[M[i, 0] == 1].min() >= size[M[i, 0] == 0].max() if cells < 30 else True
@@ -96,9 +99,59 @@ def test_on_a_picture(sd, picture):
     assert (still.latent - still.x0).abs().max() <= 1e-5 and still.rows == 18
 
 
+def test_m1_is_where_the_words_of_the_concept_are_looked_at():
+    """A model whose attention at the coarsest level looks at one position in each cell: the mask is known by hand."""
+    looked = torch.tensor([[1, 1, 2, 5], [1, 3, 2, 5]])  # which of 77 positions each of 2 x 4 cells looks at
+    tokens = words_of(Tokenizer(), "a red horse"), words_of(Tokenizer(), "snow")  # at positions 1 to 3, and 1
+    texts, asked = (latent(1, 4, 8, 16, seed=5), latent(1, 4, 8, 16, seed=6)), []
+
+    def eps(x, t, given, tap=None):
+        rows = len(given) * len(x)
+        k = torch.eye(77).expand(rows, 2, 77, 77)
+        q = 1e4 * k[:, :, looked.flatten()]
+        for site in (Site("down", 2, 0, "cross"), Site("up", 2, 1, "cross")):
+            assert torch.equal(tap(lambda site, q, k, v: v, site, q, k, k), k)
+        for place, level, kind in (("mid", 2, "cross"), ("up", 1, "cross"), ("up", 2, "self")):
+            tap(lambda site, q, k, v: v, Site(place, level, 0, kind), q.flip(2), k, k)
+        asked.append(len(given))
+        return gaussian(x, t, given)
+
+    up, weight = path(latent(2, 4, 8, 16)), torch.tensor([[0.21194156, 0.57611688, 0.21194156]])
+    for pair, tokens_of, positions in (((texts[0], NULL), tokens, (1, 2, 3)), ((NULL, texts[1]), tokens, (1,))):
+        for threshold in (0.5, 0.8):
+            y = L.ledits(eps, up, [pair], [tokens_of], 2, NULL, concept_mask="M1", concept_threshold=threshold)
+            at = np.pad(np.isin(looked.numpy(), positions).astype(float), 1, mode="reflect")
+            bell = (weight.T @ weight).double().numpy()
+            map_ = np.array([[(at[i : i + 3, j : j + 3] * bell).sum() for j in range(4)] for i in range(2)])
+            M = torch.from_numpy(np.kron(map_ >= np.quantile(map_, threshold) - 1e-9, np.ones((4, 4)))) > 0
+            changed = ((y - up[0]).abs() > 1e-9).any(dim=1)
+            assert torch.equal(changed, M.expand(2, -1, -1)) and 0 < M.float().mean() < 1
+    assert set(asked) == {2}
+
+
+def test_both_masks_act_below_t_800_and_attention_alone_above():
+    calls = []
+
+    def eps(x, t, given, tap=None):
+        k = torch.eye(77).expand(len(given) * len(x), 1, 77, 77)
+        tap(lambda site, q, k, v: v, Site("up", 1, 0, "cross"), 9 * k[:, :, [1, 1, 1, 5, 5, 5, 5, 5, 5]], k, k)
+        calls.append(x.clone())
+        return gaussian(x, t, given)
+
+    up, words = path(steps=10, strength=1.0), [(None, words_of(Tokenizer(), "snow"))]
+    y = L.ledits(eps, up, [(NULL, ZEBRA)], words, 1, NULL, concept_threshold=0.7, warm_up=0)
+    assert [t > L.LATE for t in up.t[10:0:-1]] == [True, True] + [False] * 8
+    acted = [((a - up.step(b, gaussian(b, up.t[j], [NULL])[0], j)).abs() > 1e-9).any(dim=1).float().mean()
+             for a, b, j in zip([*calls[1:], y], calls, up.down())]  # fmt: skip
+    assert acted[0] == acted[1] > max(acted[2:]) > 0
+
+
 @pytest.mark.filterwarnings("ignore")
-def test_it_is_what_diffusers_computes(folder, tmp_path):
-    """Its last 8 of int(8 x 1.15) levels are our levels(9) up to 8; with DDIM it adds noise at float timesteps."""
+@pytest.mark.parametrize("masks, concept_mask", [((False, False), "M2"), ((True, False), "M1"), ((True, True), "both")])
+def test_it_is_what_diffusers_computes(folder, tmp_path, masks, concept_mask, monkeypatch):
+    """Its last 8 of int(8 x 1.15) levels are our levels(9) up to 8. Two of its faults are mended: with DDIM it adds
+    noise at float timesteps, and it takes padding for words of the concept, as fast tokenizers count it.
+    """
     from diffusers import DDIMScheduler, LEditsPPPipelineStableDiffusion
 
     class Whole(DDIMScheduler):
@@ -106,36 +159,49 @@ def test_it_is_what_diffusers_computes(folder, tmp_path):
             return super().add_noise(x, noise, t.long())
 
     peer = pipeline(LEditsPPPipelineStableDiffusion, folder, tmp_path, scheduler=Whole)
-    sd = StableDiffusion.load(folder, dtype="float32")
-    image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8))
-    peer.invert(
-        image, num_inversion_steps=8, skip=0.15, generator=torch.Generator().manual_seed(3), height=64, width=64
+    sd, tokenized = StableDiffusion.load(folder, dtype="float32"), type(peer.tokenizer).__call__
+
+    def counted(self, *args, **options):
+        found = tokenized(self, *args, **options)
+        found["length"] = found["attention_mask"].sum(dim=1)
+        return found
+
+    monkeypatch.setattr(type(peer.tokenizer), "__call__", counted)
+    image, size = (
+        np.random.default_rng(1).integers(0, 256, (128, 128, 3), dtype=np.uint8),
+        {"height": 128, "width": 128},
     )
-    x0 = peer.encode_image(image, dtype=torch.float32, height=64, width=64)[0]
-    null, horse, zebra = (sd.text([text]) for text in ("", "a horse", "a zebra"))
+    image = Image.fromarray(image)
+    peer.invert(image, num_inversion_steps=8, skip=0.15, generator=torch.Generator().manual_seed(3), **size)
+    x0 = peer.encode_image(image, dtype=torch.float32, **size)[0]
+    null, *texts = (sd.text([text]) for text in ("", "a brown horse", "a zebra"))
+    words = [words_of(sd.tokenizer, text) for text in ("a brown horse", "a zebra")]
     up = edit_friendly(sd.eps, x0, null, null, steps=9, strength=8 / 9, seed=3)
     assert (up[8] - peer.init_latents).norm() <= 1e-5 * up[8].norm()
     for j in range(1, 9):
-        assert (up.noises[j] - peer.zs[8 - j]).norm() <= 1e-3 * up.noises[j].norm()
+        assert (up.noises[j] - peer.zs[8 - j]).norm() <= 1e-4 * up.noises[j].norm()
     theirs = peer(
-        editing_prompt=["a horse", "a zebra"], reverse_editing_direction=[True, False], edit_guidance_scale=5.0,
-        edit_threshold=0.8, output_type="latent", use_cross_attn_mask=False, use_intersect_mask=False,
+        editing_prompt=["a brown horse", "a zebra"], reverse_editing_direction=[True, False], edit_guidance_scale=5.0,
+        edit_threshold=0.7, output_type="latent", use_cross_attn_mask=masks[0], use_intersect_mask=masks[1],
     ).images  # fmt: skip
-    ours = L.ledits(sd.eps, up, [(horse, zebra)], null, concept_threshold=0.8)
-    assert (ours - theirs).norm() <= 1e-3 * theirs.norm() and (ours - x0).norm() > 0.05 * x0.norm()
+    ours = L.ledits(sd.eps, up, [texts], [words], 2, null, concept_threshold=0.7, concept_mask=concept_mask)
+    assert (ours - theirs).norm() <= 1e-4 * theirs.norm() and (ours - x0).norm() > 0.05 * x0.norm()
 
 
 MUTATIONS = {
-    "all is added": ("ledits:ledits", "zip(pair, (-1, 1))", "zip(pair, (1, 1))",
+    "all is added": ("ledits:ledits", "(-1, 1)", "(1, 1)",
         test_one_concept_everywhere_is_plain_guidance),
-    "one quantile for the batch": ("ledits:strongest", "size.flatten(1), quantile, dim=1)[:, None, None, None]",
-        "size.flatten(), quantile)", test_each_acts_on_the_cells_where_it_is_strongest),
-    "the weakest cells": ("ledits:strongest", "size >= least", "size <= least",
+    "one quantile for the batch": ("ledits:largest", "flatten(1), quantile, dim=1)[:, None, None, None]",
+        "flatten(), quantile)", test_each_acts_on_the_cells_where_it_is_strongest),
+    "the weakest cells": ("ledits:largest", "maps.float() >= least", "maps.float() <= least",
         test_each_acts_on_the_cells_where_it_is_strongest),
     "relative to the sum so far": ("ledits:ledits", "e_concept - e_null", "e_concept - e",
         test_texts_are_taken_away_and_added_in_order),
     "no mask": ("ledits:ledits", "(e_concept - e_null) * allowed", "(e_concept - e_null)",
         test_a_mask_says_where_concepts_may_act),
+    "all positions": ("ledits:ledits", "1 : words.end", "1:", test_m1_is_where_the_words_of_the_concept_are_looked_at),
+    "every level": ("ledits:ledits", "and site.level == coarsest", "",
+        test_m1_is_where_the_words_of_the_concept_are_looked_at),
 }  # fmt: skip
 
 

@@ -188,17 +188,26 @@ def test_by_name(sd, picture):
 
 # name: (what stands in methods/masactrl.py, what a mistake would put, the test that must fail)
 MUTATIONS = {
-    "the target's values": ("for y in (k, v)", "for y in (k, k)", test_each_half_looks_into_its_own_source_in_the_stated_layers),
-    "one half looks into the other": ("(-1, 2, b))[:, [0, 0]]", "(2, -1, b))[[0, 0]]", test_each_half_looks_into_its_own_source_in_the_stated_layers),
-    "the source looks into the target": ("[:, [0, 0]]", "[:, [1, 1]]", test_each_half_looks_into_its_own_source_in_the_stated_layers),
-    "the encoder looks, too": ('and site.place == "up"', "", test_each_half_looks_into_its_own_source_in_the_stated_layers),
-    "the text's attention, too": ('site.kind == "self" and', "", test_each_half_looks_into_its_own_source_in_the_stated_layers),
-    "a level too many": ("site.level < finest", "site.level <= finest", test_each_half_looks_into_its_own_source_in_the_stated_layers),
-    "a step too late": ("i >= first_step", "i > first_step", test_each_half_looks_into_its_own_source_in_the_stated_layers),
+    "the target's values": ("for y in (k, v)", "for y in (k, k)",
+        test_each_half_looks_into_its_own_source_in_the_stated_layers),
+    "one half looks into the other": ("(-1, 2, b))[:, [0, 0]]", "(2, -1, b))[[0, 0]]",
+        test_each_half_looks_into_its_own_source_in_the_stated_layers),
+    "the source looks into the target": ("[:, [0, 0]]", "[:, [1, 1]]",
+        test_each_half_looks_into_its_own_source_in_the_stated_layers),
+    "the encoder looks, too": ('and site.place == "up"', "",
+        test_each_half_looks_into_its_own_source_in_the_stated_layers),
+    "the text's attention, too": ('site.kind == "self" and', "",
+        test_each_half_looks_into_its_own_source_in_the_stated_layers),
+    "a level too many": ("site.level < finest", "site.level <= finest",
+        test_each_half_looks_into_its_own_source_in_the_stated_layers),
+    "a step too late": ("i >= first_step", "i > first_step",
+        test_each_half_looks_into_its_own_source_in_the_stated_layers),
     "pictures change places": ("(-1, 2, b)", "(-1, b, 2)", test_pictures_in_a_batch_are_as_alone),
-    "the source is not held": ("x = path.pin(x, j)", "pass", test_on_a_held_path_the_sources_row_is_the_path_bit_for_bit),
+    "the source is not held": ("x = path.pin(x, j)", "pass",
+        test_on_a_held_path_the_sources_row_is_the_path_bit_for_bit),
     "the source is the result": ("return x[b:]", "return x[:b]", test_where_it_never_looks_it_is_the_plain_run),
-    "the texts change places": ("path.texts(source, target)", "path.texts(target, source)", test_where_it_never_looks_it_is_the_plain_run),
+    "the texts change places": ("path.texts(source, target)", "path.texts(target, source)",
+        test_where_it_never_looks_it_is_the_plain_run),
 }  # fmt: skip
 
 

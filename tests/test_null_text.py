@@ -92,7 +92,9 @@ def test_guided_decoding_follows_the_path_closer_than_without():
 
 def test_its_path_is_ddims_and_each_null_starts_from_the_one_before():
     path, plain = found(strength=0.6, refine=2), ddim(smooth, X0, NULL, SOURCE, steps=N, strength=0.6, refine=2)
-    assert len(path) == 7 and all(torch.equal(path[j], plain[j]) for j in plain) and sorted(path.nulls) == [*range(1, 7)]
+    assert (
+        len(path) == 7 and all(torch.equal(path[j], plain[j]) for j in plain) and sorted(path.nulls) == [*range(1, 7)]
+    )
     starts, calls = {}, []
 
     def eps(x, t, texts, **hooks):
@@ -133,7 +135,9 @@ def test_the_gradient_is_the_finite_difference():
             slope = (loss(null + 1e-5 * direction) - loss(null - 1e-5 * direction)) / 2e-5
         assert float((gradient * direction).sum()) == pytest.approx(float(slope), rel=1e-5)
     one = T.optimised(null.detach(), goal, lambda n: stepped(n.double()), 1, 0.01, 0.0)
-    torch.testing.assert_close(one.double(), null.detach() - 0.01 * gradient.sign(), rtol=0, atol=1e-4)  # Adam's first step
+    torch.testing.assert_close(
+        one.double(), null.detach() - 0.01 * gradient.sign(), rtol=0, atol=1e-4
+    )  # Adam's first step
 
 
 def test_the_optimiser_is_torchs_adam():
@@ -209,20 +213,26 @@ def test_on_a_network_the_source_comes_back_closer(sd, picture):
 # name: (where in methods/null_text.py, what stands there, what a mistake would put, the test that must fail)
 MUTATIONS = {
     "the other way": ("optimised", "null.detach() - rate", "null.detach() + rate", test_the_optimiser_is_torchs_adam),
-    "no correction of the first steps": ("optimised", "(mean / (1 - 0.9**k))", "mean", test_the_optimiser_is_torchs_adam),
+    "no correction of the first steps": ("optimised", "(mean / (1 - 0.9**k))", "mean",
+        test_the_optimiser_is_torchs_adam),
     "no root": ("optimised", ").sqrt() + 1e-8", ") + 1e-8", test_the_optimiser_is_torchs_adam),
-    "the text for the null text": ("null_text", "e_null + guidance_scale * (e_text - e_null)", "e_text + guidance_scale * (e_null - e_text)",
+    "the text for the null text": ("null_text", "e_null + guidance_scale * (e_text - e_null)",
+        "e_text + guidance_scale * (e_null - e_text)",
         test_at_guidance_one_nothing_is_learned),
-    "the level left as the goal": ("null_text", "path[j - 1], stepped", "path[j], stepped", test_goals_rates_and_limits_are_the_authors),
-    "the path is walked, not the step": ("null_text", "x = stepped(null)", "x = path[j - 1]", test_each_levels_loss_falls_and_ends_below_its_start),
+    "the level left as the goal": ("null_text", "path[j - 1], stepped", "path[j], stepped",
+        test_goals_rates_and_limits_are_the_authors),
+    "the path is walked, not the step": ("null_text", "x = stepped(null)", "x = path[j - 1]",
+        test_each_levels_loss_falls_and_ends_below_its_start),
     "each level from the beginning": ("null_text", "null = optimised(null,", "null = optimised(path.any_null,",
         test_its_path_is_ddims_and_each_null_starts_from_the_one_before),
-    "one null text for all": ("null_text", "found[j] = null", "found = dict.fromkeys(path.down(), null)", test_guided_decoding_follows_the_path_closer_than_without),
+    "one null text for all": ("null_text", "found[j] = null", "found = dict.fromkeys(path.down(), null)",
+        test_guided_decoding_follows_the_path_closer_than_without),
     "inverted under the null text": ("null_text", "ddim(eps, x0, null, source,", "ddim(eps, x0, null, null,",
         test_its_path_is_ddims_and_each_null_starts_from_the_one_before),
     "never near enough": ("optimised", "float(loss) < enough", "False", test_it_stops_where_it_is_near_enough),
     "several pictures": ("null_text", "len(x0) != 1", "False", test_rows_and_one_picture_at_a_time),
-    "the next level's rate": ("null_text", "enumerate(path.down())", "enumerate(path.down(), 1)", test_goals_rates_and_limits_are_the_authors),
+    "the next level's rate": ("null_text", "enumerate(path.down())", "enumerate(path.down(), 1)",
+        test_goals_rates_and_limits_are_the_authors),
 }  # fmt: skip
 
 

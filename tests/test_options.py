@@ -51,7 +51,7 @@ def test_a_value_that_may_be_left_out():
         a: Seed | None = None,
         b: Annotated[int | None, Within(1, 9, "inside")] = None,
         c: Optional[Annotated[int, Within(1, 9, "inside")]] = None,  # noqa: UP045
-        d: Union[None, Steps] = 3,  # noqa: UP007
+        d: Union[None, Steps] = 3,  # noqa: UP007, RUF036
         e: Steps = None,  # type: ignore[assignment]
         f: Annotated[float | None, Within(1, 1e9)] = 3.0,
         g: Annotated[Annotated[int, Within(0, 5)], About("said last")] = 1,
@@ -103,15 +103,15 @@ def test_values_become_plain(hint, default, value, expected):
     (Literal["a", "b"], "a", "c"), (Literal["a", "b"], "a", None), (Literal[8, 16], 8, 9), (float, 0.0, 2e9),
 ])  # fmt: skip
 def test_values_that_are_refused_name_the_option(hint, default, value):
-    with pytest.raises(ValueError, match="^it must be "):
+    with pytest.raises(ValueError, match=r"^it must be "):
         option("it", default, hint).check(value)
 
 
 @pytest.mark.parametrize("hint, default, text, expected", [
     (Steps, 50, "4", 4), (Strength, 0.8, ".5", 0.5), (Scale, 7.5, "-3", -3.0), (str, "", "None of it", "None of it"),
     (bool, True, "false", False), (bool, True, "No", False), (bool, False, "1", True), (bool, False, "Yes", True),
-    (Literal["a", "b"], "a", "b", "b"), (Literal[8, 16], 8, "16", 16), (Optional[Steps], None, "none", None),
-    (Optional[Steps], None, "NONE", None), (Optional[str], None, "none", None),
+    (Literal["a", "b"], "a", "b", "b"), (Literal[8, 16], 8, "16", 16), (Steps | None, None, "none", None),
+    (Steps | None, None, "NONE", None), (str | None, None, "none", None),
 ])  # fmt: skip
 def test_words_are_read(hint, default, text, expected):
     one = option("it", default, hint)
@@ -120,7 +120,7 @@ def test_words_are_read(hint, default, text, expected):
 
 @pytest.mark.parametrize("hint, default, text, wanted", [
     (Steps, 50, "4.0", "a whole number"), (Steps, 50, "", "a whole number"), (Strength, 0.8, "half", "a number"),
-    (Optional[Steps], None, "nil", "a whole number or none"), (bool, True, "on", "true or false"),
+    (Steps | None, None, "nil", "a whole number or none"), (bool, True, "on", "true or false"),
     (Literal[8, 16], 8, "x", "a whole number"), (Steps, 50, "none", "a whole number"),
 ])  # fmt: skip
 def test_words_that_say_nothing_are_refused(hint, default, text, wanted):

@@ -232,9 +232,11 @@ def test_maps_are_built_for_the_blend_alone_and_small(monkeypatch):
     ({"reweight": "horse=2"}, "the prompt has no 'horse'"), ({"reweight": "zebra"}, "reweight must be WORD=NUMBER"),
     ({"word_steps": "cow=1"}, "the prompt has no 'cow'"), ({"word_steps": "zebra:1"}, "word_steps must be WORD=NUMBER"),
     ({"blend": "cow"}, "no prompt has 'cow'; their words are: a photo of a horse"),
-    ({"mode": "replace"}, "got 7 .* and 8 .*use mode refine"),
+    ({"mode": "replace"}, "got 7 .* and 8 .*use mode refine"), ({"word_steps": "zebra=2"}, r"numbers 0\.\.1"),
 ])  # fmt: skip
 def test_words_that_are_not_there(options, why):
+    with pytest.raises(ValueError, match=why):
+        R.plan("prompt-to-prompt", source=SOURCE, target=TARGET, **options)
     before = SD.evaluations
     with pytest.raises(ValueError, match=why):
         edited(Path([X0, X0], 1, None), **options)
@@ -258,14 +260,14 @@ MUTATIONS = {
     "weights before the correspondence": ("W * (active * c)", "W * (active * c)[:, None]", "reweight"),
     "weights for all steps": ("+ (1 - active)", "+ (1 - active) * c", "schedules of words"),
     "the source's values": ("plain(site, qs, ks, vt)])", "plain(site, qs, ks, v[-2 * b : -b])])", "refine"),
-    "self maps of fine levels": ("site.level > coarsest - self_levels", "site.level < coarsest", "refine"),
+    "self maps of fine levels": ("site.level <= coarsest - self_levels", "site.level >= coarsest", "refine"),
     "a step longer": ("math.floor(share * steps + 0.5)", "math.floor(share * steps + 1.5)", "refine"),
-    "the source unguided": ("x[b:] if path.pinned else x", "x[:b] if path.pinned else x", "refine"),
+    "the source unguided": ("torch.cat([x[-u:], x])", "torch.cat([x[:u], x])", "refine"),
     "the target's map before its edit": ("(P @ shared + own * alone)", "own", "blend of words of both"),
     "words of the source alone": ("@ looks[1]", "@ looks[0]", "blend"),
     "both must look": (".any(0)", ".all(0)", "blend"),
     "no neighbours": ("3, stride=1, padding=1", "1, stride=1, padding=0", "blend"),
-    "the middle block blends too": ('and site.place != "mid"', 'or site.place == "mid"', "blend"),
+    "the middle block blends too": ("site.level == coarsest", "site.level >= coarsest", "blend"),
     "blend from the first step": ("i >= first(BLEND_STEPS, K)", "True", "blend"),
 }  # fmt: skip
 

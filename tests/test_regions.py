@@ -110,7 +110,11 @@ def test_pairs_that_find_nothing_drop_out(sd, picture):
 
 def test_what_is_known_is_not_paid_again(sd, picture):
     first = regions(sd, picture, PAIRS[:1])
-    assert regions(sd, picture, PAIRS[:1], guidance_scale=2.0, reuse=first).evaluations == {"mask": 0, "encode": 0, "decode": 16}
+    assert regions(sd, picture, PAIRS[:1], guidance_scale=2.0, reuse=first).evaluations == {
+        "mask": 0,
+        "encode": 0,
+        "decode": 16,
+    }
     plain = R.edit(sd, picture, target="a zebra", source="a horse", reuse=first, **QUICK)
     assert plain.evaluations == {"mask": 4, "encode": 0, "decode": 16}
 
@@ -158,17 +162,25 @@ def test_what_does_not_go_together_is_refused_before_the_model_is_loaded(
 
 # name: (where in methods/diffedit_regions.py, what stands there, what a mistake would put, the test that must fail)
 MUTATIONS = {
-    "a cell is everybody's": ("disjoint", "torch.minimum(mask.float(), free)", "mask.float()", test_overlaps_go_to_the_earlier),
-    "the later edit wins": ("disjoint", "for mask in masks:", "for mask in masks[::-1]:", test_overlaps_go_to_the_earlier),
+    "a cell is everybody's": ("disjoint", "torch.minimum(mask.float(), free)", "mask.float()",
+        test_overlaps_go_to_the_earlier),
+    "the later edit wins": ("disjoint", "for mask in masks:", "for mask in masks[::-1]:",
+        test_overlaps_go_to_the_earlier),
     "each source predicted anew": ("contrasts", "known_reference=known.get(id(source)),", "", test_counts_and_masks),
-    "one source's prediction for all": ("contrasts", "known.get(id(source))", "next(iter(known.values()), None)", test_counts_and_masks),
+    "one source's prediction for all": ("contrasts", "known.get(id(source))", "next(iter(known.values()), None)",
+        test_counts_and_masks),
     "rows for an edit without a cell": ("decode_edits", "if one.any()", "", test_pairs_that_find_nothing_drop_out),
     "towards the source": ("decode_edits", "edits[i][1]", "edits[i][0]", test_one_pair_is_the_edit),
-    "guided from the null text": ("decode_edits", "targets, negative", "targets, targets[0]", test_one_pair_is_the_edit),
-    "each target in full": ("regional_decode", "share * (one - e_null)", "one - e_null", test_each_region_goes_to_its_own_target),
-    "shares that are masks": ("regional_decode", "torch.where(M > 0, mask / M, 0)", "mask", test_one_edit_is_masked_decode_bit_for_bit),
-    "blend with the level just left": ("regional_decode", "trajectory[j - 1]", "trajectory[j]", test_one_edit_is_masked_decode_bit_for_bit),
-    "null rows at guidance 1": ("regional_decode", "if guidance_scale == 1", "if False", test_each_region_goes_to_its_own_target),
+    "guided from the null text": ("decode_edits", "targets, negative", "targets, targets[0]",
+        test_one_pair_is_the_edit),
+    "each target in full": ("regional_decode", "share * (one - e_null)", "one - e_null",
+        test_each_region_goes_to_its_own_target),
+    "shares that are masks": ("regional_decode", "torch.where(M > 0, mask / M, 0)", "mask",
+        test_one_edit_is_masked_decode_bit_for_bit),
+    "blend with the level just left": ("regional_decode", "trajectory[j - 1]", "trajectory[j]",
+        test_one_edit_is_masked_decode_bit_for_bit),
+    "null rows at guidance 1": ("regional_decode", "if guidance_scale == 1", "if False",
+        test_each_region_goes_to_its_own_target),
     "masks that overlap": ("regional_decode", "M > 1 + 1e-6", "M > 3", test_overlaps_go_to_the_earlier),
 }  # fmt: skip
 

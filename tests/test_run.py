@@ -67,7 +67,8 @@ def near(one, other):
     ("masactrl", {"target": "a", "mask": box()}, "no option 'mask'"),
     ("masactrl", {"target": "a", "negative_prompt": "b"}, "no option 'negative_prompt'"),
     ("diffedit-regions", {"edits": [("a", "b")], "target": "c"}, "no option 'target'"),
-    ("diffedit", {}, "diffedit needs target .*what the result shall show"), ("diffedit", {"target": None}, "needs target"),
+    ("diffedit", {}, "diffedit needs target .*what the result shall show"),
+    ("diffedit", {"target": None}, "needs target"),
     ("null-text-inversion", {}, "needs source and target"), ("null-text+masactrl", {"target": "a"}, "needs source"),
     ("user-mask", {"target": "a"}, "needs mask"), ("diffedit-regions", {}, "needs edits"),
     ("diffedit-regions", {"edits": []}, "edits must be pairs"), ("diffedit-regions", {"edits": ["ab"]}, "pairs"),
@@ -81,7 +82,8 @@ def test_what_a_plan_refuses(method, arguments, why):
 
 
 @pytest.mark.parametrize("method, options", [
-    ("diffedit", {"steps": 0}), ("diffedit", {"steps": 1000}), ("diffedit", {"steps": 10.0}), ("diffedit", {"steps": True}),
+    ("diffedit", {"steps": 0}), ("diffedit", {"steps": 1000}), ("diffedit", {"steps": 10.0}),
+    ("diffedit", {"steps": True}),
     ("diffedit", {"steps": None}), ("diffedit", {"strength": 1.5}), ("diffedit", {"strength": math.nan}),
     ("diffedit", {"strength": "0.8"}), ("diffedit", {"strength": None}), ("diffedit", {"guidance_scale": math.inf}),
     ("diffedit", {"guidance_scale": None}), ("diffedit", {"maps": 0}), ("diffedit", {"mask_clip": -1.0}),
@@ -103,7 +105,12 @@ def test_a_plan_is_settled():
     """Defaults are the function's unless the row has others; numpy's numbers become plain; nothing is left open."""
     numbers = {"steps": np.int64(4), "maps": np.int32(2), "seed": np.int64(3), "strength": np.float32(0.5)}
     made = R.plan(target="a", **numbers)
-    assert made.method == "diffedit" and made.given == {"target": "a", "source": "", "negative_prompt": "", "mask": None}
+    assert made.method == "diffedit" and made.given == {
+        "target": "a",
+        "source": "",
+        "negative_prompt": "",
+        "mask": None,
+    }
     assert json.loads(json.dumps(made.settings)) == made.settings and made.settings["strength"] == 0.5
     assert made.settings["encode_text"] == "null" and R.plan("replay", target="a").settings["encode_text"] == "source"
     assert made.needs == ("target",) and made.settings.keys() == made.options.keys()
@@ -131,7 +138,9 @@ def test_each_blank_plan_says_what_its_functions_take():
     assert R.blank_plan("null-text+masactrl").needs == ("source", "target")
     for method in (name for name, system in SYSTEMS.items() if system.edit):
         plan = R.blank_plan(method)
-        assert {"paste", "seed", "size"} <= plan.options.keys() and set(plan.needs) <= plan.given.keys() <= R.GIVEN.keys()
+        assert {"paste", "seed", "size"} <= plan.options.keys() and set(
+            plan.needs
+        ) <= plan.given.keys() <= R.GIVEN.keys()
         assert all(one.about for one in plan.options.values()), method  # each says what it is
 
 
@@ -401,11 +410,13 @@ def test_what_each_change_costs_and_gives(sd, picture):
     first = R.edit(sd, picture, **QUICK)
     for changed, rows in [
         ({}, (0, 0, 16)), ({"strength": 0.5}, (0, 0, 10)), ({"strength": 1.0}, (0, 10, 20)),
-        ({"mask_threshold": 0.3}, (0, 0, 16)), ({"mask_clip": None}, (0, 0, 16)), ({"negative_prompt": "b"}, (0, 0, 16)),
+        ({"mask_threshold": 0.3}, (0, 0, 16)), ({"mask_clip": None}, (0, 0, 16)),
+        ({"negative_prompt": "b"}, (0, 0, 16)),
         ({"seed": 1}, (4, 0, 16)), ({"source": "a dog"}, (4, 0, 16)), ({"steps": 5}, (4, 4, 8)),
         ({"encode_text": "source"}, (0, 8, 16)), ({"mask": box()}, (0, 0, 16)), ({"guidance_scale": 1.0}, (0, 0, 8)),
         ({"refine": 2}, (0, 16, 16)), ({"mask_strength": 0.3}, (4, 0, 16)), ({"maps": 3}, (6, 0, 16)),
-        ({"target": "a cow"}, (2, 0, 16)), ({"encode_text": "source", "source": ""}, (4, 8, 16)), ({"paste": False}, (0, 0, 16)),
+        ({"target": "a cow"}, (2, 0, 16)), ({"encode_text": "source", "source": ""}, (4, 8, 16)),
+        ({"paste": False}, (0, 0, 16)),
         ({"target": "a cow", "mask_threshold": 0.3}, (2, 0, 16)), ({"chunk": 1}, (2, 0, 16)),
     ]:  # fmt: skip
         done = R.edit(sd, picture, reuse=first, **QUICK | changed)
@@ -485,11 +496,12 @@ def test_reuse_of_something_else_is_refused(sd, picture):
     before = sd.evaluations
     for other, image, options, why in (
         (sd, turned, {}, r"another picture|working size"), (sd, picture, {"size": 128}, "working size"),
-        (sd, picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT), {}, "another picture"), (Model(), picture, {}, "model"),
+        (sd, picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT), {}, "another picture"),
+        (Model(), picture, {}, "model"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=why):
             R.edit(other, image, reuse=[first], **QUICK | options)
-    with pytest.raises(ValueError, match="working size|another picture"):
+    with pytest.raises(ValueError, match=r"working size|another picture"):
         R.edit(sd, picture, reuse=R.generate(sd, "a", steps=1), **QUICK)
     assert sd.evaluations == before + 2
 
@@ -529,7 +541,7 @@ def test_resume_pays_for_what_changes(sd, picture):
         again = R.resume(first, **changes)
         assert tuple(again.evaluations.values()) == rows and again.method == "diffedit", changes
         assert near(again, R.edit(sd, picture, **QUICK | changes)), changes
-    with pytest.raises(ValueError, match="no option 'strenght'.*'strength'"):
+    with pytest.raises(ValueError, match=r"no option 'strenght'.*'strength'"):
         R.resume(first, strenght=0.5)
     with pytest.raises(ValueError, match="maps"):
         R.resume(first, maps=0)
@@ -636,7 +648,7 @@ def test_stages_and_the_clean_latents_they_lead_to(sd, picture, method, scale):
     down, clean = done.stages["decode"], done.clean["decode"]
     K = len(clean)
     assert len(down) == K + 1 and torch.equal(down[-1], done.latent) and tuple(down) == done.decoded
-    assert K == {"replay": 10, "masactrl": 10, "sdedit": 5}.get(method, 8)
+    assert {"replay": 10, "masactrl": 10, "sdedit": 5}.get(method, 8) == K
     texts = [target] if scale == 1 and method not in ("replay", "masactrl") else [null, target]
     for j, y, x0 in zip(range(K, 0, -1), down, clean):
         M = 1 if done.latent_mask is None else done.latent_mask
@@ -673,7 +685,9 @@ def test_a_watcher_sees_every_call(sd, picture, monkeypatch):
         asked.clear()
         seen = []
         done = R.edit(sd, picture, method, watch=seen.append, **options)
-        assert [(step.stage, step.t) for step in seen] == [(stage, t) for stage, (t, _) in zip(stages, asked, strict=True)]
+        assert [(step.stage, step.t) for step in seen] == [
+            (stage, t) for stage, (t, _) in zip(stages, asked, strict=True)
+        ]
         paid = np.cumsum([rows for _, rows in asked]).tolist()
         assert [step.rows for step in seen] == paid and paid[-1] == done.rows
         assert all(step.x.shape == step.clean.shape == (1, 4, 8, 10) and not step.x.requires_grad for step in seen)
@@ -725,26 +739,34 @@ MUTATIONS = {
         test_what_each_change_costs_and_gives),
     "a result keeps what it made alone": ("result_of", "*(call for call in job.known if id(call) not in used),", "",
         test_a_chain_of_further_edits_shares_the_first_ones_reference),
-    "a given mask is not steered": ("Job.mask", "self.steering and self.verdict", 'self.steering and self.verdict != "given" and self.verdict',
+    "a given mask is not steered": ("Job.mask", "self.steering and self.verdict",
+        'self.steering and self.verdict != "given" and self.verdict',
         test_a_mask_is_steered_on_its_way),
-    "no difference is steered": ("Job.mask", 'and self.verdict != "no difference"', "", test_where_there_is_no_difference_nothing_is_steered),
-    "what is unguided is shown": ("Job.saw", "first + scale * (last - first)", "last", test_stages_and_the_clean_latents_they_lead_to),
-    "the source's row is shown": ("Job.saw", "x, first, last = x[-1:]", "x, first, last = x[:1]", test_stages_and_the_clean_latents_they_lead_to),
-    "each call of a level is kept": ("Job.saw", "self.times.get(self.now) == t", "False", test_of_several_calls_at_one_level_the_last_is_kept),
+    "no difference is steered": ("Job.mask", 'and self.verdict != "no difference"', "",
+        test_where_there_is_no_difference_nothing_is_steered),
+    "what is unguided is shown": ("Job.saw", "first + scale * (last - first)", "last",
+        test_stages_and_the_clean_latents_they_lead_to),
+    "the source's row is shown": ("Job.saw", "x, first, last = x[-1:]", "x, first, last = x[:1]",
+        test_stages_and_the_clean_latents_they_lead_to),
+    "each call of a level is kept": ("Job.saw", "self.times.get(self.now) == t", "False",
+        test_of_several_calls_at_one_level_the_last_is_kept),
     "rows since the model was loaded": ("Job.saw", "self.sd.evaluations - self.begun", "self.sd.evaluations",
         test_a_watcher_sees_every_call),
     "the method's own defaults before the row's": ("blank_plan", "| system.options", "", test_a_plan_is_settled),
-    "any seed for reuse": ("edit", 'options["seed"] = earlier[0].seed', "pass", test_the_seed_is_taken_over_unless_one_is_given),
+    "any seed for reuse": ("edit", 'options["seed"] = earlier[0].seed', "pass",
+        test_the_seed_is_taken_over_unless_one_is_given),
     "a mask dropped by every change": ("changed", "changes.keys() & of_the_mask", "changes.keys()",
         test_a_given_mask_stays_until_another_comes),
     "a mask kept through its own options": ("changed", "and not changes.keys() & of_the_mask", "",
         test_a_given_mask_stays_until_another_comes),
-    "a mask dropped for a seed": ("changed", "COMMON, *own.values()", "*own.values()", test_a_given_mask_stays_until_another_comes),
+    "a mask dropped for a seed": ("changed", "COMMON, *own.values()", "*own.values()",
+        test_a_given_mask_stays_until_another_comes),
     "nothing is finite": ("Job.encode", 'finite(self.sd.encode(pixels), "the VAE")', "self.sd.encode(pixels)",
         test_nan_is_an_error_not_a_picture),
     "pixels put back unasked": ("result_of", 'and plan.settings["paste"]', "",
         test_outside_the_paste_mask_every_pixel_is_the_inputs),
-    "all weights fit": ("check_fits", "plan.system.weights != sd.kind", "False", test_weights_of_another_kind_are_refused_before_any_row),
+    "all weights fit": ("check_fits", "plan.system.weights != sd.kind", "False",
+        test_weights_of_another_kind_are_refused_before_any_row),
 }  # fmt: skip
 
 

@@ -13,20 +13,15 @@ from stubs import no_address
 
 from minidiffedit import Steering, cli, contact_sheet, edit
 from minidiffedit.views.layout import GAP, Page, Panel, plain, wrapped
-from minidiffedit.views.sheet import coverage, planned, sheet_rows
+from minidiffedit.views.sheet import costs, coverage, planned
 
 QUICK = {"steps": 10, "maps": 2, "target": "a zebra", "source": "a horse"}
 FAST = ["--target", "a zebra", "--source", "a horse", "--steps", "10", "--maps", "2"]
 
 
-@pytest.fixture(scope="module")
-def picture():
-    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (70, 91, 3), dtype=np.uint8))
-
-
 def left():
-    mask = Image.new("L", (91, 70))
-    mask.paste(255, (0, 0, 40, 70))
+    mask = Image.new("L", (93, 75))
+    mask.paste(255, (0, 0, 40, 75))
     return mask
 
 
@@ -46,8 +41,12 @@ def test_every_edit_is_the_one_that_edit_makes_and_only_what_changes_is_paid_for
     before = sd.evaluations
     made = contact_sheet(sd, picture, rows=rows, columns=columns, **options)
     assert tuple(made.evaluations.values()) == cost and sd.evaluations - before == sum(cost)
-    cells, shared = planned(options, rows, columns)
-    assert tuple(sheet_rows(cells).values()) == cost and rows[0] not in shared and columns[0] not in shared
+    found = planned("diffedit", rows, columns, **options)
+    assert tuple(costs(found.plans).values()) == cost and not {rows[0], columns[0]} & {*found.settings}
+    assert made.settings["method"] == "diffedit" and made.settings["sheet"] == {
+        "rows": [rows[0], [*rows[1]]],
+        "columns": [columns[0], [*columns[1]]],
+    }
     assert [len(line) for line in made.edits] == [len(columns[1])] * len(rows[1])
     for (i, r), (j, c) in itertools.product(enumerate(rows[1]), enumerate(columns[1])):
         alone = edit(sd, picture, **options | {rows[0]: r, columns[0]: c})
@@ -78,20 +77,80 @@ def test_empty_masks_and_equal_texts_cost_no_more_and_say_so(sd, picture):
     assert all(one.image.tobytes() == picture.tobytes() for line in same.edits for one in line)
 
 
+METHODS = ("method", ("diffedit", "masactrl", "sdedit"))
+
+
+def test_a_sheet_of_methods(sd, picture):
+    """Each takes the options that it has, and is what `edit` makes of them; equal edits are made once."""
+    options = {"steps": 10, "seed": 0, "maps": 2, "first_step": 2}
+    made = contact_sheet(sd, picture, rows=("mask_threshold", (0.3, 0.6)), columns=METHODS, target="a zebra", **options)
+    assert made.evaluations == {"mask": 4, "encode": 8 + 10, "decode": 2 * 16 + 40 + 10}
+    assert made.edits[0][1] is made.edits[1][1] and made.edits[0][0] is not made.edits[1][0]
+    own = {"diffedit": {"maps": 2, "mask_threshold": 0.6}, "masactrl": {"first_step": 2}, "sdedit": {}}
+    for method, one in zip(METHODS[1], made.edits[1]):
+        alone = edit(sd, picture, method, target="a zebra", steps=10, seed=0, **own[method])
+        assert one.settings == alone.settings and torch.equal(one.latent, alone.latent)
+    assert made.settings["first_step"] == 2 and "strength" not in made.settings  # each has its own
+    plain = planned("masactrl", rows=METHODS, target="a zebra", seed=0)
+    assert plain.plans[3].method == "masactrl" and [one.method for one in plain.plans[::3]] == [*METHODS[1]]
+
+
+@pytest.mark.parametrize("method, arguments, rows, columns", [
+    ("diffedit", {}, ("strength", (0.4, 0.6, 0.8)), ("mask_threshold", (0.3, 0.5, 0.7))),
+    ("diffedit", {"strength": 0.5}, ("mask_threshold", (0.3, 0.5, 0.7)), ("guidance_scale", (3.0, 7.5, 12.0))),
+    ("diffedit", {"mask": left()}, ("strength", (0.4, 0.6, 0.8)), ("guidance_scale", (3.0, 7.5, 12.0))),
+    ("diffedit", {"columns": ("strength", (1,))}, ("mask_threshold", (0.3, 0.5, 0.7)), ("strength", (1,))),
+    ("masactrl", {"strength": 1, "guidance_scale": 5, "steps": 20}, ("refine", [1, 2]), ("first_step", [2, 4, 6])),
+    ("masactrl", {"strength": 1, "guidance_scale": 5}, ("steps", (20, 50, 100)), ("refine", [1, 2])),
+    ("text-to-image", {"guidance_scale": 5, "columns": ("seed", (0, 1))}, ("steps", (20, 50, 100)), ("seed", (0, 1))),
+], ids=no_address)  # fmt: skip
+def test_the_usual_axes(method, arguments, rows, columns):
+    found = planned(method, target="a zebra", **arguments)
+    assert (found.rows, found.columns) == (rows, columns)
+    assert len(found.plans) == len(rows[1]) * len(columns[1])
+    assert all(one.settings[columns[0]] == value for one, value in zip(found.plans, columns[1]))
+
+
+def test_a_drawn_seed_is_one_for_all_but_those_of_an_axis():
+    found = planned(target="a zebra")
+    assert len({one.settings["seed"] for one in found.plans}) == 1 and found.settings["seed"] >= 0
+    found = planned(target="a zebra", rows=("seed", (3, 5)), columns=("strength", (0.5,)))
+    assert [one.settings["seed"] for one in found.plans] == [3, 5]
+
+
+FEW = ("strength", (0.5, 0.6))
+
+
 @pytest.mark.parametrize("changes, word", [
-    ({"rows": ("steps", (1, 2))}, "one of strength"), ({"rows": ("mask_threshold", (0.1,))}, "both mask_threshold"),
+    ({"rows": ("stepz", (1, 2))}, "one of method, steps"), ({"rows": ("encode_text", ("null",))}, "one of method"),
+    ({"rows": FEW, "columns": FEW}, "both strength"),
     ({"rows": ("strength", ())}, "must have values"), ({"rows": ("strength", (0.5, 0.5))}, "twice"),
     ({"rows": ("strength", (0.5, 2.0))}, "strength must be"), ({"columns": ("mask_clip", (0.5,))}, "mask_clip must be"),
     ({"rows": ("seed", (-1,))}, "seed must be"), ({"rows": ("seed", range(40))}, "at most 100"),
-    ({"strength": 0.5}, "stands on an axis"), ({"mask": Image.new("L", (91, 70), 255)}, "given mask"),
-    ({"columns": ("mask_clip", (2, 3)), "mask_clip": None}, "stands on an axis"), ({"stepz": 1}, "no argument"),
-    ({"columns": ("guidance_scale", ("x",))}, "guidance_scale must be"),
+    ({"rows": FEW, "strength": 0.5}, "stands on an axis"), ({"stepz": 1}, "no option 'stepz'"),
+    ({"columns": ("mask_clip", (2, 3)), "mask": Image.new("L", (93, 75), 255)}, "given mask"),
+    ({"columns": ("mask_clip", (2, 3)), "mask_clip": None}, "stands on an axis"),
+    ({"columns": ("guidance_scale", ("x",))}, "guidance_scale must be"), ({"method": "diffedits"}, "no method"),
+    ({"rows": ("method", ())}, "must have values"), ({"rows": ("method", ("diffedit", "x"))}, "no method 'x'"),
+    ({"rows": ("method", ("sdedit", "masactrl"))}, "has no option 'maps'"),
+    ({"rows": METHODS, "form": "xy"}, "form must be"),
+    ({"method": "sdedit", "maps": 2}, "no option 'maps'"),
 ], ids=no_address)  # fmt: skip
 def test_what_no_sheet_can_be_made_of(sd, picture, changes, word):
     before = sd.evaluations
     with pytest.raises(ValueError, match=word):
         contact_sheet(sd, picture, **QUICK | changes)
     assert sd.evaluations == before
+
+
+def test_steering_goes_to_the_methods_that_have_a_mask(sd, picture):
+    some = {"rows": ("method", ("diffedit", "masactrl")), "columns": ("guidance_scale", (2.0,)), "seed": 0}
+    made = contact_sheet(sd, picture, steering=Steering(dilate=1), **some, **QUICK)
+    (steered,), (plain,) = made.edits
+    assert steered.steering.dilate == 1 and plain.steering is None
+    with pytest.raises(ValueError, match="no mask that could be steered"):
+        few = {"rows": ("guidance_scale", (2.0,)), "columns": FEW, "target": "a zebra", "steps": 2}
+        contact_sheet(sd, picture, "masactrl", steering=Steering(dilate=1), **few)
 
 
 # ---------------------------------------------------------------- the page
@@ -243,10 +302,13 @@ def test_a_drawn_seed_and_a_given_mask(here, folder, capsys):
 
 
 @pytest.mark.parametrize("options, word", [
-    (["--rows", "strength=.5,.5"], "twice"), (["--rows", "mask-threshold=.5"], "both"), (["-o", "a.gif"], "end in"),
-    (["--rows", "strength=2"], "strength"), (["--strength", ".5"], "stands on an axis"),
-    (["-o", "in.png"], "overwrite"),
-    (["--mask", "m.png"], "given mask"), (["--height", "10"], "height"), (["--steps", "0"], "steps"),
+    (["--rows", "strength=.5,.5"], "twice"), (["--rows", "seed=1", "--columns", "seed=2"], "both"),
+    (["--rows", "strength=2"], "strength"), (["--strength", ".5", "--rows", "strength=.5"], "stands on an axis"),
+    (["-o", "in.png"], "overwrite"), (["-o", "a.gif"], "end in"), (["--rows", "x=1"], "an axis"),
+    (["--rows", "strength=a,b"], "a number"), (["--rows", "seed=1.5"], "whole number"), (["--rows", "seed="], "whole"),
+    (["--columns", "mask-clip=2,,3"], "a number or none"),
+    (["--mask", "m.png", "--rows", "mask-clip=2"], "given mask"),
+    (["--height", "10"], "height"), (["--steps", "0"], "steps"),
     (["--columns", "seed=1,2", "--seed", "0"], "stands on an axis"), (["--save-edits", "in.png"], "is a file"),
     (["--save-edits", "."], "not empty"), (["--save-edits", "no/where"], "no folder"), (["--maps", "0"], "maps"),
 ])  # fmt: skip
@@ -256,11 +318,20 @@ def test_what_cannot_be_is_refused_before_the_model_is_loaded(here, capsys, opti
     assert {p.name for p in here.iterdir()} == before
 
 
-@pytest.mark.parametrize("options", [
-    ["--rows", "steps=1,2"], ["--rows", "strength"], ["--rows", "strength=a,b"], ["--rows", "seed=1.5"],
-    ["--rows", "strength="], ["--columns", "mask-clip=2,,3"],
-], ids=" ".join)  # fmt: skip
-def test_axes_that_do_not_parse_are_misuse(here, capsys, options):
+@pytest.mark.parametrize("axis, word", [("strength", "wanted"), ("method=diffedit,edit", "no method 'edit'")])
+def test_an_axis_that_is_none_is_misuse(here, capsys, axis, word):
     with pytest.raises(SystemExit) as exit:
-        cli.main(["sheet", "in.png", *FAST, *options])
-    assert exit.value.code == 2 and "wanted" in capsys.readouterr().err
+        cli.main(["sheet", "in.png", *FAST, "--rows", axis])
+    assert exit.value.code == 2 and word in capsys.readouterr().err
+
+
+def test_methods_side_by_side_from_the_shell(here, folder, capsys):
+    """Options of any of them can be said; the names of the files say which is which."""
+    command = ["sheet", "in.png", "--target", "a zebra", "--steps", "4", "--maps", "2", "--seed", "0", "--eta", "1"]
+    command += ["--rows", "method=diffedit,sdedit", "--columns", "guidance-scale=1,3", "--quiet"]
+    planned = ran(capsys, *command, "--dry-run", "--model", "no-such-model")
+    done = ran(capsys, *command, "--save-edits", "edits", "--model", folder)
+    assert done["evaluations"] == planned["evaluations"] == {"mask": 4, "encode": 3, "decode": 3 + 6 + 2 + 4}
+    assert done["rows"] == {"predicted": 22, "paid": 22} and done["settings"]["eta"] == 1
+    names = [f"method-{m}-guidance-scale-{g}.png" for m in ("diffedit", "sdedit") for g in ("1", "3")]
+    assert sorted(p.name for p in Path("edits").iterdir()) == names

@@ -32,8 +32,9 @@ FAST = ["--target", "a zebra", "--source", "a horse", "--steps", "10", "--maps",
 @pytest.fixture(scope="module")
 def models(folder, tmp_path_factory):
     """The tiny models by kind, from their files: a state is known by them."""
-    inpainting = tiny.write_folder(tmp_path_factory.mktemp("models") / "inpainting", channels=9)
-    folders = {"base": folder, "inpainting": inpainting}
+    root, folders = tmp_path_factory.mktemp("models"), {"base": folder}
+    for kind, channels in (("inpainting", 9), ("instruct", 8)):
+        folders[kind] = tiny.write_folder(root / kind, channels=channels)
     return {kind: StableDiffusion.load(path, device="cpu") for kind, path in folders.items()}
 
 
@@ -111,7 +112,7 @@ def planned(method):
     """With what the method needs, on few steps."""
     blank = blank_plan(method)
     given = {"target": "a zebra", "source": "a horse", "edits": [("a horse", "a zebra"), ("grass", "sand")]}
-    given |= {"mask": box()}
+    given |= {"mask": box(), "reference": tiny.picture().rotate(90), "instruction": "paint it", "points": "9,9=>40,30"}
     small = {"steps": 5, "maps": 2, "inner_steps": 2, "seed": 0, "first_step": 2}
     small = {name: value for name, value in small.items() if name in blank.options}
     return plan(method, **{name: given[name] for name in blank.needs}, **small)

@@ -23,10 +23,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import minidiffedit
-from minidiffedit.many import batch
-from minidiffedit import cli, editor, tokenizer
-from minidiffedit.files import images, states as state
+from minidiffedit import cli, tokenizer
+from minidiffedit import options as kinds
 from minidiffedit.commands import common, editing
+from minidiffedit.files import images
+from minidiffedit.files import states as state
+from minidiffedit.many import manifest
 
 PACKAGE = Path(minidiffedit.__file__).parent
 ROOT = PACKAGE.parent
@@ -91,13 +93,13 @@ BLIND = {
     "control characters": ("checkpoints", "control", lambda patch: patch.setattr(cli, "shown", str)),
     "no least size": ("pictures", "(7, 7)", lambda patch: patch.setattr(images, "working_size", lambda *_: (64, 64))),
     "no sums in states": ("states", "a bit flipped", without_checksum),
-    "outputs anywhere": ("manifests", "output '../b", lambda patch: patch.setattr(batch, "check_output", str)),
+    "outputs anywhere": ("manifests", "output '../b", lambda patch: patch.setattr(manifest, "check_output", str)),
     "pictures from anywhere": (
-        "manifests", "image '../in", lambda patch: patch.setattr(batch, "within", lambda root, _, path: root / path)
+        "manifests", "image '../in", lambda patch: patch.setattr(manifest, "within", lambda root, _, path: root / path)
     ),
     "in place": ("environments", "three results", writing_in_place),
     "an error of another kind": (
-        "options", "seed", lambda patch: patch.setattr(editor, "whole", lambda *_: {}["a bug"])
+        "options", "seed", lambda patch: patch.setattr(kinds, "whole", lambda *_: {}["a bug"])
     ),
 }  # fmt: skip
 
@@ -239,7 +241,7 @@ def test_sigterm_ends_a_run_like_ctrl_c(tmp_path, folder):
     Image.new("RGB", (64, 64)).save(tmp_path / "in.png")
     code = (
         "import sys, time\nfrom minidiffedit import StableDiffusion, cli\neps = StableDiffusion.eps\n"
-        "def slow(*a): print('busy', flush=True); time.sleep(.2); return eps(*a)\n"
+        "def slow(*a, **b): print('busy', flush=True); time.sleep(.2); return eps(*a, **b)\n"
         "StableDiffusion.eps = slow\nsys.exit(cli.main(sys.argv[1:]))"
     )
     argv = [sys.executable, "-c", code, "edit", "in.png", "--target", "a", "--model", str(folder), "--quiet"]

@@ -147,7 +147,7 @@ def run_edit(args: argparse.Namespace) -> dict[str, Any]:
     settled = settled_plan(args)
     picture, output = picture_and_output(args, "edited", args.save_mask, args.save_heat)
     steering = steering_of(args)
-    check_preview(args)
+    check_files(args)
     (rows,) = predicted(args, settled)
     if args.dry_run:
         return dry_run(settled, rows)
@@ -174,7 +174,7 @@ def run_resume(args: argparse.Namespace) -> dict[str, Any]:
     check_outputs(inputs, outputs, (width, height), args.save_state, args.report)
     check_masks(args, (width, height), record["settings"]["working_size"])
     steering = steering_of(args)
-    check_preview(args)
+    check_files(args)
     _, rows = predicted(args, old, settled)
     if args.dry_run:
         return dry_run(settled, rows)
@@ -245,10 +245,13 @@ def load_named(args: argparse.Namespace, record: dict[str, Any]) -> Any:
         raise OSError(f"{args.state} was made with the model {args.model}, which cannot be had: {error}") from error
 
 
-def check_preview(args: argparse.Namespace) -> None:
+def check_files(args: argparse.Namespace) -> None:
+    """What is wanted beside the picture must be there to be written."""
     from ..ddim import whole
     from ..views.previews import check_folder
 
+    if args.save_heat and getattr(args, "mask", None):
+        raise ValueError("--save-heat goes without --mask: under your own mask no map is sought")
     if args.decode_previews and not args.report:
         raise ValueError("--decode-previews goes with --report")
     whole("preview_every", args.preview_every, 1, 999)
@@ -279,10 +282,10 @@ def written(args: argparse.Namespace, done: "Result", output: Path, rows: dict[s
     if args.save_heat and done.heat is not None and done.source:
         write_picture(grey_picture(done.heat, done.source.size), args.save_heat)
         result["heat"] = str(args.save_heat)
-    for name, said in (("save_mask", "mask"), ("save_heat", "heat")):
-        if getattr(args, name) and said not in result:
-            warnings.warn(f"{getattr(args, name)} is not written: no {'mask' if said == 'heat' else said} was sought",
-                          stacklevel=2)  # fmt: skip
+    if args.save_mask and done.mask is None:
+        warnings.warn(f"{args.save_mask} is not written: {done.method} used no mask", stacklevel=2)
+    if args.save_heat and done.heat is None:
+        warnings.warn(f"{args.save_heat} is not written: no mask was sought", stacklevel=2)
     if args.save_state:
         save_state(done, args.save_state)
         result["state"] = str(args.save_state)

@@ -125,7 +125,8 @@ def plan_of(record: dict[str, Any], header: Header | None = None) -> Plan:
     for them, at which the cost is the same. Raises ValueError for settings that no run can have had.
     """
     settings, own = record["settings"], blank_plan(record["settings"]["method"])
-    given = {name: settings[name] for name in settings.keys() & {*own.options, *own.given} - {"mask"}}
+    plain = {*own.options, *(name for name in own.given if GIVEN[name].kind not in ("mask", "picture"))}
+    given = {name: settings[name] for name in settings.keys() & plain}
     given |= {name: Image.new("RGB", (64, 64)) for name in record["pictures"]}
     if record["content"]["given_mask"] is not None:
         given["mask"] = torch.full((1, 1, 8, 8), float(record["mask_edits"]))

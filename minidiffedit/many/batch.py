@@ -63,23 +63,19 @@ class Task:
         stem = re.sub(r"[^\w.-]+", "_", named)[:40].strip("._-")
         return self.row.own.get("output") or f"{stem or 'picture'}-{self.content[:10]}.png"
 
-    @property
-    def depth(self) -> float:
-        """Grows with the level up to which the picture is inverted."""
-        return self.plan.settings.get("strength", 1.0) * self.plan.settings.get("steps", 0)
-
 
 def in_order(tasks: list[Task]) -> list[Task]:
     """One picture's tasks so that each can share with those before: the one with the deepest path first, as the other
     paths are parts of it, then those with the same texts together, and of these the deeper ones first.
     """
-    deepest = max(tasks, key=lambda task: task.depth, default=None)
+    depths = [task.plan.settings.get("strength", 1.0) * task.plan.settings.get("steps", 0) for task in tasks]
 
-    def place(task: Task) -> tuple[Any, ...]:
-        texts = {name: task.plan.record.get(name) for name in task.plan.given}
-        return str(task.plan.settings["size"]), task is not deepest, json.dumps(texts), -task.depth, task.row.number
+    def place(i: int) -> tuple[Any, ...]:
+        settled, first = tasks[i].plan, i == depths.index(max(depths))
+        texts = json.dumps({name: settled.record.get(name) for name in settled.given})
+        return str(settled.settings["size"]), not first, texts, -depths[i], tasks[i].row.number
 
-    return sorted(tasks, key=place)
+    return [tasks[i] for i in sorted(range(len(tasks)), key=place)]
 
 
 def settle(row: Row, root: Path) -> Task:

@@ -33,6 +33,7 @@ LOADERS: dict[str, Callable[[str], Any]] = {
     "fid": lambda device: perceptual.load_inception(device=device),
 }
 METRICS = (*PLAIN, *LOADERS)
+OF_AN_ITEM = ("source", "target", "edits", "mask")  # what an item can give to a method
 
 
 # ---------------------------------------------------------------- one edit
@@ -92,29 +93,30 @@ def measures(
 
 def grid(methods: Sequence[str], options: dict[str, Sequence[Any]], seed: int = 0) -> list[dict[str, Any]]:
     """Every method, or INVERSION+EDITOR, under every combination of the options that it has, each once:
-    {"method": ..., option: ...}. Raises ValueError for what no edit would take, and an option that no method has.
+    {"method": ..., option: ...}. Raises ValueError for methods, seeds and values that no edit would take, for an option
+    that no method has, and for a method that needs more than a data set has.
     """
     blanks = {blank.method: blank for blank in map(blank_plan, methods)}
     if unused := options.keys() - {name for blank in blanks.values() for name in blank.options}:
         raise ValueError(f"none of {', '.join(blanks)} has an option {min(unused)!r}")
     found = []
     for method, blank in blanks.items():
+        if lacking := {*blank.needs} - {*OF_AN_ITEM}:
+            raise ValueError(f"{method} needs {min(lacking)}, which a data set does not have")
         own = {name: dict.fromkeys(values) for name, values in options.items() if name in blank.options}
+        blank.options["seed"].check(seed)
+        for name, value in ((one, value) for one in own for value in own[one]):
+            blank.options[name].check(value)
         found += [{"method": method} | dict(zip(own, values)) for values in product(*own.values())]
-    for run in found:
-        plan_of(run, seed)
     return found
 
 
-def plan_of(run: dict[str, Any], seed: int, texts: tuple[str, str] = ("", ""), mask: Any = "") -> Plan:
-    """A run on an edit. texts: source and target; mask: the true one, for methods that cannot do without.
-
-    Raises ValueError for what the method does not take, and for what it needs and a data set does not have.
-    """
+def plan_of(run: dict[str, Any], seed: int, item: Item, mask: np.ndarray | None) -> Plan:
+    """A run on an item. mask: the true one, for methods that cannot do without. Raises ValueError as `plan`."""
     blank = blank_plan(run["method"])
     if mask is None and "mask" in blank.needs:
         raise ValueError(f"{run['method']} needs an item with a mask")
-    has: dict[str, Any] = {"source": texts[0], "target": texts[1], "edits": [texts]}
+    has: dict[str, Any] = {"source": item.source, "target": item.target, "edits": [(item.source, item.target)]}
     has |= {"mask": mask} if "mask" in blank.needs else {}
     return plan(**run, seed=seed, **{name: value for name, value in has.items() if name in blank.given})
 
@@ -151,12 +153,12 @@ def evaluate(
     if any("key" not in row for row in written):
         raise ValueError(f"{path} holds lines that are no evaluation's; name another folder")
     rows = {row["key"]: row for row in written if "error" not in row}
-    records, jobs = [plan_of(run, 0).record for run in runs], list[tuple[Item, dict[str, Any], int, str]]()
+    settings, jobs = [blank_plan(run["method"]).settings | run for run in runs], list[Any]()
     for item in items:
         content = digest(item)
         own = int(sha256(f"{seed} {content}".encode()).hexdigest()[:8], 16)
-        for run, record in zip(runs, records):
-            about = json.dumps([content, record, own, sorted(metrics), identity, save_pictures])
+        for run, decided in zip(runs, settings):
+            about = json.dumps([content, decided, own, sorted(metrics), identity, save_pictures])
             jobs.append((item, run, own, sha256(about.encode()).hexdigest()[:16]))
     earlier, last = dict[Any, Result](), None
     for item, run, own, key in track([job for job in jobs if job[-1] not in rows], "edits"):
@@ -165,10 +167,10 @@ def evaluate(
         row, start = {"key": key, "item": item.name, "kind": item.kind, "run": run, "seed": own}, time.perf_counter()
         try:
             done = edit_item(sd, item, run, own, earlier)
-            row |= measured(done, item, metrics, networks or {})
+            found = measured(done, item, metrics, networks or {})
             if pictures:
                 images.write_picture(done.image, pictures / f"{key}.png")
-            row["seconds"] = time.perf_counter() - start
+            row |= found | {"seconds": time.perf_counter() - start}
         except Exception as error:  # one edit's failure, whatever it is, must not end the others
             row["error"] = " ".join(f"{type(error).__name__}: {error}".split())[:500]
         rows[key] = row
@@ -179,7 +181,7 @@ def evaluate(
 def edit_item(sd: "StableDiffusion", item: Item, run: dict[str, Any], seed: int, earlier: dict[Any, Result]) -> Result:
     """earlier: this item's last edit at each size, whose place this one takes; it hands on what was computed."""
     source = images.to_rgb(images.read_picture(item.picture))
-    settled = plan_of(run, seed, (item.source, item.target), item.truth(source.size))
+    settled = plan_of(run, seed, item, item.truth(source.size))
     size = settled.settings["size"]
     done = earlier[size] = execute(settled, sd, source, reuse=[earlier[size]] if size in earlier else [])
     return done

@@ -47,19 +47,17 @@ class Row:
 
     def options(self) -> dict[str, Any]:
         """Its own values, and the defaults that its method takes. Raises ValueError for unknown methods and words."""
-        named = {name: self.own.get(name, self.defaults.get(name)) for name in ("method", "inversion")}
-        if "method" in self.own:  # a default inversion belongs to the default method
-            named["inversion"] = self.own.get("inversion")
-        if wrong := [name for name, value in named.items() if not isinstance(value, str | None)]:
-            raise ValueError(f"{wrong[0]} must be a name, got {named[wrong[0]]!r}")
-        blank = blank_plan(named["method"] or "diffedit", named["inversion"])
-        options, steering = blank.options | SHAPING, (*SHAPING, *LAID_OVER)
-        taken = {*blank.given, *blank.options, *(steering if blank.steerable else ())}
-        found = {name: value for name, value in self.defaults.items() if name in taken} | self.own | named
-        for name in self.own.keys() & options.keys():
-            if isinstance(found[name], str):
-                found[name] = options[name].parse(found[name])
-        return {name: value for name, value in found.items() if value is not None or name in blank.options}
+        method = self.own.get("method", self.defaults.get("method", "diffedit"))
+        defaults = {} if "method" in self.own else self.defaults  # a default inversion belongs to the default method
+        inversion = (defaults | self.own).get("inversion")
+        blank = blank_plan(str(method), inversion if inversion is None else str(inversion))
+        taken = {*blank.given, *blank.options, *((*SHAPING, *LAID_OVER) if blank.steerable else ())}
+        found = {name: value for name, value in self.defaults.items() if name in taken} | self.own
+        for name, option in (blank.options | SHAPING).items():
+            if isinstance(word := self.own.get(name), str):
+                found[name] = option.parse(word)
+        found = {name: value for name, value in found.items() if value is not None or name in blank.options}
+        return {name: value for name, value in found.items() if name != "inversion"} | {"method": blank.method}
 
 
 def columns() -> list[str]:
@@ -75,7 +73,7 @@ def read_manifest(path: Path, defaults: dict[str, Any]) -> list[Row]:
 
     `-` and `_` are alike in a column's name; an empty cell or null counts as not given; text stands for a value as on a
     command line. defaults: values by column for the rows that have none of their own, and whose method takes them; a
-    file in them is a Path. Raises ValueError for a file that cannot be read as a whole, naming the line; a bad value
+    file in them is a Path. Raises ValueError for a file that cannot be read as a whole, naming the row; a bad value
     fails its row alone, later.
     """
     found = [path / name for name in ("manifest.jsonl", "manifest.csv") if (path / name).is_file()]
@@ -102,21 +100,11 @@ def cells_of(path: Path) -> Iterator[dict[str, Any]]:
         return
     if not path.is_file():
         raise ValueError(f"{path} is not a regular file" if path.exists() else f"{path}: no such file or folder")
-    if (kind := path.suffix.lower()) not in (".jsonl", ".csv"):
+    if (read := READERS.get(path.suffix.lower())) is None:
         raise ValueError(f"{path}: a manifest is a .jsonl file, a .csv file or a folder")
-    number, known = 0, columns()
-
-    def lines() -> Iterator[str]:
-        nonlocal number
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            while line := file.readline(LONGEST_ROW + 1):
-                number += 1
-                if len(line) > LONGEST_ROW:
-                    raise ValueError(f"it is longer than {LONGEST_ROW:,} characters")
-                yield line
-
+    done, known = 0, columns()
     try:
-        for row in of_jsonl(lines()) if kind == ".jsonl" else of_csv(lines()):
+        for row in read(lines_of(path)):
             cells = unique([(name.replace("-", "_"), value) for name, value in row.items()])
             if unknown := [name for name in cells if name not in known]:
                 raise ValueError(
@@ -125,11 +113,20 @@ def cells_of(path: Path) -> Iterator[dict[str, Any]]:
             if "image" not in cells:
                 raise ValueError(f"a column image is wanted, got {', '.join(cells) or 'none'}")
             yield cells
+            done += 1
     except (ValueError, csv.Error, RecursionError) as error:  # ValueError also for what is no UTF-8
-        raise ValueError(f"{path}, line {max(number, 1)}: {error}") from error
+        raise ValueError(f"{path}, row {done + 1}: {error}") from error
 
 
-def of_jsonl(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
+def lines_of(path: Path) -> Iterator[str]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        while line := file.readline(LONGEST_ROW + 1):
+            if len(line) > LONGEST_ROW:
+                raise ValueError(f"it is longer than {LONGEST_ROW:,} characters")
+            yield line
+
+
+def jsonl(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
     for line in lines:
         if not line.isspace():
             if not isinstance(row := json.loads(line, object_pairs_hook=unique), dict):
@@ -137,13 +134,16 @@ def of_jsonl(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
             yield row
 
 
-def of_csv(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
+def comma_separated(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
     reader = csv.reader(lines, strict=True)
     header = [name.strip() for name in next(reader, [])]
     for cells in filter(None, reader):
         if len(cells) != len(header):
             raise ValueError(f"{len(header)} cells are wanted, got {len(cells)}")
         yield unique([(name, cell or None) for name, cell in zip(header, cells)])
+
+
+READERS = {".jsonl": jsonl, ".csv": comma_separated}
 
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -39,8 +39,13 @@ from ..files.images import to_rgb
 from ..tokenizer import Tokenizer
 from .metrics import pair
 
+BICUBIC, BILINEAR = Image.Resampling.BICUBIC, Image.Resampling.BILINEAR
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and spread of ImageNet's pictures in [0, 1]
 CLIP_PICTURES = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+Classes = Sequence[Hashable]
+Distance = Callable[[Tensor, Tensor], float]
 
 
 class Clip(Protocol):
@@ -166,13 +171,7 @@ def sfid(x: Tensor, y: Tensor) -> float:
     return float((x.mean(dim=0) - y.mean(dim=0)).square().sum())
 
 
-def csfid(
-    x: Tensor,
-    x_classes: Sequence[Hashable],
-    y: Tensor,
-    y_classes: Sequence[Hashable],
-    distance: Callable[[Tensor, Tensor], float] = sfid,
-) -> float:
+def csfid(x: Tensor, x_classes: Classes, y: Tensor, y_classes: Classes, distance: Distance = sfid) -> float:
     """Class-conditional simplified FID, what DiffEdit's ImageNet figures show (2210.11427, section 4; from FlexIT,
     2203.04705, and its published evaluation): the mean, over the classes that edits aim at, of `sfid` between the edits
     aimed at a class and real pictures of it; every class counts the same. distance=fid takes the spread in as well.
@@ -236,7 +235,7 @@ class TransformersClip:
     def pictures(self, pictures: Sequence[Any]) -> Tensor:
         rows = []
         for picture in pictures:
-            small = shorter_side(to_rgb(as_image(picture)), self.side, Image.Resampling.BICUBIC)
+            small = shorter_side(to_rgb(as_image(picture)), self.side, BICUBIC)
             left, top = (round((n - self.side) / 2) for n in small.size)
             rows.append(normed(small.crop((left, top, left + self.side, top + self.side)), *CLIP_PICTURES))
         return projected(self.model.get_image_features(pixel_values=torch.cat(rows).to(self.device)))
@@ -254,11 +253,10 @@ def load_inception(weights: str | Path | None = None, device: str | torch.device
     """The network of the FID authors' code as torch-fidelity ports it (TensorFlow's 2015-12-05 weights and resizing to
     299 x 299): (n, 3, H, W) uint8 -> (n, 2048). weights: a file torch-fidelity would download otherwise."""
     module = needed("torch_fidelity.feature_extractor_inceptionv3", "FID")
+    file = None if weights is None else str(weights)
     with weights_of("FID's Inception v3 (torch-fidelity)"):
-        network = module.FeatureExtractorInceptionV3(
-            "inception-v3-compat", ["2048"], feature_extractor_weights_path=None if weights is None else str(weights)
-        )
-    network = network.to(device)
+        make = module.FeatureExtractorInceptionV3
+        network = make("inception-v3-compat", ["2048"], feature_extractor_weights_path=file).to(device)
     return lambda pictures: network(pictures.to(device))[0]
 
 
@@ -291,19 +289,14 @@ def as_image(picture: Any) -> Image.Image:
     return picture if isinstance(picture, Image.Image) else Image.fromarray(np.asarray(picture, np.uint8))
 
 
-def shorter_side(
-    picture: Image.Image,
-    side: int,
-    resample: Image.Resampling = Image.Resampling.BILINEAR,
-    longest: int | None = None,
-) -> Image.Image:
+def shorter_side(picture: Image.Image, side: int, how: Any = BILINEAR, longest: int | None = None) -> Image.Image:
     """Resized so that the shorter side is `side`, or less where the longer would exceed `longest`."""
     w, h = picture.size
     scale = side / min(w, h)
     if longest is not None:
         scale = min(scale, longest / max(w, h))
     size = (side if scale * w == side else int(scale * w), side if scale * h == side else int(scale * h))
-    return picture if size == picture.size else picture.resize(size, resample)
+    return picture if size == picture.size else picture.resize(size, how)
 
 
 def normed(picture: Image.Image, mean: Sequence[float], spread: Sequence[float]) -> Tensor:
@@ -317,10 +310,9 @@ def needed(module: str, who: str) -> Any:
     try:
         return importlib.import_module(module)
     except Exception as error:  # a torchvision that does not fit torch raises RuntimeError
-        package = module.split(".")[0].replace("_", "-")
-        raise ValueError(
-            f"{who} needs {package}, which cannot be imported ({first_line(error)}); pip install 'minidiffedit[eval]'"
-        ) from error
+        package, why = module.split(".")[0].replace("_", "-"), first_line(error)
+        advice = "pip install 'minidiffedit[eval]'"
+        raise ValueError(f"{who} needs {package}, which cannot be imported ({why}); {advice}") from error
 
 
 @contextmanager
@@ -329,9 +321,8 @@ def weights_of(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # hubs and servers fail in many ways
-        raise OSError(
-            f"{first_line(error)}; the weights of {what} cannot be had: try again online, they are kept"
-        ) from error
+        advice = f"the weights of {what} cannot be had: try again online, they are kept"
+        raise OSError(f"{first_line(error)}; {advice}") from error
 
 
 def first_line(error: Exception) -> str:

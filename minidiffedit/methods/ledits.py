@@ -1,56 +1,90 @@
-"""LEDITS++ (Brack et al., 2311.16711): several concepts added and removed at once, each where it is strongest.
+"""LEDITS++ (Brack et al., 2311.16711): several concepts added and removed at once, each where it matters.
 
 On an edit-friendly path, by DDIM's levels: e = e_null + sum over concepts of s M (e_concept - e_null), s negative for
-what is removed. M, "M2" in the paper, is 1 where |s (e_concept - e_null)|, summed over channels, is not below its
-quantile `concept_threshold`, per picture and level. A pair of texts is two concepts: its source is taken away, its
-target added, and an empty one is none. Model rows: (1 + concepts) K b, and the inversion's.
-Left out: M1, which reads the concept's words from cross-attention maps; a scale, threshold and warm-up for each concept
-of its own; the second-order solver (sde-dpmsolver++), for which the noises would have to be solved anew.
+what is removed. A pair of texts is two concepts: its source is taken away, its target added, and an empty one is none.
+M is, per concept, picture and level, the product of two masks, each 1 where a map is not below its quantile
+`concept_threshold`. M1: the attention to the concept's words at the coarsest level with text, mean over heads and
+sites, smoothed. M2: |s (e_concept - e_null)|, summed over channels; not in the first steps (t > 800), as in the
+authors' code. Model rows: (1 + concepts) K b, and the inversion's. Left out: a scale, threshold and warm-up for each
+concept of its own; the second-order solver (sde-dpmsolver++), for which noises would have to be solved anew.
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from ..diffedit import Eps, checked_mask
-from ..options import Scale, Within
-from ..path import Path
+from ..attention import Attend, Site, weights
+from ..diffedit import checked_mask
+from ..options import About, Scale, Within
+from ..path import HookedEps, Path
+from .words import Words
+
+LATE = 800  # timesteps above it have too much noise for M2
 
 
 @torch.no_grad()
 def ledits(
-    eps: Eps,
+    eps: HookedEps,
     path: Path,
     edits: Sequence[tuple[Any, Any]],
+    edits_words: Sequence[tuple[Words, Words]],
+    coarsest: int,
     null: Any,
     mask: Tensor | None = None,
     *,
     concept_scale: Scale = 5.0,
     concept_threshold: Annotated[float, Within(0, 1, "share of cells that a concept leaves alone, 0..1")] = 0.9,
+    concept_mask: Annotated[Literal["both", "M1", "M2"], About("M1: by attention, M2: by prediction")] = "both",
     warm_up: Annotated[int, Within(0, 999, "steps before concepts act")] = 0,
     cool_down: Annotated[int, Within(0, 999, "steps at the end in which they do not")] = 0,
 ) -> Tensor:
-    """edits: pairs of texts (taken away, added), the null text for none. mask (b or 1, 1, h, w): where they may act.
-    Without concepts each step is the inversion's own, and the picture comes back.
+    """edits: pairs of texts (taken away, added), the null text for none; coarsest: the level of M1's maps; mask (b or
+    1, 1, h, w): where concepts may act. Without concepts each step is the inversion's own and the picture comes back.
     """
-    pairs = [(text, sign * concept_scale) for pair in edits for text, sign in zip(pair, (-1, 1))]
-    concepts, scales = [text for text, _ in pairs if text is not null], [s for text, s in pairs if text is not null]
-    x, allowed = path.rows(1), 1 if mask is None else checked_mask(mask, path[0])
+    concepts = []
+    for pair, pair_words in zip(edits, edits_words):
+        for text, words, sign in zip(pair, pair_words, (-1, 1)):
+            concepts += [(text, words, sign * concept_scale)] if text is not null else []
+    x, b, allowed = path.rows(1), len(path[0]), 1 if mask is None else checked_mask(mask, path[0])
+    seen: list[Tensor] = []
+
+    def look(plain: Attend, site: Site, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if site.kind == "cross" and site.level == coarsest and site.place != "mid":
+            seen.append(weights(q[b:], k[b:]).to(x).mean(1))  # (concepts b, n, 77)
+        return plain(site, q, k, v)
+
+    hooks = {} if concept_mask == "M2" else {"tap": look}
     for i, j in enumerate(path.down()):
-        acting = warm_up <= i < path.top - cool_down
-        e_null, *e_concepts = eps(x, path.t[j], [path.null(j), *(concepts if acting else ())])
+        acting = concepts if warm_up <= i < path.top - cool_down else []
+        seen.clear()
+        e_null, *e_concepts = eps(x, path.t[j], [path.null(j), *(text for text, _, _ in acting)], **hooks)
         e = e_null
-        for scale, e_concept in zip(scales, e_concepts):
+        for c, ((_, words, scale), e_concept) in enumerate(zip(acting, e_concepts)):
             d = scale * (e_concept - e_null) * allowed
-            e = e + strongest(d, concept_threshold) * d
+            if concept_mask == "M2" or (concept_mask == "both" and path.t[j] <= LATE):
+                d = d * largest(d.abs().sum(dim=1, keepdim=True), concept_threshold)
+            if seen:
+                at = torch.stack(seen).mean(0)[c * b : (c + 1) * b, :, 1 : words.end].sum(2)
+                M1 = largest(smoothed(at, coarsest, x), concept_threshold)
+                d = d * F.interpolate(M1, x.shape[2:])
+            e = e + d
         x = path.step(x, e, j)
     return x
 
 
-def strongest(d: Tensor, quantile: float) -> Tensor:
-    """d (b, c, h, w) -> (b, 1, h, w): 1 where |d|, summed over channels, is not below its quantile, per picture."""
-    size = d.abs().sum(dim=1, keepdim=True).float()
-    least = torch.quantile(size.flatten(1), quantile, dim=1)[:, None, None, None]
-    return (size >= least).to(d)
+def largest(maps: Tensor, quantile: float) -> Tensor:
+    """maps (b, 1, h, w) -> 1 where they are not below their quantile, each picture its own."""
+    least = torch.quantile(maps.float().flatten(1), quantile, dim=1)[:, None, None, None]
+    return (maps.float() >= least).to(maps)
+
+
+def smoothed(at: Tensor, level: int, x: Tensor) -> Tensor:
+    """at (b, n): a value for each cell that the latent x has at that level -> (b, 1, h, w), under a 3 x 3 filter."""
+    h, w = (-(-side // 2**level) for side in x.shape[2:])
+    bell = torch.tensor([-1.0, 0.0, -1.0]).exp().to(at)
+    bell = bell / bell.sum()
+    around = F.pad(at.unflatten(1, (1, h, w)), (1, 1, 1, 1), mode="reflect" if min(h, w) > 1 else "replicate")
+    return F.conv2d(around, (bell[:, None] * bell)[None, None])

@@ -24,7 +24,7 @@ from ..attention import Attend, Site, weights
 from ..options import About, Scale, Within
 from ..path import HookedEps, Path
 from .guidance import Guidance, Norm, Quantile, guide_of
-from .words import Words, in_one_of, listed, numbered, refined, replaced
+from .words import Words, in_one_of, listed, numbered, refined, replaced, tokenizer, words_of
 
 Mode = Annotated[Literal["refine", "replace"], About("refine: any two prompts; replace: word for word")]
 Early = Annotated[float, Within(0, 1, "share of the steps, from the first, 0..1")]
@@ -63,43 +63,38 @@ def prompt_to_prompt(
     for words that the prompts do not have.
     """
     b, K, x = len(path[0]), path.top, path.rows(2)
-    guide = guide_of(guidance, guidance_scale, quantile, norm)
-    W = (refined if mode == "refine" else replaced)(source_words, target_words).to(x)
-    until = per_word("word_steps", word_steps, target_words, first(cross_steps, K), lambda share: first(share, K)).to(x)
-    c = per_word("reweight", reweight, target_words, 1.0, float).to(x)
-    looks = x.new_zeros(2, 77)  # at which positions the blend looks, in the source and in the target
-    for word in listed(blend):
-        for row, at in zip(looks, in_one_of(word, (source_words, target_words))):
-            row[at] = 1
-    seen: Any = 0.0  # (2, b, n): the attention there, summed over sites and steps
+    guide, u = guide_of(guidance, guidance_scale, quantile, norm), b if path.pinned else 2 * b  # u rows are guided
+    W, until, c, looks = (one.to(x) for one in asked(source_words, target_words, mode, word_steps, reweight, blend))
+    until = torch.where(until < 0, cross_steps, until).mul(K).add(0.5).floor()
+    seen: Any = 0.0  # (2, b, n): attention where the blend looks, summed over sites and steps
 
     def exchange(plain: Attend, site: Site, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         nonlocal seen
         (qs, qt), (ks, kt), vt = q[-2 * b :].split(b), k[-2 * b :].split(b), v[-b:]
         if site.kind == "self":
-            if not (i < first(self_steps, K) and site.level > coarsest - self_levels):
+            if i >= first(self_steps, K) or site.level <= coarsest - self_levels:
                 return plain(site, q, k, v)
             return torch.cat([plain(site, q[:-b], k[:-b], v[:-b]), plain(site, qs, ks, vt)])
-        if looks.any() and site.level == coarsest and site.place != "mid":
+        if blend and site.level == coarsest:
             P, own = (weights(*one).to(x).mean(1) for one in ((qs, ks), (qt, kt)))  # (b, n, 77) each
             seen = seen + torch.stack([P @ looks[0], (P @ shared + own * alone) @ looks[1]])
-        if not shared.any():
+        if not takes:
             return plain(site, q, k, v)
         out = plain(site, qs, ks, shared.to(v) @ vt)
-        if alone.any():
+        if adds:
             out = out + plain(site, qt, kt, alone[:, None].to(v) * vt)
         return torch.cat([plain(site, q[:-b], k[:-b], v[:-b]), out])
 
     for i, j in enumerate(path.down()):
-        x, active = path.pin(x, j), (i < until).to(x)
-        shared = W * (active * c)  # what the target's words take of the source's maps, and of their own
+        active = (i < until).to(x)
+        shared = W * (active * c)  # what the target's words take of the source's maps, and below of their own
         alone = active * c * (W.sum(0) == 0) + (1 - active)
-        e = predicted(eps, path, x, j, source, target, exchange)
-        e_null, e_text = e[: -2 * b], e[-2 * b :]
-        pinned = path.pinned
-        e = torch.cat([e_text[:b], guide(e_null, e_text[b:])]) if pinned else guide(e_null, e_text)
-        x = path.pin(path.step(x, e, j), j - 1)
-        if looks.any() and i >= first(BLEND_STEPS, K):
+        takes, adds = bool(shared.any()), bool(alone.any())
+        # One text, so that each row is one from the first layer on (see attention.Attend).
+        texts = path.texts(*[path.null(j)] * (u // b), source, target)
+        e_null, e_text = eps(torch.cat([x[-u:], x]), path.t[j], [texts], tap=exchange)[0].split([u, 2 * b])
+        x = path.pin(path.step(x, torch.cat([e_text[:-u], guide(e_null, e_text[-u:])]), j), j - 1)
+        if blend and i >= first(BLEND_STEPS, K):
             M = blend_mask(seen, x, coarsest, blend_threshold)
             x = torch.cat([x[:b], x[:b] + M * (x[b:] - x[:b])])
             if record is not None:
@@ -107,27 +102,33 @@ def prompt_to_prompt(
     return x[b:]
 
 
-def predicted(eps: HookedEps, path: Path, x: Tensor, j: int, source: Any, target: Any, tap: Any) -> Tensor:
-    """The null text's rows, for the target alone if the source's row is held, else for both; then source and target.
-    All as one text, so that each has a row of its own from the first layer on (see attention.Attend).
-    """
-    b, null = len(path[0]), path.null(j)
-    unguided = x[b:] if path.pinned else x
-    texts = path.texts(*[null] * (len(unguided) // b), source, target)
-    return eps(torch.cat([unguided, x]), path.t[j], [texts], tap=tap)[0]
-
-
 def first(share: float, steps: int) -> int:
     """How many of the steps a share is."""
     return math.floor(share * steps + 0.5)
 
 
-def per_word(name: str, text: str | None, words: Words, default: float, number: Any) -> Tensor:
-    """A number for each of the 77 positions, as "word=number, ..." says."""
-    found = torch.full((77,), float(default))
-    for phrase, value in numbered(name, text).items():
-        found[words.positions(phrase)] = float(number(value))
-    return found
+def asked(
+    source: Words, target: Words, mode: str, word_steps: str | None, reweight: str | None, blend: str | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """W (77, 77); of each position of the target its share of the steps, below 0 if it has none of its own, and its
+    weight, (77,) each; the positions where the blend looks in the source and in the target, (2, 77) of 0 and 1.
+    """
+    W = (refined if mode == "refine" else replaced)(source, target)
+    share, weight, looks = torch.full((77,), -1.0), torch.ones(77), torch.zeros(2, 77)
+    for phrase, value in numbered("word_steps", word_steps, 0, 1).items():
+        share[target.positions(phrase)] = value
+    for phrase, value in numbered("reweight", reweight).items():
+        weight[target.positions(phrase)] = value
+    for phrase in listed(blend):
+        for row, at in zip(looks, in_one_of(phrase, (source, target))):
+            row[at] = 1
+    return W, share, weight, looks
+
+
+def check_prompt_to_prompt(settings: dict[str, Any], given: dict[str, Any]) -> None:
+    """What can be refused before any work."""
+    source, target = (words_of(tokenizer(), given[name]) for name in ("source", "target"))
+    asked(source, target, *(settings[name] for name in ("mode", "word_steps", "reweight", "blend")))
 
 
 def blend_mask(seen: Tensor, x: Tensor, coarsest: int, threshold: float) -> Tensor:

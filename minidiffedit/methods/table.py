@@ -47,10 +47,11 @@ INVERSIONS = {
     "noise": "inversions:noise",
 }
 
-# What makes a `mask` where none is given.
+# What makes a `mask` where none is given; `words+diffedit` takes another one than DiffEdit's.
 MASKS = {
     "contrast": "diffedit:contrast",
     "contrasts": "diffedit_regions:contrasts",
+    "words": "word_maps:word_mask",
     "relevance": "watch_your_steps:relevance",
 }
 
@@ -99,7 +100,7 @@ SYSTEMS = {
     "masactrl": System("2304.08465", "masactrl:masactrl", "direct"),
     "prompt-to-prompt": System("2208.01626", P2P, "direct"),
     "plug-and-play": System("2211.12572", "plug_and_play:plug_and_play", "direct"),
-    "pfb-diff": todo("2306.16894", "A"),
+    "pfb-diff": System("2306.16894", "pfb_diff:pfb_diff", "ddim"),
     "ti-guided-edit": todo("2401.02126", "A"),
     "cross-image-attention": todo("2311.03335", "A"),
     "tf-icon": todo("2307.12493", "A"),

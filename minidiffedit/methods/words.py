@@ -8,6 +8,7 @@ they are counted from the words on, and padding from the end token on.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -50,6 +51,12 @@ class Words:
         if found := self.find(phrase):
             return found
         raise ValueError(f"the prompt has no {phrase!r}; its words are {', '.join(self.names) or 'none'}")
+
+
+@lru_cache(maxsize=1)
+def tokenizer() -> Tokenizer:
+    """CLIP's, for words that are looked up before a model is loaded."""
+    return Tokenizer()
 
 
 def words_of(tokenizer: Tokenizer, prompt: str) -> Words:
@@ -117,17 +124,19 @@ def listed(text: str | None) -> list[str]:
     return [part.strip() for part in (text or "").split(",") if part.strip()]
 
 
-def numbered(name: str, text: str | None) -> dict[str, float]:
+def numbered(name: str, text: str | None, low: float = -1000, high: float = 1000) -> dict[str, float]:
     """ "zebra=2, grass field=0.5" -> its numbers; name: the option's. Raises ValueError for what is no such list."""
     found = {}
     for part in listed(text):
         phrase, _, number = part.rpartition("=")
         try:
-            found[phrase.strip()] = float(number)
+            found[phrase.strip()] = value = float(number)
         except ValueError:
-            phrase = ""
-        if not phrase.strip() or not abs(found[phrase.strip()]) <= 1000:
-            raise ValueError(f"{name} must be WORD=NUMBER, separated by commas, numbers up to 1000, got {text!r}")
+            value = float("nan")
+        if not phrase.strip() or not low <= value <= high:
+            raise ValueError(
+                f"{name} must be WORD=NUMBER, separated by commas, numbers {low:g}..{high:g}, got {text!r}"
+            )
     return found
 
 

@@ -6,7 +6,6 @@ checkpoint and any picture. What it cannot show is all that lies below a latent 
 
 import math
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -38,28 +37,23 @@ def predicted_x0(x: Tensor, x_next: Tensor, a: float, a_next: float) -> Tensor:
     return (s * x_next - s_next * x) / (s * math.sqrt(a_next) - s_next * math.sqrt(a))
 
 
-@dataclass(frozen=True, eq=False)
-class Level:
-    """What there is to see of level j. shown: latents (1, c, h, w) float64 on the CPU, so far as they are: "x" encoded,
-    "y" decoded, "x_clean" and "y_clean" the clean ones that the predictions there lead to, "apart" (1, 1, h, w) the
-    mean over channels of |y - x|. inside: root mean square of y - x over values in the mask (of all, without one);
-    inside_most, outside_most: the largest |y - x| in the mask and out of it.
+class Level(NamedTuple):
+    """What there is to see of level j, at timestep t and alpha_bar a. shown: latents (1, c, h, w) float64 on the CPU,
+    so far as there are: "x" encoded, "y" decoded, "x_clean" and "y_clean" the clean ones that the predictions there
+    lead to, and "apart", the difference |y - x|.
     """
 
     j: int
     t: int
     a: float
     shown: dict[str, Tensor]
-    inside: float = 0.0
-    inside_most: float = 0.0
-    outside_most: float = 0.0
 
 
 def walk(result: "Result") -> list[Level]:
     """The levels of a run from the lowest up, those of several descents one after another.
 
-    The encoding's predictions are solved for, each of the two latents that it joins: the run keeps what a prediction
-    leads to from the level it was asked for, and the encoding is asked at one level for the next.
+    The encoding's predictions are solved for, each of the two latents that it joins: a run keeps what a prediction
+    leads to from the level that it was asked for, and an encoding is asked at one level for the next.
     """
     steps = result.settings.get("steps", 50)
     t, a = levels(steps)
@@ -70,33 +64,18 @@ def walk(result: "Result") -> list[Level]:
     K = len(x) - 1 if x else level_at(result.settings.get("strength", 1.0), steps)
     if len(y) - 1 > K and (not K or (len(y) - 1) % K):
         y = []  # at which levels they stand is not known
-    M = None if result.latent_mask is None else result.latent_mask.cpu().double()
-    solvable = bool(x) and not getattr(result.made("path"), "noises", None)
-    made = []
+    solvable, made = not getattr(result.made("path"), "noises", None), []
     for i in range(max(len(x), len(y))):
         j = (i - 1) % K + 1 if i else 0
         shown = {name: latents[i] for name, latents in (("x", x), ("y", y)) if i < len(latents)}
-        if "x" in shown and (solvable or not i):
+        if i < len(x) and (solvable or not i):
             shown["x_clean"] = predicted_x0(x[i - 1], x[i], a[j - 1], a[j]) if i else x[0]
-        if "y" in shown and (len(clean) == len(y) - 1 or not i):
+        if i < len(y) and (len(clean) == len(y) - 1 or not i):
             shown["y_clean"] = clean[i - 1] if i else y[0]
-        made.append(Level(j, t[j], a[j], shown, *apart(shown, M)))
+        if i < min(len(x), len(y)):
+            shown["apart"] = (y[i] - x[i]).abs()
+        made.append(Level(j, t[j], a[j], shown))
     return made
-
-
-def apart(shown: dict[str, Tensor], M: Tensor | None) -> tuple[float, ...]:
-    """What a `Level` says in numbers; adds "apart" to what it shows."""
-    if "x" not in shown or "y" not in shown:
-        return ()
-    far = (shown["y"] - shown["x"]).abs()
-    shown["apart"] = far.mean(dim=1, keepdim=True)
-    mask = torch.ones_like(far) if M is None else M.expand_as(far)
-    within, without = far[mask > 0], far[mask == 0]
-    return rms(within), within.max().item(), without.max().item() if len(without) else 0.0
-
-
-def rms(x: Tensor) -> float:
-    return float(x.square().mean().sqrt())
 
 
 class LatentRGB(NamedTuple):

@@ -32,7 +32,7 @@ from ..files import images
 from ..files.masks import Steering
 from ..files.states import fingerprint
 from ..run import GIVEN, Result, blank_plan, edit, nothing_to_edit
-from .previews import LatentRGB, Level, apply, fit, rms, walk
+from .previews import LatentRGB, Level, apply, fit, walk
 
 if TYPE_CHECKING:
     from ..sd import StableDiffusion
@@ -46,8 +46,6 @@ BLANK = "data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAO
 NONE = "\u2013"
 CUT = ("mask_threshold", "mask_clip")  # how `threshold_maps` cuts maps: the page's own options
 SHAPING = ("largest", "invert", "dilate", "feather")  # of a Steering, beside the masks laid over
-TINT = (255, 88, 20)  # what lies over the picture where the mask is
-STAGES = ("text", "vae encode", "mask", "encode", "decode", "generate", "vae decode")
 # Dark violet to pale yellow, its lightness rising evenly.
 RAMP = ((10, 8, 30), (58, 18, 96), (122, 32, 110), (186, 54, 88), (233, 102, 62), (249, 165, 74), (253, 236, 170))
 File = str | Path | None
@@ -77,26 +75,28 @@ def report_page(result: Result, *, picture: File = None, state: File = None, dec
     walked, name = walk(result), Path(typed(picture)).stem if picture else "picture"
     clean = (result.latent, result.image) if result.source is None else (result.x0, result.source)
     rgb, line = fit(*clean), commands(result, picture, state)  # type: ignore[arg-type]
-    data = mask_data(result) | frames(walked, rgb) | {"name": name, "palette": plain(palette()), "commands": line}
+    levels = [numbers(one, result.latent_mask) for one in walked]
+    data = mask_data(result) | {"name": name, "palette": plain(palette()), "commands": line}
+    data |= {"frames": frames(walked, rgb), "levels": levels}
     vae = through_the_vae(result, walked) if decode_previews and edited(result) else ""
     style, script = part("report.css"), part("report.js")
     policy = f"default-src 'none'; img-src data:; style-src {allowed(style)}; script-src {allowed(script)}"
     parts = headline(result, name) | pictures(result)
-    parts |= {"policy": policy, "style": style, "script": script, "blank": BLANK, "shows": shows(result, walked)}
+    parts |= {"policy": policy, "style": style, "script": script, "blank": BLANK, "shows": shows(result, levels)}
     parts |= {"data": json.dumps(data, sort_keys=True, allow_nan=False).replace("<", "\\u003c"), "facts": facts(result)}
     parts |= {"costs": costs(result), "vae": vae, "explained": f"{rgb.explained:.0%}", "again": escape(line["start"])}
-    parts |= {"K": max(one.j for one in walked), "N": result.settings.get("steps", 50)}
+    parts |= {"K": levels[-1][0], "N": result.settings.get("steps", 50)}
     parts |= {"settings": definitions((key.replace("_", " "), one) for key, one in result.settings.items())}
     parts |= {"model": definitions(model_facts(result.sd).items()), "versions": definitions(versions().items())}
     return Template(part("report.html")).substitute(parts)
 
 
-def shows(result: Result, walked: list[Level]) -> str:
+def shows(result: Result, levels: list[list[Any]]) -> str:
     """What there is, as the classes by which the page shows and hides its parts."""
     masked, computed, given = result.mask is not None, "maps" in result.tensors, result.given_mask is not None
     there = {"source": result.source, "masked": masked, "computed": computed, "given": given, "decoded": edited(result)}
-    there |= {"unmasked": not (computed or given), "path": "apart" in walked[0].shown}
-    there |= {"held": masked and not any(one.outside_most for one in walked)}
+    there |= {"unmasked": not (computed or given), "held": masked and not any(row[5] for row in levels)}
+    there |= {"path": None not in levels[0]}  # encoded and decoded
     return " ".join(name for name, one in there.items() if one)
 
 
@@ -136,7 +136,7 @@ def costs(result: Result) -> str:
     given = {"mask": result.given_mask} if result.given_mask is not None else {}
     foretold = cost.cost(replace(result.plan, given=result.plan.given | given))
     rows: list[Sequence[Any]] = []
-    for stage, seconds in sorted(result.seconds.items(), key=lambda item: [*STAGES, item[0]].index(item[0])):
+    for stage, seconds in result.seconds.items():
         paid = result.evaluations.get(stage, NONE)
         each = f"{seconds / paid:.3f}" if isinstance(paid, int) and paid else NONE
         rows.append([stage, paid, foretold.get(stage, NONE), f"{seconds:.2f}", each])
@@ -239,16 +239,15 @@ def spread(count: int, length: int) -> list[int]:
 
 
 def pictures(result: Result) -> dict[str, Any]:
-    """Source, result, what differs between them, the mask over the source, and each map."""
+    """Source, result, what differs between them, and each map."""
     (after, how), maps = shown(result.image), map_figures(result)
     said: dict[str, Any] = {"after": after, "shown": how, "before": BLANK, "difference": BLANK, "most": 0}
     if result.source:
         before, changed = (np.asarray(reduced(one, SMALL), float) for one in (result.source, result.image))
         far = torch.from_numpy(np.abs(changed - before).mean(axis=2))
-        said |= {"difference": png(coloured(far / (far.max() or 1))), "most": round(float(far.max()))}
+        said |= {"difference": uri(coloured(far / (far.max() or 1))), "most": round(float(far.max()))}
         said |= {"before": shown(result.source)[0]}
-    tint = BLANK if result.latent_mask is None else png(tinted(result.latent_mask))
-    return said | {"tint": tint, "maps": "".join(maps), "n": len(maps)}
+    return said | {"maps": "".join(maps), "n": len(maps)}
 
 
 def map_figures(result: Result) -> list[str]:
@@ -258,7 +257,7 @@ def map_figures(result: Result) -> list[str]:
     maps, clip = result.tensors["maps"][0].cpu().double(), result.settings["mask_clip"]
     m = maps.mean(dim=0)
     top = float(m.max() if clip is None else torch.minimum(m.max(), clip * m.mean())) or 1.0
-    return [figure(png(coloured(one / top)), f"map {i} of {len(maps)}", i, "cells") for i, one in enumerate(maps, 1)]
+    return [figure(uri(coloured(one / top)), f"map {i} of {len(maps)}", i, "cells") for i, one in enumerate(maps, 1)]
 
 
 # ---------------------------------------------------------------- through the noise
@@ -271,24 +270,33 @@ def pictured(count: int, most: int) -> list[int]:
 
 
 def frames(walked: list[Level], rgb: LatentRGB) -> dict[str, Any]:
-    """Of each level its numbers, and the scrubber's pictures: of each kind one sheet, level after level in rows."""
+    """The scrubber's pictures: of each kind one sheet, level after level in rows."""
     nothing = torch.zeros_like(next(iter(walked[0].shown.values())))
     chosen = pictured(len(walked), MOST_CELLS // nothing[0, 0].numel())
     some, columns = [walked[i].shown for i in chosen], math.ceil(math.sqrt(len(chosen)))
-    most = max((float(one["apart"].max()) for one in some if "apart" in one), default=0.0) or 1.0
+    most = max((float(one["apart"].mean(dim=1).max()) for one in some if "apart" in one), default=0.0) or 1.0
     made: dict[str, Any] = {"levels": chosen, "columns": columns}
     for name in {name: None for one in some for name in one}:
         latents = [one.get(name, nothing) for one in some]
-        tiles = [coloured(x[0, 0] / most, hole=True) if name == "apart" else apply(rgb, x) for x in latents]
-        made[name] = png(sheet(tiles, columns))
-    return {"frames": made, "levels": [numbers(one) for one in walked]}
+        tiles = [coloured(x[0].mean(dim=0) / most, hole=True) if name == "apart" else apply(rgb, x) for x in latents]
+        made[name] = uri(sheet(tiles, columns))
+    return made
 
 
-def numbers(one: Level) -> list[Any]:
-    """Level, t, alpha_bar; of |y - x| inside the mask root mean square and largest, largest outside; |x|, |y|."""
-    sizes = [rms(one.shown[name]) if name in one.shown else None for name in ("x", "y")]
-    apart = [one.inside, one.inside_most, one.outside_most]
+def numbers(one: Level, mask: Tensor | None) -> list[Any]:
+    """Level, t, alpha_bar; of |y - x| root mean square and largest in the mask, largest outside; sizes of x and y."""
+    far, x, y = (one.shown.get(name) for name in ("apart", "x", "y"))
+    apart: list[float] = [0.0, 0.0, 0.0]
+    if far is not None:
+        M = torch.ones_like(far) if mask is None else mask.cpu().expand_as(far)
+        within, without = far[M > 0], far[M == 0]
+        apart = [rms(within), within.max().item(), without.max().item() if len(without) else 0.0]
+    sizes = [None if latent is None else rms(latent) for latent in (x, y)]
     return [one.j, one.t, one.a, *(None if size is None else float(f"{size:.6g}") for size in (*apart, *sizes))]
+
+
+def rms(x: Tensor) -> float:
+    return float(x.square().mean().sqrt())
 
 
 def through_the_vae(result: Result, walked: list[Level]) -> str:
@@ -299,7 +307,7 @@ def through_the_vae(result: Result, walked: list[Level]) -> str:
         if clean is not None:
             picture = reduced(images.to_picture(result.sd.decode(clean.to(result.latent))), SMALL)
             alt = f"predicted x_0 at level {one.j}, through the autoencoder"
-            made.append(figure(data_uri(picture, "JPEG", quality=88), alt, one.j))
+            made.append(figure(uri(picture, "JPEG", quality=88), alt, one.j))
     return "".join(made)
 
 
@@ -315,8 +323,8 @@ def allowed(inline: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(inline.encode()).digest()).decode()}'"
 
 
-def figure(uri: str, alt: str, caption: Any, kind: str = "") -> str:
-    return f'<figure><img class="{kind}" src="{uri}" alt="{alt}"><figcaption>{caption}</figcaption></figure>'
+def figure(data: str, alt: str, caption: Any, kind: str = "") -> str:
+    return f'<figure><img class="{kind}" src="{data}" alt="{alt}"><figcaption>{caption}</figcaption></figure>'
 
 
 def definitions(pairs: Iterable[tuple[str, Any]]) -> str:
@@ -334,14 +342,10 @@ def plain(values: Tensor | np.ndarray | None) -> str | None:
     return None if values is None else base64.b64encode(values.tobytes()).decode()
 
 
-def data_uri(picture: Image.Image, kind: str, **options: Any) -> str:
+def uri(picture: Image.Image, kind: str = "PNG", **options: Any) -> str:
     encoded = io.BytesIO()
-    picture.save(encoded, kind, **options)
+    picture.save(encoded, kind, optimize=True, **options)
     return f"data:image/{kind.lower()};base64,{base64.b64encode(encoded.getvalue()).decode()}"
-
-
-def png(picture: Image.Image, **options: Any) -> str:
-    return data_uri(picture, "PNG", optimize=True, **options)
 
 
 def shown(picture: Image.Image) -> tuple[str, str]:
@@ -350,11 +354,11 @@ def shown(picture: Image.Image) -> tuple[str, str]:
     profile = profile if len(profile) < 20_000 else b""
     small = reduced(picture, LONGEST)
     note = f"shown at {small.width} by {small.height}" if small.size != picture.size else ""
-    uri = png(small, icc_profile=profile)
-    if len(uri) > MOST_LOSSLESS * 4 / 3:
-        uri = data_uri(small, "JPEG", quality=92, subsampling=0, icc_profile=profile)
+    data = uri(small, icc_profile=profile)
+    if len(data) > MOST_LOSSLESS * 4 / 3:
+        data = uri(small, "JPEG", quality=92, subsampling=0, icc_profile=profile)
         note = f"{note}, as JPEG" if note else "shown as JPEG"
-    return uri, note
+    return data, note
 
 
 def reduced(picture: Image.Image, side: int) -> Image.Image:
@@ -387,9 +391,3 @@ def sheet(tiles: Sequence[Image.Image], columns: int) -> Image.Image:
     for i, tile in enumerate(tiles):
         made.paste(tile, (i % columns * w, i // columns * h))
     return made
-
-
-def tinted(mask: Tensor) -> Image.Image:
-    """A latent mask -> RGBA, the tint that lies over the picture."""
-    alpha = (mask[0, 0].cpu().double() * 0.55 * 255).round().numpy().astype(np.uint8)
-    return Image.fromarray(np.dstack([np.full((*alpha.shape, 3), TINT, np.uint8), alpha]))

@@ -1,5 +1,6 @@
 """Contact sheets: one picture edited over two options, or by several methods, on one page with labelled axes."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 
 Axis = tuple[str, Sequence[Any]]
 # What stands on an axis that nobody chose, as far as the method has it; then what else it has.
-USUAL = {"strength": (0.4, 0.6, 0.8), "mask_threshold": (0.3, 0.5, 0.7), "guidance_scale": (3.0, 7.5, 12.0)}
+USUAL: dict[str, tuple[Any, ...]] = {"strength": (0.4, 0.6, 0.8), "mask_threshold": (0.3, 0.5, 0.7)}
+USUAL |= {"guidance_scale": (3.0, 7.5, 12.0), "steps": (20, 50, 100)}
 MOST_CELLS = 100
 
 
@@ -37,7 +39,7 @@ class Sheet:
     """
 
     image: Image.Image
-    edits: tuple[tuple[Result, ...], ...] = field(repr=False)
+    edits: tuple[Any, ...] = field(repr=False)
     evaluations: dict[str, int]
     seconds: dict[str, float]
     settings: dict[str, Any]
@@ -62,7 +64,7 @@ def planned(
     method: str = "diffedit", rows: Axis | None = None, columns: Axis | None = None, **arguments: Any
 ) -> Planned:
     """A sheet before a model is needed; arguments and errors as of `contact_sheet`."""
-    names = next((axis[1] for axis in (rows, columns) if axis and axis[0] == "method"), (method,))
+    names = next((axis[1] for axis in (rows, columns) if axis and axis[0] == "method"), ()) or (method,)
     blanks = [blank_plan(name, arguments.get("inversion")) for name in names]
     rows = rows or usual_axis(blanks[0], arguments, *(columns or ())[:1])
     columns = columns or usual_axis(blanks[0], arguments, rows[0])
@@ -86,13 +88,15 @@ def usual_axis(blank: Plan, arguments: Mapping[str, Any], *taken: str) -> Axis:
             continue
         if one.numeric:
             low, high = (value, value) if one.low is None or one.high is None else (one.low, one.high)
-            around = {one.type(min(max(value * factor, low), high)) for factor in (0.5, 1, 1.5)}
+            near = (min(max(value * factor, low), high) for factor in (0.5, 1, 1.5))
+            around = {round(number) if one.type is int else number for number in near}
             return name, USUAL.get(name) or sorted(around)
     raise ValueError(f"{blank.method} has no numeric option left for an axis; name rows and columns")
 
 
 def check_axis(blanks: Sequence[Plan], name: str, values: Sequence[Any], arguments: Mapping[str, Any]) -> None:
     names = {"method": None} | {option: None for one in blanks for option, kind in one.options.items() if kind.numeric}
+    names.pop("size", None)  # what one edit reuses of another has its size
     if name not in names:
         raise ValueError(f"an axis must be one of {', '.join(names)}, got {name!r}")
     if not values or len({*values}) < len(values):
@@ -167,11 +171,10 @@ def paid_for(edits: Sequence[Result]) -> tuple[dict[str, int], dict[str, float]]
 
 def total(each: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """The sum by key."""
-    found: dict[str, Any] = {}
+    found: Counter[str] = Counter()
     for one in each:
-        for key, number in one.items():
-            found[key] = found.get(key, 0) + number
-    return found
+        found.update(one)
+    return dict(found)
 
 
 # ---------------------------------------------------------------- the page
@@ -257,7 +260,7 @@ def title(settings: Mapping[str, Any]) -> str:
 
 def notes(settings: Mapping[str, Any], costs: Mapping[str, int]) -> str:
     """The settings that all share, so far as they have a number, and the cost."""
-    said = [f"{spoken(key)} {value(one)}" for key, one in settings.items() if type(one) in (int, float)]
-    said += [settings["method"]] if "method" in settings else []
+    said = [settings["method"]] if "method" in settings else []
+    said += [f"{spoken(key)} {value(one)}" for key, one in settings.items() if type(one) in (int, float)]
     said += [f'negative prompt "{one}"' for one in [settings.get("negative_prompt")] if one]
     return f"{', '.join(said)}. UNet rows: {', '.join(f'{n} {stage}' for stage, n in costs.items())}."

@@ -26,7 +26,7 @@ ODD = ["", " ", "nan", "-nan", "inf", "-inf", "1e999", "-1e999", "1e-400", "0x10
 
 CONTRADICTIONS = (
     ["--target", "a", "--edit", "a=>b"], ["--mask", "mask.png", "--save-heat", "h.png"], ["--edit", "a=>b", "--mask",
-    "mask.png"], ["--edit", "a=>b", "--invert"], ["--edit", "a=>b", "--save-state", "s.safetensors"], ["--image", "in.png"],
+    "mask.png"], ["--edit", "a=>b", "--invert"], ["--image", "in.png"],
     ["--save-mask", "out.png"], ["--save-mask", "in.png"], ["--save-state", "s.png"], ["--save-state", "s"], ["--save-mask",
     "m.gif"], ["--save-mask", "no/m.png"], ["--save-heat", "out.png"], ["--variant", "fp32"], ["--variant", "fp16"],
     ["--dtype", "int8"], ["--device", "tpu"], ["--device", "cuda:99"], ["--device", ""], ["--device", "meta"], ["--encode-text",
@@ -66,8 +66,10 @@ def cases(world: World, rng: random.Random, scale: float) -> Iterator[Case]:
     for argv in ([], ["edit"], ["edit", "in.png"], ["nothing"], ["--target"], ["mask", "in.png"], ["generate"], ["resume"],
                  ["info"], ["edit", "in.png", "--target"], ["generate", "x", "--width", "100"], ["generate", "x", "--height",
                  "99999999999999"], ["generate", "x", "--width", "1024", "--height", "1032", "--model", "MODEL"],
-                 ["sdedit", "in.png", "--eta", "nan"], ["sdedit", "in.png", "--eta", "2"], ["sdedit", "in.png", "--repeats",
-                 "0"], ["sdedit", "in.png", "--strength", "1.1"], ["sdedit", "in.png", "--repeats", "99999999"]):  # fmt: skip
+                 ["sdedit", "in.png"], ["edit", "in.png", "--method", "none", "--target", "a"]):  # fmt: skip
+        yield Case(f"{argv}", argv, expect="refused")
+    for option, value in (("eta", "nan"), ("eta", "2"), ("repeats", "0"), ("strength", "1.1"), ("repeats", "99999999")):
+        argv = ["edit", "in.png", "--method", "sdedit", f"--{option}", value]
         yield Case(f"{argv}", argv, expect="refused")
 
     # Several at once, run to the end where all are in range.
@@ -96,13 +98,15 @@ def cases(world: World, rng: random.Random, scale: float) -> Iterator[Case]:
 
 def direct(world: World, name: str, value: Any) -> Any:
     def call(sd: Any) -> None:
-        from minidiffedit.editor import check_settings, predicted_rows
+        from minidiffedit import plan
+        from minidiffedit.cost import cost
 
         settings = dict(DIRECT, strength=0.8, guidance_scale=7.5, mask_strength=0.5, mask_clip=3.0, mask_threshold=0.5)
         settings |= dict(negative_prompt="", encode_text="null", refine=1, size=None, chunk=None) | {name: value}
-        checked = check_settings(settings)
+        settled = plan(**settings)
+        checked = settled.settings
         assert all(math.isfinite(v) for v in checked.values() if isinstance(v, float)), checked
-        if sum(predicted_rows(checked).values()) < 50 and (checked["size"] or 64) <= 64:
+        if sum(cost(settled).values()) < 50 and (checked["size"] or 64) <= 64:
             assert math.isfinite(edit_picture(sd, world.picture, **settings).latent.sum())
 
     return call

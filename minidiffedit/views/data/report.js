@@ -156,6 +156,13 @@
     context.putImageData(picture, 0, 0);
   }
 
+  function tint(context, mask) {
+    mask.forEach((v, i) => {
+      context.fillStyle = "rgb(255 88 20 / " + 0.55 * v + ")";
+      if (v > 0) context.fillRect(i % w, Math.floor(i / w), 1, 1);
+    });
+  }
+
   function drawOverlay(mask) {
     const canvas = $("overlay"), [width, height] = data.working, a = width / w, b = height / h;
     // Small pictures are drawn larger, so that the outline is thin.
@@ -166,10 +173,7 @@
     context.imageSmoothingQuality = "high";
     context.drawImage($("source"), 0, 0, canvas.width, canvas.height);
     context.scale(a * scale, b * scale);
-    mask.forEach((v, i) => {
-      context.fillStyle = "rgb(255 88 20 / " + 0.55 * v + ")";
-      if (v > 0) context.fillRect(i % w, Math.floor(i / w), 1, 1);
-    });
+    tint(context, mask);
     const edges = new Path2D(), inside = (x, y) => x >= 0 && y >= 0 && x < w && y < h && used[y * w + x] > 0;
     for (let y = 0; y <= h; y++) {
       for (let x = 0; x <= w; x++) {
@@ -380,7 +384,12 @@
       $(name).max = Math.max($(name).max, start[name]);
       $(name).min = Math.min($(name).min, start[name]);
     }
-    if (used) show();
+    if (used) {
+      $("tint").width = w;
+      $("tint").height = h;
+      tint($("tint").getContext("2d"), used);
+      show();
+    }
     if (sheets.y) await walk();
     document.body.dataset.ready = "yes";
   }

@@ -1,0 +1,100 @@
+"""The table of systems: no name of the field is missing, each row says what it is, and what is L1 has what L1 asks."""
+
+import inspect
+import re
+
+import pytest
+import test_cost
+
+from minidiffedit import run as R
+from minidiffedit.methods.table import INVERSIONS, MASKS, SYSTEMS
+
+# The names of the survey's table 1 (2402.17525) in its order, and those that the field mentions beside it.
+SURVEY = """
+diffusion-clip paint-by-example dream-inpainter instruct-pix2pix moe-controller magicbrush hive null-text-inversion dpl
+dds imagic sine style-diffusion style-diffusion-wang drag-diffusion masactrl drag-noise prompt-to-prompt plug-and-play
+tic-inversion baret ti-guided-edit tf-icon mag-edit cds kv-inversion pnp-inversion direct-inversion edit-friendly-ddpm
+disentanglement null-text-guidance negative-prompt-inversion proxedit blended-diffusion blended-latent-diffusion
+pfb-diff diffedit watch-your-steps mfl instructedit inpaint-anything
+""".split()  # noqa: SIM905
+OTHERS = """
+sdedit ledits++ sde-drag sde-diffedit dragon-diffusion cross-image-attention latent-inversion noise-diffusion sds sige
+drag-gan b-lora controlnet++ glide sora cyclegan ct-dual-stream controlnet replay sd-inpainting text-to-image
+""".split()  # noqa: SIM905
+ARMS = ["diffedit-regions", "user-mask", "encode-only", "mask-only", "reconstruction"]
+WORKING = [name for name, system in SYSTEMS.items() if system.edit]
+PLACES = {*INVERSIONS.values(), *MASKS.values(), *(system.edit for system in SYSTEMS.values() if system.edit)}
+
+
+def test_no_name_of_the_field_is_missing():
+    assert len(SURVEY) == 39 + 2  # StyleDiffusion and PnP / Direct Inversion are two papers each
+    missing = {*SURVEY, *OTHERS, *ARMS} - SYSTEMS.keys()
+    assert not missing, missing
+    assert len(set(SURVEY + OTHERS + ARMS)) == len(SURVEY + OTHERS + ARMS)
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_each_row_says_what_it_is(name):
+    row = SYSTEMS[name]
+    assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*(\+\+)?", name), name
+    assert row.paper and (re.fullmatch(r"\d{4}\.\d{5}", row.paper) or not row.paper[0].isdigit())
+    assert row.letter in "ABCD" and row.weights in ("base", "inpainting", "instruct")
+    assert row.status in ("L1", "L2", "L3", "todo", "blocked") and bool(row.edit) == row.status.startswith("L")
+    assert row.edit or row.note, "a row that does not work says why"
+    assert row.inversion in (*INVERSIONS, "") and row.mask in (*MASKS, "")
+    assert not row.edit or set(row.options) <= R.blank_plan(name).options.keys()
+
+
+@pytest.mark.parametrize("name", WORKING)
+def test_a_row_fits_its_function(name):
+    """A path where the editor takes one, a mask where one is named."""
+    row, inputs = SYSTEMS[name], R.inputs_of(SYSTEMS[name].edit)
+    assert bool(row.inversion) == ("path" in inputs)
+    assert not row.mask or "mask" in inputs
+    assert test_cost.planned(name)  # the smallest plan of it can be made
+
+
+@pytest.mark.parametrize("place", sorted(PLACES))
+def test_each_function_says_its_paper_and_its_cost(place):
+    function = R.function_at(place)
+    said = f"{inspect.getdoc(inspect.getmodule(function))}\n{inspect.getdoc(function)}"
+    assert re.search(r"\d{4}\.\d{5}", said), f"{place} names no paper"
+    assert re.search(r"[Mm]odel\s+rows", said), f"{place} says nothing of its model rows"
+
+
+@pytest.mark.parametrize("name", WORKING)
+def test_the_paper_of_a_row_stands_in_its_code(name):
+    """Or the row says what it is beside it."""
+    row = SYSTEMS[name]
+    functions = [R.function_at(place) for place in R.blank_plan(name).functions.values()]
+    said = " ".join(f"{inspect.getdoc(inspect.getmodule(one))} {inspect.getdoc(one)}" for one in functions)
+    assert row.paper in said or row.note, f"{name}: {row.paper} is nowhere explained"
+
+
+def test_every_inversion_and_mask_is_used():
+    """By a row, or by name as INVERSION+EDITOR, which test_cost tries for all of them."""
+    editors = {system.edit for system in SYSTEMS.values() if system.inversion}
+    assert len(test_cost.PAIRS) == len(INVERSIONS) * len(editors)
+    assert {system.mask for system in SYSTEMS.values()} - {""} <= set(MASKS)
+
+
+def test_the_methods_command_and_the_page_come_from_it(capsys):
+    import json
+
+    from minidiffedit import cli
+
+    assert cli.main(["methods", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in rows] == [*SYSTEMS]
+    for row in rows:
+        assert {"name", "paper", "class", "status", "weights", "needs", "rows"} <= row.keys()
+        assert (row["rows"] is None) == (not SYSTEMS[row["name"]].edit)
+    for name in ("masactrl", "direct+replay"):
+        assert cli.main(["methods", name, "--json"]) == 0
+        one = json.loads(capsys.readouterr().out)
+        assert one["name"] == name and set(one["options"]) == set(R.blank_plan(name).options) and one["about"]
+    assert cli.main(["methods", "masactrll"]) == 1 and "did you mean 'masactrl'" in capsys.readouterr().err
+    assert cli.main(["methods", "--markdown"]) == 0
+    table = capsys.readouterr().out.strip()
+    page = (R.pathlib.Path(R.__file__).parent / "methods" / "README.md").read_text()
+    assert table in page, "minidiffedit/methods/README.md: put the output of `minidiffedit methods --markdown` in"
