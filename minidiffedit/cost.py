@@ -20,6 +20,7 @@ from .tokenizer import Tokenizer
 from .unet import UNetConfig
 
 CELLS = 8  # a side of the latent that is counted on
+FURTHER = {"base": 0, "instruct": 4, "inpainting": 5}  # channels that a UNet reads beside the latent
 
 
 class Counter:
@@ -68,6 +69,8 @@ class Counter:
     def eps(
         self, x: Tensor, t: int, texts: Sequence[Tensor], *, tap: Any = None, feature: Any = None, given: Any = None
     ) -> list[Tensor]:
+        if (0 if given is None else given.shape[1]) != FURTHER[self.kind]:
+            raise ValueError(f"a part of this method needs other weights than {self.kind} ones")
         rows = len(x) * len(texts)
         self.evaluations += rows
         for site, n, m in self.sites(*x.shape[2:]) if tap or feature else ():

@@ -45,7 +45,8 @@ def pipeline(kind, folder, tmp_path, **options):
     merges = files("minidiffedit").joinpath("data/clip_merges.txt.gz").read_bytes()
     (whole / "tokenizer" / "merges.txt").write_bytes(gzip.decompress(merges))
     places = {"scheduler": "PNDMScheduler", "unet": "UNet2DConditionModel", "vae": "AutoencoderKL"}
-    index = {"_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.42.1"} | {name: ["diffusers", kind] for name, kind in places.items()}
+    index = {"_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.42.1"}
+    index |= {name: ["diffusers", kind] for name, kind in places.items()}
     index |= {"text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"]}
     (whole / "model_index.json").write_text(json.dumps(index))
     peer = kind.from_pretrained(whole, safety_checker=None, feature_extractor=None, requires_safety_checker=False)

@@ -52,7 +52,8 @@ class Model(StableDiffusion):
     """In the place of a StableDiffusion: its four verbs as a few lines of arithmetic, a thousand times as fast.
 
     Each row of a prediction depends on its latent, its text and the timestep alone; where two texts differ lies
-    with the texts. One self-attention at the decoder's finest level is shown to taps, its output to features.
+    with the texts. Taps see a cross-attention at the coarsest level and a self-attention at the finest, whose output
+    features see.
     """
 
     def __init__(self, kind="base"):
@@ -84,17 +85,21 @@ class Model(StableDiffusion):
     def eps(self, x, t, texts, *, tap=None, feature=None, given=None):
         given = self.with_given(x, given)[:, 4:]
         b, _, h, w = x.shape
-        text = torch.cat([text.expand(b, -1, -1) for text in texts]).float().mean(1)[:, :4]
-        x = torch.cat([x.float()] * len(texts))
-        site, tokens = Site("up", 0, 0, "self"), x.flatten(2).transpose(1, 2)[:, None]
+        words = torch.cat([text.expand(b, -1, -1) for text in texts]).float()[:, None]
+        x, text = torch.cat([x.float()] * len(texts)), words.mean((1, 2))[:, :4]
         attend = sdpa if tap is None else partial(tap, sdpa)
+        low = [-(-side // 2**self.coarsest) for side in (h, w)]
+        cells = F.adaptive_avg_pool2d(x, low).flatten(2).transpose(1, 2)[:, None].repeat(1, 1, 1, 2)
+        said = attend(Site("up", self.coarsest, 0, "cross"), cells, words, words)[:, 0, :, :4]
+        said = F.interpolate(said.transpose(1, 2).unflatten(2, low), (h, w))
+        site, tokens = Site("up", 0, 0, "self"), x.flatten(2).transpose(1, 2)[:, None]
         out = attend(site, tokens, tokens + text[:, None, None], tokens)[:, 0]
         out = (out if feature is None else feature(site, out)).transpose(1, 2).unflatten(2, (h, w))
         down, right = torch.linspace(0, 1, h)[:, None] ** 2, torch.linspace(0, 1, w) ** 2
         corners = torch.stack([down * right, (1 - down) * right, down * (1 - right), (1 - down) * (1 - right)])
         where = torch.einsum("rk,khw->rhw", text, corners)[:, None]
         further = given.mean(1, keepdim=True).repeat(len(texts), 1, 1, 1) if self.further else 0
-        e = torch.tanh(0.4 * x + 0.3 * out + 9 * where + further) * (1 + t / 1000)
+        e = torch.tanh(0.4 * x + 0.3 * out + said + 9 * where + further) * (1 + t / 1000)
         self.evaluations += len(e)
         self.gradients += len(e) * e.requires_grad
         return list(e.to(self.dtype).chunk(len(texts)))

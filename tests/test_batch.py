@@ -187,7 +187,7 @@ def test_defaults_go_to_the_rows_whose_method_takes_them(here):
         "mask": None,
     }
     one, two, three = (row.options() for row in read_manifest(Path("m.jsonl"), defaults))
-    assert one == {"image": "a.png", "method": "replay", "inversion": "direct", "target": "t"}
+    assert one == {"image": "a.png", "method": "direct+replay", "target": "t"}
     assert two == {"image": "a.png", "method": "sdedit", "eta": 0.5, "target": "d", "dilate": 2}
     assert three == {"image": "a.png", "method": "masactrl", "target": "u", "strength": 0.5, "seed": None}
 
@@ -522,8 +522,8 @@ def test_what_is_no_jsonl_manifest_is_refused(here, capsys, content, word):
 
 @pytest.mark.parametrize("content, word", [
     (b"", "no rows"), (b"image,target\n", "no rows"), (b"image,tarket\na.png,t\n", "did you mean 'target'"),
-    (b"image,image\na,b\n", "twice"), (b"image,target\na.png\n", "2 cells"), (b"image,target\na.png,t,u\n", "row 2"),
-    (b'image,target\na.png,"t\n', "row 2"), (b"image,target\na.png," + b"t" * 140000, "row 2"),
+    (b"image,image\na,b\n", "twice"), (b"image,target\na.png\n", "2 cells"), (b"image,target\na.png,t,u\n", "row 1"),
+    (b'image,target\na.png,"t\n', "row 1"), (b"image,target\na.png," + b"t" * 140000, "row 1"),
     (b"image\tt\na\tt\n", "unknown column"), (b"image,target\na\x00.png,t\n", ""),
 ], ids=range(10))  # fmt: skip
 def test_what_is_no_csv_manifest_is_refused(here, capsys, content, word):
@@ -567,9 +567,9 @@ BAD = [
     ({"output": "a\\b.png"}, "plain"), ({"output": "c:x.png"}, "plain"), ({"output": ".x.png"}, "plain"),
     ({"output": "x\n.png"}, "plain"), ({"output": "lpt1.a.png"}, "reserved"), ({"output": "x" * 250 + ".png"}, "long"),
     ({"output": "a-0123456789.png"}, "chosen"), ({"output": "FINE.png"}, "row 1's already"), ({"output": []}, "plain"),
-    ({"method": "x"}, "no method 'x'"), ({"method": "difedit"}, "did you mean 'diffedit'"), ({"method": 5}, "a name"),
-    ({"method": "sdedit", "maps": 3}, "no option 'maps'"), ({"inversion": "x"}, "inversion"),
-    ({"method": "sdedit", "inversion": "direct"}, "takes no path"), ({"inversion": []}, "a name"),
+    ({"method": "x"}, "no method 'x'"), ({"method": "difedit"}, "did you mean 'diffedit'"),
+    ({"method": 5}, "no method '5'"), ({"method": "sdedit", "maps": 3}, "no option 'maps'"), ({"inversion": "x"}, "inversion"),
+    ({"method": "sdedit", "inversion": "direct"}, "takes no path"), ({"inversion": []}, "inversion must be one of"),
     ({"edits": [["s", "t"]]}, "no option 'edits'"),
     ({"method": "diffedit-regions", "edits": "t", "target": None}, "edits must be pairs"), ({"eta": 0.5}, "no option"),
     ({"method": "masactrl", "dilate": 1}, "no mask that could be steered"), ({"method": "user-mask"}, "needs mask"),

@@ -15,7 +15,7 @@ from tiny import box
 
 from minidiffedit import cost as C
 from minidiffedit import run as R
-from minidiffedit.methods.table import INVERSIONS, SYSTEMS
+from minidiffedit.methods.table import INVERSIONS, MASKS, SYSTEMS
 from minidiffedit.unet import UNetConfig
 
 EMPTY, DOT = Image.new("L", (93, 75)), Image.new("L", (93, 75))
@@ -28,6 +28,8 @@ SMALL = {"steps": 5, "maps": 3, "seed": 0, "inner_steps": 3, "chunk": 2}
 WORKING = [name for name, system in SYSTEMS.items() if system.edit and name != "text-to-image"]
 EDITORS = {system.edit: name for name, system in SYSTEMS.items() if system.inversion}  # one name for each function
 PAIRS = [f"{inversion}+{name}" for inversion in INVERSIONS for name in EDITORS.values()]
+MASKED = {SYSTEMS[name].edit: name for name in WORKING if R.blank_plan(name).steerable}
+OTHER_MASKS = [f"{mask}+{name}" for mask in MASKS for name in MASKED.values()]
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*do not divide", "ignore:edit 2 leaves", "ignore:the mask of image")
 MODELS = {kind: Model(kind) for kind in ("base", "inpainting", "instruct")}
@@ -70,6 +72,20 @@ def test_each_inversion_under_each_editor(method, picture):
             method, **{name: value for name, value in options.items() if name in R.blank_plan(method).options}
         )
         assert C.cost(plan) == paid(plan, picture).evaluations, options
+
+
+@pytest.mark.parametrize("method", OTHER_MASKS)
+def test_each_mask_under_each_editor(method, picture):
+    """Where the mask's function is for weights that the editor's are not, counting refuses what the model would."""
+    plan = planned(method)
+    try:
+        done = paid(plan, picture)
+    except ValueError as error:
+        assert "given must be" in str(error)
+        with pytest.raises(ValueError, match="needs other weights than"):
+            C.cost(plan)
+    else:
+        assert C.cost(plan) == done.evaluations and done.evaluations["mask"]
 
 
 def test_every_pair_is_tried():

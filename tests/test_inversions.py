@@ -6,10 +6,14 @@ import pytest
 import torch
 from proofs import TEXTS, edited, turns_red
 from stubs import Counting, constant, gaussian, latent
+from tiny import box
 
 from minidiffedit import levels
+from minidiffedit import run as R
+from minidiffedit.cost import cost
 from minidiffedit.methods import inversions as V
 from minidiffedit.methods.replay import replay
+from minidiffedit.methods.table import INVERSIONS, SYSTEMS
 
 
 @pytest.mark.parametrize("g", [-2.0, 1.0, 7.5, 30.0])
@@ -70,6 +74,29 @@ def test_on_a_network_negative_prompt_inversion_returns_the_reconstruction(sd, p
 def test_our_reading_of_direct_inversion_is_the_arm_without_a_mask(sd, picture):
     one, other = (edited(sd, picture, method, target="a zebra") for method in ("direct-inversion", "encode-only"))
     assert (one.latent - other.latent).norm() <= 1e-5 * other.latent.norm()
+
+
+EDITORS = [name for name, row in SYSTEMS.items() if row.inversion and row.edit and row.weights == "base"]
+GIVEN = TEXTS | {"mask": box(), "reference": box().convert("RGB"), "edits": [("a horse", "a zebra")]}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("inversion", INVERSIONS)
+def test_any_inversion_feeds_any_editor(sd, picture, inversion):
+    seen = set()
+    for editor in EDITORS:
+        blank = R.blank_plan(editor, inversion)
+        few = {"steps": 4, "strength": 0.75, "maps": 1, "inner_steps": 1}
+        given = {name: GIVEN[name] for name in {*blank.needs, "target"} & blank.given.keys()}
+        options = {name: value for name, value in few.items() if name in blank.options}
+        plan = R.plan(editor, inversion=inversion, seed=0, **given, **options)
+        if tuple(plan.functions.values()) not in seen:
+            seen.add(tuple(plan.functions.values()))
+            done, predicted = R.execute(plan, sd, picture), cost(plan)
+            assert torch.isfinite(done.latent).all() and done.verdict != "strength 0", editor
+            assert done.evaluations == predicted or not done.latent_mask.any(), editor
+    assert len(seen) > 5
 
 
 MUTATIONS = {

@@ -184,6 +184,10 @@ def test_of_several_calls_in_a_step_the_last_is_shown(sd, picture, tmp_path):
         watch(Step(stage, t, x, x + i, i))
     assert shown == [3, 5, 6, 7, 8]
     assert [p.name for p in watch.files][-2:] == ["03-decode-t011.png", "04-decode-t001.png"]
+    watch.every = 2
+    for t in (21, 21, 11, 11, 1):  # two calls are no two steps
+        watch(Step("generate", t, x, x, 0))
+    assert [p.name for p in watch.files][4:] == ["05-generate-t011.png", "06-generate-t001.png"]
 
 
 def test_a_picture_made_of_text_alone_is_shown_by_the_autoencoder(sd, tmp_path):

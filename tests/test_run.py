@@ -58,7 +58,7 @@ def near(one, other):
 @pytest.mark.parametrize("method, arguments, why", [
     ("difedit", {"target": "a"}, "no method 'difedit'.*did you mean 'diffedit'"),
     ("masa_ctrl", {}, "did you mean 'masactrl'"), ("zzz", {}, "no method 'zzz'; `minidiffedit methods`"),
-    ("ddim+zzz", {"target": "a"}, "no method"), ("a+b+c", {}, "no method"), ("", {}, "no method"),
+    ("ddim+zzz", {"target": "a"}, "no method"), ("a+b+c", {}, "a name has one inversion"), ("", {}, "no method"),
     ("dddim+masactrl", {"target": "a"}, "inversion must be one of ddim.*got 'dddim'.*did you mean 'ddim'"),
     ("masactrl", {"target": "a", "inversion": "null_text"}, "did you mean 'null-text'"),
     ("sdedit", {"inversion": "ddim"}, "left out: sdedit takes no path"), ("ddim+sdedit", {}, "takes no path"),

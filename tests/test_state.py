@@ -195,7 +195,7 @@ METHOD = """
     def invert(eps, x0, null, *, steps: Steps = 4) -> Path:
         latents = [x0 + j * eps(x0, 9 * j + 9, [null])[0] for j in range(steps + 1)]
         noises = {j: torch.full_like(x0, j / 10) for j in range(1, steps + 1)}
-        return Path(latents, steps, null, nulls={2: null.float()}, noises=noises, eta=0.5, pinned=True)
+        return Path(latents, steps, null, nulls={2: null.float()}, noises=noises, eta=1, pinned=True)
 
     def walk(eps, mask, path, target, reference):
         x = path.rows(2)

@@ -202,14 +202,18 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (%(default)s)")
     group.add_argument(
-        "--dtype", default="auto", choices=("auto", "float32", "float16", "bfloat16"),
+        "--dtype",
+        default="auto",
+        choices=("auto", "float32", "float16", "bfloat16"),
         help="what the model computes in (%(default)s: float16 on CUDA, bfloat16 for a full-size model on a CPU with "
         "AMX, else float32)",
-    )  # fmt: skip
+    )
     group.add_argument(
-        "--attention", default="auto", choices=("auto", "sdpa", "triton"),
+        "--attention",
+        default="auto",
+        choices=("auto", "sdpa", "triton"),
         help="which kernel (%(default)s: the faster one; sdpa is torch's, triton our own, for CUDA)",
-    )  # fmt: skip
+    )
     either = group.add_mutually_exclusive_group()
     either.add_argument(
         "--compile", action="store_true", help="compile the UNet: minutes at first, then faster, most of all on a GPU"
@@ -458,10 +462,15 @@ def record_of(args: argparse.Namespace, done: "Result") -> dict[str, Any]:
 def outcome(done: "Result", rows: dict[str, int], record: dict[str, Any]) -> dict[str, Any]:
     """What every command says of a run."""
     said: dict[str, Any] = {
-        "method": done.method, "seed": done.seed, "verdict": done.verdict, "coverage": done.coverage,
-        "rows": {"predicted": sum(rows.values()), "paid": done.rows}, "evaluations": done.evaluations,
-        "seconds": done.seconds, "settings": record,
-    }  # fmt: skip
+        "method": done.method,
+        "seed": done.seed,
+        "verdict": done.verdict,
+        "coverage": done.coverage,
+        "rows": {"predicted": sum(rows.values()), "paid": done.rows},
+        "evaluations": done.evaluations,
+        "seconds": done.seconds,
+        "settings": record,
+    }
     return said | {"model": describe(done.sd), "versions": versions()}
 
 

@@ -102,8 +102,10 @@ def say_markdown(result: list[dict[str, Any]]) -> str:
 def say_one(row: dict[str, Any]) -> str:
     lines = [f"{row['name']}: arXiv {row['paper']}, {row['status']}, {row['weights']} weights", row["note"]]
     lines += [row["about"], ""]
-    lines += [f"  {flag(name):20} {about}{'' if name in row['needs'] else ' (may be left out)'}"
-              for name, about in row["given"].items()]  # fmt: skip
+    lines += [
+        f"  {flag(name):20} {about}{'' if name in row['needs'] else ' (may be left out)'}"
+        for name, about in row["given"].items()
+    ]
     lines += [f"  {flag(name):20} {one['about']} ({one['default']})" for name, one in row["options"].items()]
     if row["rows"] is not None:
         lines.append(f"\n{row['rows']} UNet rows at the defaults")

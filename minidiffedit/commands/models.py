@@ -102,8 +102,10 @@ def say_verify(result: dict[str, Any]) -> str:
 def say_info(result: dict[str, Any]) -> str:
     lines = [f"{result['model']}: {result['kind']}, {result['layout']}, trained at {result['training_size']} px"]
     for name, network in result["networks"].items():
-        lines.append(f"  {name}: {network['parameters']:,} parameters in {network['tensors']} tensors, "
-                     f"{' '.join(network['dtypes'])}, {network['file']}")  # fmt: skip
+        lines.append(
+            f"  {name}: {network['parameters']:,} parameters in {network['tensors']} tensors, "
+            f"{' '.join(network['dtypes'])}, {network['file']}"
+        )
     return "\n".join([*lines, f"  tokenizer: {result['tokenizer']}"])
 
 
@@ -125,9 +127,13 @@ def run_bench(args: argparse.Namespace) -> dict[str, Any]:
             return load(argparse.Namespace(**vars(args) | {"model": folder} | options))
 
         found = bench(
-            loaded, size=args.size, steps=args.steps, maps=args.maps, repeats=args.repeats,
+            loaded,
+            size=args.size,
+            steps=args.steps,
+            maps=args.maps,
+            repeats=args.repeats,
             say=lambda line: None if args.quiet else print(f"measuring: {line}", file=sys.stderr, flush=True),
-        )  # fmt: skip
+        )
     found["model"] = {"id": args.model or f"random, {'tiny' if args.tiny else 'full size'}"} | found["model"]
     options = {name: getattr(args, name) for name in PLAIN if hasattr(args, name)}
     return found | {"options": options, "versions": versions()}
@@ -154,10 +160,11 @@ def say_bench(found: dict[str, Any]) -> str:
     lines = [
         f"{machine['name']}, {machine['threads']} threads, torch {machine['torch']}, load {machine['load_average']}",
         f"{model['id']}, {model['dtype']}, {model['size']} x {model['size']} pixels; {options}",
-        f"matrix products reach {ceiling['tflop_per_s']:.3f} TFLOP/s ({ceiling['side']} x {ceiling['side']})", "",
+        f"matrix products reach {ceiling['tflop_per_s']:.3f} TFLOP/s ({ceiling['side']} x {ceiling['side']})",
+        "",
         f"{'stage':16} {'samples':>7} {'first':>8} {'seconds':>8} {'least':>8} {'most':>8} {'TFLOP':>7} {'TFLOP/s':>8} "
         f"{'of best':>7} {'cores':>5}  error",
-    ]  # fmt: skip
+    ]
     for name, row in found["stages"].items():
         lines.append(
             f"{name:16} {row['samples']:7} {row['first_seconds']:8.3f} {row['seconds']:8.3f} {row['least']:8.3f} "
@@ -174,13 +181,17 @@ def say_bench(found: dict[str, Any]) -> str:
     rows, further = (" + ".join(str(n) for n in one["rows"].values()) for one in (edit, edit["further"]))
     each = ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in edit["seconds"].items())
     lines += [
-        "", f"an edit, {edit['steps']} steps, {edit['maps']} maps: {rows} rows, {edit['seconds_in_all']:.2f} s "
+        "",
+        f"an edit, {edit['steps']} steps, {edit['maps']} maps: {rows} rows, {edit['seconds_in_all']:.2f} s "
         f"({each}), {edit['tflop_per_s']:.3f} TFLOP/s, {edit['of_ceiling']:.0%} of the best",
         f"a further edit of the picture: {further} rows, {edit['further']['over_first']:.2f} of that time",
         f"loaded in {found['load_seconds']:.1f} s; peak memory "
-        + (f"{memory['peak_bytes'] / 2**30:.2f} GiB, {memory['peak_over_weights']:.2f} x the weights"
-           if memory["peak_bytes"] else "unknown: this system does not tell it"),
-    ]  # fmt: skip
+        + (
+            f"{memory['peak_bytes'] / 2**30:.2f} GiB, {memory['peak_over_weights']:.2f} x the weights"
+            if memory["peak_bytes"]
+            else "unknown: this system does not tell it"
+        ),
+    ]
     return "\n".join(lines)
 
 

@@ -58,9 +58,10 @@ def prompt_to_prompt(
     norm: Norm = "l0",
     record: dict[str, Tensor] | None = None,
 ) -> Tensor:
-    """Rows of a call: the null text's, then the source and the target under their own, which exchange. coarsest: the
-    coarsest level that reads the text (SD v1: 16 x 16, where self_levels = 1 ends; 2 adds 32 x 32). Raises ValueError
-    for words that the prompts do not have.
+    """Rows of a call: the null text's, then the source and the target under their own, which exchange; asked as one
+    text, so that each is a row of its own from the first layer on (see attention.Attend). coarsest: the coarsest level
+    that reads the text (SD v1: 16 x 16, where self_levels = 1 ends; 2 adds 32 x 32). Raises ValueError for words that
+    the prompts do not have.
     """
     b, K, x = len(path[0]), path.top, path.rows(2)
     guide, u = guide_of(guidance, guidance_scale, quantile, norm), b if path.pinned else 2 * b  # u rows are guided
@@ -90,7 +91,6 @@ def prompt_to_prompt(
         shared = W * (active * c)  # what the target's words take of the source's maps, and below of their own
         alone = active * c * (W.sum(0) == 0) + (1 - active)
         takes, adds = bool(shared.any()), bool(alone.any())
-        # One text, so that each row is one from the first layer on (see attention.Attend).
         texts = path.texts(*[path.null(j)] * (u // b), source, target)
         e_null, e_text = eps(torch.cat([x[-u:], x]), path.t[j], [texts], tap=exchange)[0].split([u, 2 * b])
         x = path.pin(path.step(x, torch.cat([e_text[:-u], guide(e_null, e_text[-u:])]), j), j - 1)

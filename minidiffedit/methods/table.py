@@ -102,12 +102,14 @@ SYSTEMS = {
     "plug-and-play": System("2211.12572", "plug_and_play:plug_and_play", "direct"),
     "pfb-diff": System("2306.16894", "pfb_diff:pfb_diff", "ddim"),
     "ti-guided-edit": todo("2401.02126", "A"),
-    "cross-image-attention": todo("2311.03335", "A"),
+    "cross-image-attention": System(
+        "2311.03335", "cross_image:cross_image_attention", "edit-friendly", {"steps": 100, "strength": 0.68}
+    ),
     "tf-icon": todo("2307.12493", "A"),
     "tic-inversion": todo("2312.14611", "A", "known from its abstract only"),
     # gradients, drags, weights of one picture
-    "dds": todo("2304.07090", "B"),
-    "sds": todo("2209.14988", "B"),
+    "dds": System("2304.07090", "dds:dds", letter="B"),
+    "sds": System("2209.14988", "dds:sds", letter="B"),
     "cds": todo("2311.18608", "B"),
     "dpl": todo("2309.15664", "B"),
     "style-diffusion": todo("2303.15649", "B"),

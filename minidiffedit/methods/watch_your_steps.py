@@ -8,7 +8,6 @@ out: edits of scenes in three dimensions.
 """
 
 import math
-from dataclasses import replace
 from typing import Annotated, Any
 
 import torch
@@ -41,9 +40,11 @@ def relevance(
     seed: Seed = 0,
     earlier: Any = None,
 ) -> Mask:
-    """Where the instruction changes what is predicted. Known maps are cut again for no rows. One picture at a time."""
-    for known in earlier("mask_fence", "mask_threshold") if earlier else ():
-        return cut(known.maps, mask_fence, mask_threshold)
+    """Where the instruction changes what is predicted; `maps` holds one, the mean within the fence. Another threshold
+    costs no rows. One picture at a time.
+    """
+    for known in earlier("mask_threshold") if earlier else ():
+        return threshold_maps(known.maps, known.flat_below, clip=None, threshold=mask_threshold)
     if len(x0) != 1:
         raise ValueError(f"relevance maps take one picture at a time, got {len(x0)}")
     (t, a), j, x0 = levels(steps), level_at(mask_strength, steps, lowest=1), working(x0)
@@ -52,16 +53,10 @@ def relevance(
         x_t = math.sqrt(a[j]) * x0 + math.sqrt(1 - a[j]) * one
         e_picture, e_both = eps(x_t, t[j], [null, instruction], given=x0_unscaled)
         found.append((e_both - e_picture).abs().sum(dim=1))
-    return cut(torch.stack(found, dim=1).float(), mask_fence, mask_threshold)
-
-
-def cut(maps: Tensor, fence: float, threshold: float) -> Mask:
-    """maps (1, n, h, w) -> Mask, the outliers of their mean cut by Tukey's rule."""
-    mean = maps.mean(dim=1, keepdim=True)
+    mean = torch.stack(found, dim=1).float().mean(dim=1, keepdim=True)
     low, high = torch.quantile(mean.flatten(), torch.tensor([0.25, 0.75]).to(mean))
-    clipped = mean.clamp(max=high + fence * (high - low))
-    found = threshold_maps(clipped, clipped.new_zeros(1), clip=None, threshold=threshold)
-    return replace(found, maps=maps)
+    clipped = mean.clamp(max=high + mask_fence * (high - low))
+    return threshold_maps(clipped, clipped.new_zeros(1), clip=None, threshold=mask_threshold)
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from ..ddim import level_at, levels, noises
 from ..diffedit import Mask, threshold_maps, working
 from ..options import About, Seed, Steps, Within
 from ..path import HookedEps
-from .diffedit import MapLevel, Maps, Threshold
+from .diffedit import Clip, MapLevel, Maps, OfTheMask, Threshold
 from .words import Words, listed, refined, tokenizer, words_of
 
 Named = Annotated[str | None, About("words of the source to be edited: horse, grass (default: what the target lacks)")]
@@ -39,6 +39,7 @@ def word_mask(
     mask_strength: MapLevel = 0.5,
     maps: Maps = 10,
     mask_levels: Levels = 1,
+    mask_clip: Clip = None,
     mask_threshold: Threshold = 0.4,
     seed: Seed = 0,
     earlier: Any = None,
@@ -47,8 +48,8 @@ def word_mask(
     is named and the target has all of them.
     """
     positions = chosen(mask_words, source_words, target_words)
-    for known in earlier("mask_threshold") if earlier else ():
-        return threshold_maps(known.maps, known.flat_below, clip=None, threshold=mask_threshold)
+    for known in earlier(*OfTheMask) if earlier else ():
+        return threshold_maps(known.maps, known.flat_below, clip=mask_clip, threshold=mask_threshold)
     (t, a), j, x0 = levels(steps), level_at(mask_strength, steps, lowest=1), working(x0)
     b, found = len(x0), list[Tensor]()
     noise = torch.stack([noises(x0.shape[1:], maps, seed + i) for i in range(b)], dim=1).to(x0)  # (n, b, c, h, w)
@@ -57,7 +58,7 @@ def word_mask(
         eps(math.sqrt(a[j]) * x0 + math.sqrt(1 - a[j]) * one, t[j], [source], tap=look)
         found.append(look.mean().expand(b, -1, -1))
     raw = torch.stack(found, dim=1).float()
-    return threshold_maps(raw, torch.zeros(b, device=raw.device), clip=None, threshold=mask_threshold)
+    return threshold_maps(raw, torch.zeros(b, device=raw.device), clip=mask_clip, threshold=mask_threshold)
 
 
 def check_word_mask(settings: dict[str, Any], given: dict[str, Any]) -> None:

@@ -254,7 +254,7 @@ def map_figures(result: Result) -> list[str]:
     """Each of the n maps, all on the scale from 0 to the clip."""
     if "maps" not in result.tensors:
         return []
-    maps, clip = result.tensors["maps"][0].cpu().double(), result.settings["mask_clip"]
+    maps, clip = result.tensors["maps"][0].cpu().double(), result.settings.get("mask_clip")
     m = maps.mean(dim=0)
     top = float(m.max() if clip is None else torch.minimum(m.max(), clip * m.mean())) or 1.0
     return [figure(uri(coloured(one / top)), f"map {i} of {len(maps)}", i, "cells") for i, one in enumerate(maps, 1)]
@@ -344,7 +344,7 @@ def plain(values: Tensor | np.ndarray | None) -> str | None:
 
 def uri(picture: Image.Image, kind: str = "PNG", **options: Any) -> str:
     encoded = io.BytesIO()
-    picture.save(encoded, kind, optimize=True, **options)
+    picture.save(encoded, kind, optimize=kind == "PNG", **options)
     return f"data:image/{kind.lower()};base64,{base64.b64encode(encoded.getvalue()).decode()}"
 
 

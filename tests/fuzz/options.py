@@ -17,6 +17,7 @@ WHOLE = {
     "steps": (1, 999), "maps": (1, 1000), "refine": (1, 100), "chunk": (1, 1000), "seed": (0, 2**63 - 1), "size": (64, 1024),
     "dilate": (-1024, 1024), "feather": (0, 1024),
 }  # fmt: skip
+NONE_IS_DEFAULT = ("chunk", "seed", "size")
 REAL = {
     "strength": (0, 1), "mask-strength": (0, 1), "guidance-scale": (-1000, 1000), "mask-clip": (1, 1e9),
     "mask-threshold": (0, 1),
@@ -51,7 +52,8 @@ def cases(world: World, rng: random.Random, scale: float) -> Iterator[Case]:
         for value in values:
             yield of(name, str(value), low <= value <= high and (name != "size" or value >= 64))
         for text in ODD + drawn(st.floats().map(str), n(6), rng.randrange(2**32)):
-            yield of(name, text, whole(text) is not None and low <= whole(text) <= high)  # type: ignore[operator]
+            fits = whole(text) is not None and low <= whole(text) <= high  # type: ignore[operator]
+            yield of(name, text, fits or (name in NONE_IS_DEFAULT and text.lower() == "none"))
     for name, bounds in REAL.items():
         values = [*bounds, bounds[0] - 1e-9, bounds[1] * (1 + 1e-9) + 1e-9, math.nan, math.inf, -math.inf]
         values += [rng.uniform(*bounds) for _ in range(n(6))] + drawn(st.floats(), n(10), rng.randrange(2**32))
