@@ -50,8 +50,8 @@ class Counter:
         return torch.randn(shape, generator=self.generator)
 
     def pattern(self, text: Tensor, t: int, shape: torch.Size) -> Tensor:
-        """For each text drawn anew at each arrival at a level; the calls there change by less and less, so that a method
-        that stops when it is near enough makes the most calls that it may.
+        """For each text drawn anew at each arrival at a level; the calls there change by less and less, so that what
+        stops when it is near enough makes the most calls that it may.
         """
         if t != self.t:
             self.t, self.size, self.patterns = t, 10.0, {}

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from .ddim import Trajectory, levels
 
-# eps(x, t, texts, *, tap=None, feature=None, given=None) -> one prediction per text: `sd.eps`, whose hooks see and change
-# what happens inside the UNet (attention.py). Methods that use no hook ask for diffedit's `Eps`.
+# eps(x, t, texts, *, tap=None, feature=None, given=None) -> one prediction per text: `sd.eps`, whose hooks see and
+# change what happens inside the UNet (attention.py). Methods that use no hook ask for diffedit's `Eps`.
 HookedEps = Callable[..., Sequence[Tensor]]
 
 

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from minidiffedit import StableDiffusion, cli
-from minidiffedit.many import bench
 from minidiffedit.attention import sdpa
+from minidiffedit.many import bench
 from minidiffedit.many.bench import FULL, TINY, counted, judged, peak, reset_peak, timed, write_random
 
 ROOT = Path(__file__).parent.parent

@@ -17,8 +17,8 @@ from commands import failed
 from PIL import Image
 
 from minidiffedit import __version__, cli
-from minidiffedit.files import images
 from minidiffedit.commands import editing
+from minidiffedit.files import images
 
 ROOT = Path(__file__).parents[1]
 NO_MODEL = "no-such-model"
