@@ -318,10 +318,10 @@ class Result:
     size, white = may change (None: the method has none); paste_mask: PIL L, where it is 0 the image's pixels are the
     source's (None: nothing was pasted). x0, latent (1, 4, h, w), latent_mask (1, 1, h, w) float32, the mask as it was
     used. stages: lists of latents by name, "encode": x_0, ..., x_K and "decode": y_K, ..., y_0 (empty where nothing was
-    to do); clean: the x_0 that each prediction of a stage led to, outside a mask the source's. tensors: what else there
-    is to see, by name. verdict: "found", "no difference", "given", "strength 0" or "edited" (no mask). evaluations
-    (model rows) and seconds by stage. settings: all that decided the result. given_mask, steering: as handed in, on the
-    latent grid. calls: masks and paths, for reuse.
+    to do); times, clean: the timestep of each prediction of a stage, and the x_0 that it led to, outside a mask the
+    source's. tensors: what else there is to see, by name. verdict: "found", "no difference", "given", "strength 0" or
+    "edited" (no mask). evaluations (model rows) and seconds by stage. settings: all that decided the result.
+    given_mask, steering: as handed in, on the latent grid. calls: masks and paths, for reuse.
     """
 
     method: str
@@ -335,6 +335,7 @@ class Result:
     latent_mask: Tensor | None = field(repr=False)
     stages: dict[str, list[Tensor]] = field(repr=False)
     clean: dict[str, list[Tensor]] = field(repr=False)
+    times: dict[str, list[int]] = field(repr=False)
     tensors: dict[str, Tensor] = field(repr=False)
     verdict: str
     evaluations: dict[str, int]
@@ -445,7 +446,7 @@ class Job:
         self.begun = 0
         self.stages: dict[str, list[Tensor]] = {}
         self.clean: dict[str, list[Tensor]] = {}
-        self.times: dict[str, int] = {}
+        self.times: dict[str, list[int]] = {}
         self.tensors: dict[str, Tensor] = {}
         self.verdict = "edited"
         self.given_mask: Tensor | None = None
@@ -484,11 +485,12 @@ class Job:
         if self.now == "decode" and (M := self.values.get("mask", (None,))[0]) is not None:
             clean = M * clean + (1 - M) * self.x0
         latents, cleans = self.stages.setdefault(self.now, []), self.clean.setdefault(self.now, [])
-        if self.times.get(self.now) == t:
-            del latents[-1:], cleans[-1:]
-        self.times[self.now] = t
+        times = self.times.setdefault(self.now, [])
+        if times[-1:] == [t]:
+            del latents[-1:], cleans[-1:], times[-1:]
         latents.append(x)
         cleans.append(clean)
+        times.append(t)
         if self.watch:
             self.watch(Step(self.now, t, x, clean, self.sd.evaluations - self.begun))
 
@@ -711,6 +713,7 @@ def result_of(job: Job, latent: Tensor | None, M: Tensor | None) -> Result:
         latent_mask=M,
         stages=job.stages,
         clean=job.clean,
+        times=job.times,
         tensors=job.tensors,
         verdict=job.verdict,
         evaluations=job.evaluations,

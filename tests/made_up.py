@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from minidiffedit import Path as Walked
-from minidiffedit import Result, StableDiffusion, Steering, plan, save_report, threshold_maps
+from minidiffedit import Result, StableDiffusion, Steering, ddim, plan, save_report, threshold_maps
 from minidiffedit.files.images import mask_picture, paste_mask
 from minidiffedit.run import Call
 
@@ -81,6 +81,7 @@ def made_up(
         clean={
             "decode": [torch.where(M > 0, torch.randn(one.shape, generator=generator), x[0]) for one in decoded[1:]]
         },
+        times={"decode": [*reversed(ddim.levels(steps).t[1 : K + 1])] if y else []},
         tensors=tensors,
         verdict=verdict,
         evaluations={"mask": 2 * n if found else 0, "encode": K, "decode": 2 * K},

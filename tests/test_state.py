@@ -267,6 +267,7 @@ def test_a_given_mask_and_the_steering_stay_until_others_come(model, picture, tm
     how, path = Steering(dilate=1), tmp_path / "a.safetensors"
     save_state(edit(model, picture, mask=box(), steering=how, **QUICK), path)
     state = load_state(path, model)
+    assert state.plan.given["mask"] is state.given_mask
     kept = resume(state, target="a cow")
     assert torch.equal(kept.latent_mask, state.latent_mask)
     assert kept.evaluations == predicted(path, {"target": "a cow"}) == {"mask": 0, "encode": 0, "decode": 16}

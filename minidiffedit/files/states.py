@@ -71,7 +71,7 @@ def save_state(result: Result, path: str | PathLike[str]) -> None:
     }
     alone = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     try:  # what could not be read again is not written
-        said = json.loads(json.dumps(record, allow_nan=False))
+        said = json.loads(json.dumps(record))
         check_record(said)
         unpacked_result(said, alone, result.sd)
     except UNSOUND as error:

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..ddim import level_at, levels, whole
+from ..ddim import alpha_bar, levels, whole
 from ..files import images
 
 if TYPE_CHECKING:
@@ -38,43 +38,42 @@ def predicted_x0(x: Tensor, x_next: Tensor, a: float, a_next: float) -> Tensor:
 
 
 class Level(NamedTuple):
-    """What there is to see of level j, at timestep t and alpha_bar a. shown: latents (1, c, h, w) float64 on the CPU,
-    so far as there are: "x" encoded, "y" decoded, "x_clean" and "y_clean" the clean ones that the predictions there
-    lead to, and "apart", the difference |y - x|.
+    """What there is to see at timestep t, the run's level j if it is one. shown: latents (1, c, h, w) float64 on the
+    CPU, so far as there are: "x" encoded, "y" decoded, "x_clean" and "y_clean" the clean ones that the predictions
+    there lead to, and "apart", the difference |y - x|.
     """
 
-    j: int
+    j: int | None
     t: int
     a: float
     shown: dict[str, Tensor]
 
 
 def walk(result: "Result") -> list[Level]:
-    """The levels of a run from the lowest up, those of several descents one after another.
+    """The decoding's steps from the last back to the first, with the encoding beside them; what it has above them last.
 
     The encoding's predictions are solved for, each of the two latents that it joins: a run keeps what a prediction
     leads to from the level that it was asked for, and an encoding is asked at one level for the next.
     """
-    steps = result.settings.get("steps", 50)
-    t, a = levels(steps)
+    t, a = levels(result.settings.get("steps", 50))
     ways = {name: [one.cpu().double() for one in latents] for name, latents in result.stages.items()}
     x, down = ways.pop("encode", []), next(iter(ways), "")
     y, clean = ways.get(down, [])[::-1], [one.cpu().double() for one in result.clean.get(down, [])[::-1]]
     x = x or ([result.x0.cpu().double()] if result.x0 is not None and not y else [])
-    K = len(x) - 1 if x else level_at(result.settings.get("strength", 1.0), steps)
-    if len(y) - 1 > K and (not K or (len(y) - 1) % K):
-        y = []  # at which levels they stand is not known
+    times = [0, *result.times.get(down, [])[::-1]] if y else []
+    times += [one for one in t[: len(x)] if one > max(times, default=-1)]
     solvable, made = not getattr(result.made("path"), "noises", None), []
-    for i in range(max(len(x), len(y))):
-        j = (i - 1) % K + 1 if i else 0
-        shown = {name: latents[i] for name, latents in (("x", x), ("y", y)) if i < len(latents)}
-        if i < len(x) and (solvable or not i):
-            shown["x_clean"] = predicted_x0(x[i - 1], x[i], a[j - 1], a[j]) if i else x[0]
-        if i < len(y) and (len(clean) == len(y) - 1 or not i):
-            shown["y_clean"] = clean[i - 1] if i else y[0]
-        if i < min(len(x), len(y)):
-            shown["apart"] = (y[i] - x[i]).abs()
-        made.append(Level(j, t[j], a[j], shown))
+    for i, at in enumerate(times):
+        j, shown = t.index(at) if at in t else None, dict[str, Tensor]()
+        if j is not None and j < len(x):
+            shown["x"] = x[j]
+            if solvable or not j:
+                shown["x_clean"] = predicted_x0(x[j - 1], x[j], a[j - 1], a[j]) if j else x[0]
+        if i < len(y):
+            shown |= {"y": y[i], "y_clean": clean[i - 1] if i else y[0]}
+        if "x" in shown and "y" in shown:
+            shown["apart"] = (shown["y"] - shown["x"]).abs()
+        made.append(Level(j, at, alpha_bar()[at], shown))
     return made
 
 

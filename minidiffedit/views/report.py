@@ -85,7 +85,6 @@ def report_page(result: Result, *, picture: File = None, state: File = None, dec
     parts |= {"policy": policy, "style": style, "script": script, "blank": BLANK, "shows": shows(result, levels)}
     parts |= {"data": json.dumps(data, sort_keys=True, allow_nan=False).replace("<", "\\u003c"), "facts": facts(result)}
     parts |= {"costs": costs(result), "vae": vae, "explained": f"{rgb.explained:.0%}", "again": escape(line["start"])}
-    parts |= {"K": levels[-1][0], "N": result.settings.get("steps", 50)}
     parts |= {"settings": definitions((key.replace("_", " "), one) for key, one in result.settings.items())}
     parts |= {"model": definitions(model_facts(result.sd).items()), "versions": definitions(versions().items())}
     return Template(part("report.html")).substitute(parts)
@@ -96,7 +95,7 @@ def shows(result: Result, levels: list[list[Any]]) -> str:
     masked, computed, given = result.mask is not None, "maps" in result.tensors, result.given_mask is not None
     there = {"source": result.source, "masked": masked, "computed": computed, "given": given, "decoded": edited(result)}
     there |= {"unmasked": not (computed or given), "held": masked and not any(row[5] for row in levels)}
-    there |= {"path": None not in levels[0]}  # encoded and decoded
+    there |= {"path": None not in levels[0][6:]}  # encoded and decoded
     return " ".join(name for name, one in there.items() if one)
 
 
@@ -306,8 +305,8 @@ def through_the_vae(result: Result, walked: list[Level]) -> str:
         clean = one.shown.get("y_clean", one.shown.get("x_clean"))
         if clean is not None:
             picture = reduced(images.to_picture(result.sd.decode(clean.to(result.latent))), SMALL)
-            alt = f"predicted x_0 at level {one.j}, through the autoencoder"
-            made.append(figure(uri(picture, "JPEG", quality=88), alt, one.j))
+            alt = f"predicted x_0 at t = {one.t}, through the autoencoder"
+            made.append(figure(uri(picture, "JPEG", quality=88), alt, f"t = {one.t}" if one.j is None else one.j))
     return "".join(made)
 
 

@@ -306,13 +306,14 @@
   function numbers() {
     const rows = data.levels, top = Math.max(...rows.map((row) => row[3])), last = Math.max(1, rows.length - 1);
     $("top").textContent = top.toFixed(2);
+    document.querySelectorAll(".top").forEach((part) => { part.textContent = rows.at(-1)[0] ?? ""; });
     $("chart").setAttribute("aria-label", $("chart").getAttribute("aria-label") + ", from 0 to " + top.toFixed(2));
     $("curve").setAttribute("points", rows.map((row, i) => i / last + "," + (1 - row[3] / (top || 1))).join(" "));
     const number = (v, digits) => (v === null ? "–" : v.toFixed(digits));
     for (const [j, t, alpha, inside, most, outside, x, y] of [...rows].reverse()) {
       const both = x !== null && y !== null, line = $("numbers").insertRow(), head = document.createElement("th");
       head.scope = "row";
-      head.textContent = j;
+      head.textContent = j ?? "–";
       line.append(head);
       const apart = both ? [number(inside, 3), number(most, 3), String(Number(outside.toPrecision(6)))] : ["–", "–", "–"];
       for (const said of [t, alpha.toFixed(5), number(x, 3), number(y, 3), ...apart]) line.insertCell().textContent = said;
@@ -338,10 +339,10 @@
         const context = canvas.getContext("2d");
         context.clearRect(0, 0, w, h);
         context.drawImage(picture, i % columns * w, Math.floor(i / columns) * h, w, h, 0, 0, w, h);
-        canvas.setAttribute("aria-label", label + " at level " + j);
+        canvas.setAttribute("aria-label", label + " at t = " + t);
       }
-      $("level-value").textContent = j + ", t = " + t + ", ᾱ = " + alpha.toFixed(4);
-      slider.setAttribute("aria-valuetext", "level " + j);
+      $("level-value").textContent = (j === null ? "" : j + ", ") + "t = " + t + ", ᾱ = " + alpha.toFixed(4);
+      slider.setAttribute("aria-valuetext", $("level-value").textContent);
       const apart = inside.toFixed(3) + " apart (root mean square)";
       const said = used ? "Inside the mask the two are " + apart + "; outside, " + outside + " at most." : "The two are " + apart + ".";
       $("level-said").textContent = sheets.apart ? said : "";
