@@ -185,7 +185,7 @@ def test_help_and_the_list_of_methods(here, folder, capsys):
     assert rows["toy"]["paper"] == "0000.00000" and rows["toy"]["needs"] == ["target"] and rows["toy"]["rows"] == 150
     one = ran(capsys, "methods", "toy")
     assert one["options"]["my_option"]["default"] == 2 and "drawn back to the source" in one["about"]
-    assert cli.main(["methods"]) == 0 and "toy" in capsys.readouterr().out
+    assert cli.main(["methods", "toy"]) == 0 and "--my-option" in capsys.readouterr().out
 
 
 def test_dry_run(here, capsys):
