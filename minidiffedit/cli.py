@@ -7,8 +7,10 @@ The commands stand in `commands/`.
 
 import argparse
 import contextlib
+import difflib
 import json
 import os
+import re
 import signal
 import sys
 import traceback
@@ -57,7 +59,10 @@ def run(argv: list[str] | None, interrupted: list[int]) -> int:
     if words and words[0] in GONE:
         print(f"error: `{words[0]}` is `minidiffedit {GONE[words[0]]}` now", file=sys.stderr)
         return 2
-    args = build_parser(words).parse_args(words)
+    args, unknown = build_parser(words).parse_known_args(words)
+    parser = vars(args).pop("parser")  # the command's own; the rest of the arguments must pickle
+    if unknown:
+        misuse(parser, args, unknown)
     args.interrupted = interrupted  # for commands that had to import much
     try:
         with spoken_warnings(args.quiet):
@@ -87,6 +92,15 @@ def build_parser(words: list[str]) -> argparse.ArgumentParser:
             except ValueError as error:  # a method that there is not, say
                 own.error(shown(str(error)))
     return parser
+
+
+def misuse(parser: argparse.ArgumentParser, args: argparse.Namespace, unknown: list[str]) -> None:
+    """Say which words nobody takes and what was meant perhaps; ends with code 2."""
+    known = re.findall(r"--[\w-]+", parser.format_usage())
+    close = difflib.get_close_matches(unknown[0].partition("=")[0], known, 1)
+    whose = f" of {args.method}" if getattr(args, "method", None) else ""
+    suggestion = f" (did you mean {close[0]}?)" if close else ""
+    parser.error(shown(f"unrecognized arguments{whose}: {' '.join(unknown)}") + suggestion)
 
 
 def one_line(error: Exception) -> str:

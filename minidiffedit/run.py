@@ -254,7 +254,8 @@ def inputs_of(place: str) -> dict[str, Any]:
 
 def like(name: str, known: Any) -> str:
     """A suggestion, if one name is near."""
-    close = [one for wanted in (name, name.replace("-", "_")) for one in difflib.get_close_matches(wanted, [*known], 1)]
+    wanted = {name, name.replace("-", "_")}
+    close = [one for word in sorted(wanted) for one in difflib.get_close_matches(word, {*known} - wanted, 1, 0.7)]
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 

@@ -41,7 +41,7 @@ class Command(NamedTuple):
         """allow_abbrev is off: --mask-t would be --mask-threshold today and two options tomorrow."""
         text = self.about[0].upper() + self.about[1:] + "."
         parser = commands.add_parser(name, help=self.about, description=text, allow_abbrev=False)
-        parser.set_defaults(run=self.run, say=self.say)
+        parser.set_defaults(run=self.run, say=self.say, parser=parser)
         parser.add_argument("--json", action="store_true", help="print one JSON object")
         parser.add_argument("--quiet", action="store_true", help="no progress, no warnings")
         parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
