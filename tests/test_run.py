@@ -649,6 +649,7 @@ def test_stages_and_the_clean_latents_they_lead_to(sd, picture, method, scale):
     K = len(clean)
     assert len(down) == K + 1 and torch.equal(down[-1], done.latent) and tuple(down) == done.decoded
     assert {"replay": 10, "masactrl": 10, "sdedit": 5}.get(method, 8) == K
+    assert done.times["decode"] == list(t[K:0:-1])
     texts = [target] if scale == 1 and method not in ("replay", "masactrl") else [null, target]
     for j, y, x0 in zip(range(K, 0, -1), down, clean):
         M = 1 if done.latent_mask is None else done.latent_mask
@@ -658,7 +659,12 @@ def test_stages_and_the_clean_latents_they_lead_to(sd, picture, method, scale):
         assert done.stages["encode"] == [] and "encode" not in done.clean
         return
     up = done.stages["encode"]
-    assert torch.equal(up[0], done.x0) and len(up) == K + 1 and len(done.clean["encode"]) == K
+    assert (
+        torch.equal(up[0], done.x0)
+        and len(up) == K + 1
+        and done.times["encode"] == list(t[1 : K + 1])
+        and len(done.clean["encode"]) == K
+    )
     assert method == "masactrl" or torch.equal(up[-1], down[0])
     for j, x in enumerate(up[:-1]):
         torch.testing.assert_close(done.clean["encode"][j], guided(sd, x, t[j + 1], [null], 1), rtol=1e-3, atol=1e-3)
@@ -746,9 +752,11 @@ MUTATIONS = {
         test_where_there_is_no_difference_nothing_is_steered),
     "what is unguided is shown": ("Job.saw", "first + scale * (last - first)", "last",
         test_stages_and_the_clean_latents_they_lead_to),
+    "what lies outside a mask is guessed": ("Job.saw", 'self.now == "decode" and', "False and",
+        test_stages_and_the_clean_latents_they_lead_to),
     "the source's row is shown": ("Job.saw", "x, first, last = x[-1:]", "x, first, last = x[:1]",
         test_stages_and_the_clean_latents_they_lead_to),
-    "each call of a level is kept": ("Job.saw", "self.times.get(self.now) == t", "False",
+    "each call of a level is kept": ("Job.saw", "times[-1:] == [t]", "False",
         test_of_several_calls_at_one_level_the_last_is_kept),
     "rows since the model was loaded": ("Job.saw", "self.sd.evaluations - self.begun", "self.sd.evaluations",
         test_a_watcher_sees_every_call),

@@ -69,6 +69,7 @@ def save_state(result: Result, path: str | PathLike[str]) -> None:
         "pictures": packed(pictures, "pictures", tensors),
         "calls": [[c.function, c.given, packed(c.result, f"calls.{i}", tensors)] for i, c in enumerate(calls)],
     }
+    record["channels_last"] = [name for name, tensor in tensors.items() if is_channels_last(tensor)]
     alone = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     try:  # what could not be read again is not written
         said = json.loads(json.dumps(record))
@@ -198,6 +199,10 @@ def picture(pixels: Tensor, profile: Tensor) -> Image.Image:
     return made
 
 
+def is_channels_last(tensor: Tensor) -> bool:
+    return tensor.ndim == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
+
+
 def unpacked_result(record: dict[str, Any], tensors: dict[str, Tensor], sd: "StableDiffusion") -> Result:
     """The Result of a record and its tensors, all on the CPU. Raises what UNSOUND names for one that is not sound."""
     used: dict[str, Tensor] = {}
@@ -205,7 +210,9 @@ def unpacked_result(record: dict[str, Any], tensors: dict[str, Tensor], sd: "Sta
     def take(name: str) -> Tensor:
         if not bool(torch.isfinite(tensors[name]).all()):
             raise ValueError(f"{name} holds NaN or infinity")
-        return used.setdefault(name, tensors[name].to(sd.device))
+        last = tensors[name].ndim == 4 and name in record["channels_last"]  # the order in memory decides how sums round
+        order = torch.channels_last if last else torch.preserve_format
+        return used.setdefault(name, tensors[name].to(sd.device, memory_format=order))
 
     content = {name: unpacked(record["content"][name], hint, take) for name, hint in KEPT.items()}
     given = unpacked(record["pictures"], dict[str, Image.Image], take)

@@ -341,7 +341,7 @@
         context.drawImage(picture, i % columns * w, Math.floor(i / columns) * h, w, h, 0, 0, w, h);
         canvas.setAttribute("aria-label", label + " at t = " + t);
       }
-      $("level-value").textContent = (j === null ? "" : j + ", ") + "t = " + t + ", ᾱ = " + alpha.toFixed(4);
+      $("level-value").textContent = (j === null ? "" : (sheets.x ? "" : "level ") + j + ", ") + "t = " + t + ", ᾱ = " + alpha.toFixed(4);
       slider.setAttribute("aria-valuetext", $("level-value").textContent);
       const apart = inside.toFixed(3) + " apart (root mean square)";
       const said = used ? "Inside the mask the two are " + apart + "; outside, " + outside + " at most." : "The two are " + apart + ".";
