@@ -308,6 +308,9 @@ def test_finished_edits_are_not_made_again(sd, small, tmp_path):
     first = E.evaluate(sd, small, [RUN], tmp_path / "out")
     before = sd.evaluations
     assert E.evaluate(sd, small, [RUN], tmp_path / "out") == first and sd.evaluations == before
+    spelled = [RUN | {"guidance_scale": 7.5}]  # a default is the same edit, named or not
+    assert [row["run"] for row in E.evaluate(sd, small, spelled, tmp_path / "out")] == spelled * 2
+    assert sd.evaluations == before
     wider = [RUN, ENCODE]
     second = E.evaluate(sd, small, wider, tmp_path / "out")
     assert [row for row in second if row["run"] == RUN] == first and sd.evaluations == before + 2 * 6

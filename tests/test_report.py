@@ -381,6 +381,7 @@ def kinds(sd, picture):
         }
 
 
+@pytest.mark.filterwarnings("ignore:edit . (leaves|has)")
 def test_runs_of_every_kind_have_a_page(sd, picture):
     for kind, (made, classes) in kinds(sd, picture).items():
         page = Page(report_page(made, decode_previews=True))
@@ -422,6 +423,7 @@ def test_refusals(sd, picture, done, tmp_path):
 # ---------------------------------------------------------------- the command that makes it again
 
 
+@pytest.mark.filterwarnings("ignore:edit . (leaves|has)")
 @pytest.mark.parametrize("method, arguments, expected", [
     ("diffedit", {"target": "-a", "paste": False, "mask_clip": None, "mask_threshold": 0.4},
      "edit in.png --target=-a --maps 2 --seed 3 --no-paste"),
