@@ -441,13 +441,9 @@ def say_cost(rows: dict[str, int]) -> str:
 
 def text_chunks(args: argparse.Namespace, settings: dict[str, Any]) -> dict[str, str]:
     """The metadata of a picture with these settings, none where it is not wanted."""
-    from ..files.metadata import metadata
+    from ..files.metadata import metadata, prompt_of
 
     return {} if args.no_metadata else metadata(settings, prompt_of(settings))
-
-
-def prompt_of(settings: dict[str, Any]) -> str:
-    return settings.get("target") or "; ".join(target for _, target in settings.get("edits", ()))
 
 
 def record_of(args: argparse.Namespace, done: "Result") -> dict[str, Any]:

@@ -84,8 +84,7 @@ def decode_edits(
     guidance_scale: Scale = 7.5,
 ) -> Tensor:
     """`regional_decode` of the pairs that have a cell; mask: the sum of theirs, which the runner looks at."""
-    used = [i for i, one in enumerate(found.each) if one.any()]
-    masks, targets = [found.each[i] for i in used], [edits[i][1] for i in used]
+    masks, targets = zip(*((own, target) for own, (_, target) in zip(found.each, edits) if own.any()))
     return regional_decode(eps, path, masks, targets, negative, guidance_scale=guidance_scale)
 
 
