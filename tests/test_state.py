@@ -211,19 +211,19 @@ METHOD = """
 def stranger(tmp_path, monkeypatch):
     """A method in one file, and its rows in the table: nothing else of the package changes."""
     (tmp_path / "methods").mkdir()
-    (tmp_path / "methods" / "toy.py").write_text(textwrap.dedent(METHOD))
+    (tmp_path / "methods" / "stranger.py").write_text(textwrap.dedent(METHOD))
     monkeypatch.setattr(rooms, "__path__", [*rooms.__path__, str(tmp_path / "methods")])
-    monkeypatch.setitem(INVERSIONS, "toy", "toy:invert")
-    monkeypatch.setitem(MASKS, "words", "toy:find")
-    monkeypatch.setitem(SYSTEMS, "toy", System("here", "toy:walk", "toy", mask="words"))
+    monkeypatch.setitem(INVERSIONS, "stranger", "stranger:invert")
+    monkeypatch.setitem(MASKS, "words", "stranger:find")
+    monkeypatch.setitem(SYSTEMS, "stranger", System("here", "stranger:walk", "stranger", mask="words"))
     yield
-    monkeypatch.delitem(sys.modules, "minidiffedit.methods.toy")
-    del rooms.toy
+    monkeypatch.delitem(sys.modules, "minidiffedit.methods.stranger")
+    del rooms.stranger
 
 
 def test_a_strangers_method_is_saved_and_gone_on_from(model, picture, tmp_path, stranger):
     path = tmp_path / "a.safetensors"
-    done = execute(plan("toy", target="a zebra", seed=0, reference=box()), model, picture)
+    done = execute(plan("stranger", target="a zebra", seed=0, reference=box()), model, picture)
     save_state(done, path)
     assert done.evaluations == {"mask": 1, "encode": 5, "decode": 16}
     back = load_state(path, model)
@@ -234,7 +234,7 @@ def test_a_strangers_method_is_saved_and_gone_on_from(model, picture, tmp_path, 
     assert again.evaluations == predicted(path, {}) == {"mask": 0, "encode": 0, "decode": 16}
     again = resume(back, words=3)
     assert again.evaluations == predicted(path, {"words": 3}) == {"mask": 1, "encode": 0, "decode": 16}
-    fresh = execute(plan("toy", target="a zebra", words=3, seed=0, reference=box()), model, picture)
+    fresh = execute(plan("stranger", target="a zebra", words=3, seed=0, reference=box()), model, picture)
     assert torch.equal(again.latent, fresh.latent) and len(again.found.by_word) == 3
 
 
