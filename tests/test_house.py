@@ -253,10 +253,16 @@ def test_calls_fit_on_their_lines():
 
 
 def test_readme_is_a_page():
-    readme = (ROOT.parent / "README.md").read_text()
-    assert len(readme.splitlines()) <= 140
-    for link in re.findall(r"\]\(([^)#]+)", readme):
-        assert link.startswith("http") or (ROOT.parent / link).exists(), link
+    assert len((ROOT.parent / "README.md").read_text().splitlines()) <= 140
+
+
+def test_links_lead_somewhere():
+    top = ROOT.parent
+    pages = [top / "README.md", *top.glob("[a-z]*/README.md"), *ROOT.glob("*/README.md"), *top.glob(".github/*.md")]
+    assert len(pages) >= 7
+    for page in pages:
+        for link in re.findall(r"\]\(([^)#]+)", page.read_text()):
+            assert link.startswith("http") or (page.parent / link).exists(), (page, link)
 
 
 # ---------------------------------------------------------------- names and the wheel
