@@ -1,0 +1,92 @@
+"""MasaCtrl (attention), null-text inversion (gradients), SD inpainting (9 channels): each through every surface."""
+
+import json
+
+import numpy as np
+import pytest
+import tiny
+from commands import ran
+from PIL import Image
+
+STEPS = ["--steps", "2", "--seed", "3"]
+FEW = {"null-text-inversion": ["--inner-steps", "1"]}
+AXIS = {"masactrl": "first-step=0,1", "null-text-inversion": "guidance-scale=2,3", "sd-inpainting": "steps=1,2"}
+
+
+@pytest.fixture(params=["masactrl", "null-text-inversion", "sd-inpainting"])
+def method(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    return {n: tiny.write_folder(tmp_path_factory.mktemp("weights") / f"tiny{n}", channels=n) for n in (4, 9)}
+
+
+@pytest.fixture
+def words(method, folders, tmp_path, monkeypatch):
+    """The options that the method needs; a picture and a mask lie in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save("in.png")
+    mask = np.zeros((64, 64), np.uint8)
+    mask[16:48, 8:40] = 255
+    Image.fromarray(mask).save("mask.png")
+    own = ["--mask", "mask.png"] if method == "sd-inpainting" else ["--source", "a horse"]
+    return ["--method", method, "--target", "a zebra", *own, *FEW.get(method, [])]
+
+
+@pytest.fixture
+def model(method, folders):
+    return ["--model", folders[9 if method == "sd-inpainting" else 4]]
+
+
+def test_edit_and_what_lies_beside_it(method, words, model, capsys, tmp_path):
+    extra = [
+        "-o",
+        "o.png",
+        "--save-state",
+        "s.safetensors",
+        "--report",
+        "r.html",
+        "--preview",
+        "p",
+        "--preview-every",
+        1,
+    ]
+    said = ran(capsys, "edit", "in.png", *words, *STEPS, *extra, *model)
+    assert said["method"] == method and said["rows"]["predicted"] == said["rows"]["paid"] > 0 and said["seed"] == 3
+    assert ran(capsys, "edit", "in.png", *words, *STEPS, "--dry-run")["rows"] == {
+        "predicted": said["rows"]["paid"],
+        "paid": 0,
+    }
+    assert method in (tmp_path / "r.html").read_text() and [*(tmp_path / "p").glob("*decode*.png")]
+    with Image.open("o.png") as picture:
+        record = json.loads(picture.text["minidiffedit"])
+        edited = np.asarray(picture)
+    assert record["method"] == method and record["seed"] == 3 and record["steps"] == 2
+    again = ran(capsys, "resume", "s.safetensors", "-o", "again.png", *model)
+    assert again["evaluations"].get("encode", 0) == 0 and np.array_equal(np.asarray(Image.open("again.png")), edited)
+
+
+def test_batch_sheet_and_eval(method, words, model, capsys, tmp_path):
+    options = dict(zip(words[::2], words[1::2]))
+    cells = {name.lstrip("-"): value for name, value in options.items()} | {
+        "image": "in.png",
+        "steps": "2",
+        "seed": "3",
+    }
+    (tmp_path / "m.csv").write_text(f"{','.join(cells)}\n{','.join(cells.values())}\n")
+    made = ran(capsys, "batch", "m.csv", "-o", "out", *model)
+    assert made["made"] == 1 and made["failed"] == 0
+    ran(capsys, "edit", "in.png", *words, *STEPS, "-o", "alone.png", *model)
+    (batched,) = (tmp_path / "out").glob("*.png")
+    assert np.array_equal(np.asarray(Image.open(batched)), np.asarray(Image.open("alone.png")))
+    seed = ["--seed", "3"] + ([] if method == "sd-inpainting" else ["--steps", "2"])
+    columns = ["--columns", "seed=1,2"] if method == "sd-inpainting" else ["--columns", "strength=.5,1"]
+    seed = [] if method == "sd-inpainting" else seed
+    sheet = ran(capsys, "sheet", "in.png", *words, *seed, "--rows", AXIS[method], *columns, *model)
+    assert sheet["rows"]["paid"] == sheet["rows"]["predicted"] and Image.open("in-sheet.png").width > 200
+    (tmp_path / "set.csv").write_text("image,target,source,mask\nin.png,a zebra,a horse,mask.png\n")
+    few = [word for pair in FEW.values() for word in pair] if method in FEW else []
+    measured = ran(capsys, "eval", "set.csv", "--methods", method, "--steps", 2, *few, "--no-plots", *model)
+    assert measured["failed"] == 0 and measured["runs"][0]["kinds"]["all"]["psnr_source"]["n"] == 1
