@@ -109,7 +109,7 @@ def plain(site: Site, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def cost(settled: Plan, config: UNetConfig = UNetConfig()) -> dict[str, int]:
-    """Model rows by stage that a plan will pay. Raises nothing that the plan has not raised already."""
+    """Model rows by stage that a plan will pay. Raises what the method itself raises of its inputs."""
     return costs([settled], config)[0]
 
 

@@ -382,8 +382,10 @@ class Result:
         return tuple(self.stages.get("decode", ()))
 
     def made(self, what: str) -> Any:
-        place = self.plan.functions.get(what)
-        return next((call.result for call in reversed(self.calls) if call.function == place), None)
+        """What this run's own call made; calls of earlier runs are kept for reuse only."""
+        place, sought = self.plan.functions.get(what), self.given_mask is None and self.verdict != "strength 0"
+        own = {"path": bool(self.stages.get("encode")), "mask": sought}[what]
+        return next((call.result for call in reversed(self.calls) if own and call.function == place), None)
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the picture with its settings, as `minidiffedit edit` does."""
@@ -584,6 +586,8 @@ class Job:
             M, self.verdict = found.mask.float(), found.verdict[0]
             tensors = vars(found).items()
             self.tensors |= {name: one for name, one in tensors if isinstance(one, Tensor) and name != "mask"}
+        elif self.steering:  # of what may change where no mask is given: all
+            M, self.verdict = torch.ones_like(self.x0[:, :1]), "given"
         if M is not None and self.steering and self.verdict != "no difference":
             M = self.steering(M)
         return M, None if M is None else digest(M)
@@ -620,6 +624,13 @@ def open_picture(sd: "StableDiffusion", image: Picture, size: int | None) -> tup
     return picture, images.working_size(picture.size, sd.side if size is None else size, sd.factor)
 
 
+def check_takes_picture(plan: Plan) -> Plan:
+    """The plan. Raises ValueError for one that begins with noise alone."""
+    if "x_T" in inputs_of(plan.system.edit):
+        raise ValueError(f"{plan.method} takes no picture: it begins with noise (`generate`)")
+    return plan
+
+
 def check_fits(plan: Plan, sd: "StableDiffusion") -> None:
     if plan.system.weights != sd.kind:
         raise ValueError(
@@ -647,8 +658,7 @@ def begin(
 ) -> Job:
     """A job with its picture, texts and given mask in hand; errors as `edit`."""
     check_fits(plan, sd)
-    if "x_T" in inputs_of(plan.system.edit):
-        raise ValueError(f"{plan.method} takes no picture: it begins with noise (`generate`)")
+    check_takes_picture(plan)
     picture, at = open_picture(sd, image, plan.settings["size"])
     job = Job(plan, sd, picture, at)
     if (mask := plan.given.get("mask")) is not None:
@@ -697,7 +707,8 @@ def result_of(job: Job, latent: Tensor | None, M: Tensor | None) -> Result:
         job.stages["encode"] = [*job.values["path"][0].values()] if "path" in job.values else []
     decoding = job.stage_of["latent"]
     job.stages[decoding] = [*job.stages.get(decoding, []), latent] if latent is not None else []
-    kind = "none" if M is None else "given" if job.given_mask is not None else "computed"
+    sought = "computed" if "mask" in plan.functions else "everywhere"
+    kind = "none" if M is None else sought if job.given_mask is None else "given"
     settings = plan.record | {"working_size": job.at} | ({"mask": kind} if picture else {})
     used = {id(call) for call in job.calls}
     calls = [*(call for call in job.known if id(call) not in used), *job.calls][-MOST_CALLS:]
@@ -790,6 +801,8 @@ def resume(
 
 def changed(old: Plan, changes: dict[str, Any], mask: Any = None) -> tuple[Plan, bool]:
     """A plan with some arguments changed, and whether a mask that was given to it still holds."""
+    if "method" in changes:
+        raise ValueError("the method of a saved edit stays; edit(..., method=..., reuse=state) uses what still holds")
     own = {made: {*options_of(function_at(place))} for made, place in old.functions.items()}
     of_the_mask = own.pop("mask", set()) - set[str]().union(COMMON, *own.values())
     kept = mask is None and not changes.keys() & of_the_mask

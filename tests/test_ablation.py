@@ -124,7 +124,7 @@ MUTATIONS = {
         test_reconstruction_has_one_text),
     "no mask is an empty mask": ("diffedit:decode_all", "torch.ones_like", "torch.zeros_like",
         test_encoding_alone_has_no_mask),
-    "the negative prompt is lost": ("diffedit:decode_all", "everywhere, target, negative", "everywhere, target, target",
+    "the negative prompt is lost": ("diffedit:decode_all", "null, target, negative", "null, target, target",
         test_encoding_alone_has_no_mask),
     "the guidance is lost": ("diffedit:decode_all", "guidance_scale=guidance_scale", "guidance_scale=7.5",
         test_encoding_alone_has_no_mask),

@@ -88,11 +88,6 @@ def test_each_mask_under_each_editor(method, picture):
         assert C.cost(plan) == done.evaluations and done.evaluations["mask"]
 
 
-def test_every_pair_is_tried():
-    """Seven rows take a path, one function twice: none is forgotten when the table grows."""
-    assert len(PAIRS) == len(INVERSIONS) * len({SYSTEMS[name].edit for name in WORKING if SYSTEMS[name].inversion})
-
-
 def test_the_default_edit_on_a_network(sd, picture):
     import tiny
 

@@ -112,3 +112,28 @@ MUTATIONS = {
 @pytest.mark.parametrize("name", MUTATIONS)
 def test_mutation_turns_a_test_red(name, monkeypatch):
     turns_red(__name__, "V", *MUTATIONS[name], monkeypatch)
+
+
+EDITORS = sorted(
+    {s.edit: name for name, s in SYSTEMS.items() if s.inversion and s.edit and s.weights == "base"}.values()
+)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("editor", EDITORS)
+def test_an_editor_walks_by_what_the_inversion_made(editor, sd):
+    """Noises and null texts of a path count: with them the result is another than after plain DDIM."""
+    picture, mask = box(), torch.ones(1, 1, 8, 10)
+    texts = TEXTS | {"edits": [["a horse", "a zebra"]], "reference": box()}
+
+    def latent_after(inversion):
+        plan = R.blank_plan(f"{inversion}+{editor}")
+        given = {name: value for name, value in texts.items() if name in plan.given}
+        given |= {"mask": mask} if "mask" in plan.needs else {}
+        few = {"steps": 3, "strength": 1.0, "seed": 0} | ({"maps": 1} if "maps" in plan.options else {})
+        return R.edit(sd, picture, plan.method, **given, **few).latent
+
+    base = latent_after("ddim")
+    if editor != "reconstruction":  # which has no null text
+        assert not torch.equal(latent_after("negative-prompt"), base)
+    assert (latent_after("edit-friendly") - base).abs().max() > 1e-3

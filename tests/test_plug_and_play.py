@@ -27,7 +27,7 @@ def path(inversion="ddim", source="", x0=X0):
 
 
 def edited(over, target=TARGET, source="", negative="", **options):
-    texts = TEXT[target], TEXT[source], TEXT[negative]
+    texts = TEXT[target], TEXT[source], TEXT[negative], TEXT[""]
     return P.plug_and_play(SD.eps, over, SD.coarsest, *texts, **options)
 
 

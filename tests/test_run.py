@@ -785,3 +785,26 @@ def test_mutation_turns_a_test_red(name, sd, network, inpainting, picture, monke
     monkeypatch.setattr(sys.modules[__name__], "R", mutant(f"run:{function}", old, new, monkeypatch))
     with pytest.raises((AssertionError, KeyError, ValueError, pytest.fail.Exception)):
         run(test, sd=sd, network=network, inpainting=inpainting, picture=picture, monkeypatch=monkeypatch)
+
+
+def test_steering_holds_where_no_mask_is_given(sd, picture):
+    """What is subtracted stays as it is, also of a method that may do without a mask."""
+    from minidiffedit import Steering
+
+    kept = torch.zeros(1, 1, 8, 10)
+    kept[..., :5] = 1
+    done = R.edit(sd, picture, "sdedit", target="a zebra", steps=4, seed=0, steering=Steering(subtract=kept))
+    assert torch.equal(done.latent[..., :5], done.x0[..., :5]) and done.settings["mask"] == "everywhere"
+    assert not torch.isclose(done.latent[..., 5:], done.x0[..., 5:]).any(dim=1).all()
+
+
+def test_what_a_run_made_is_its_own(sd, picture):
+    """Calls of an earlier run are there for reuse, and never taken for this run's."""
+    first = R.edit(sd, picture, target="a zebra", source="a horse", steps=4, maps=1, seed=0)
+    with pytest.warns(UserWarning):
+        nothing = R.edit(sd, picture, target="a zebra", source="a horse", steps=4, maps=1, strength=0.0, reuse=first)
+    given = R.edit(sd, picture, target="a zebra", mask=torch.ones(1, 1, 8, 10), steps=4, reuse=first)
+    assert len(first.trajectory) > 1 and first.found is not None
+    assert len(nothing.trajectory) == 1 and nothing.found is None and given.found is None
+    with pytest.raises(ValueError, match="the method of a saved edit stays"):
+        R.resume(first, method="replay")

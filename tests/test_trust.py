@@ -28,7 +28,7 @@ from minidiffedit import options as kinds
 from minidiffedit.commands import common, editing
 from minidiffedit.files import images
 from minidiffedit.files import states as state
-from minidiffedit.many import manifest
+from minidiffedit.many import batch, manifest
 
 PACKAGE = Path(minidiffedit.__file__).parent
 ROOT = PACKAGE.parent
@@ -93,7 +93,7 @@ BLIND = {
     "control characters": ("checkpoints", "control", lambda patch: patch.setattr(cli, "shown", str)),
     "no least size": ("pictures", "(7, 7)", lambda patch: patch.setattr(images, "working_size", lambda *_: (64, 64))),
     "no sums in states": ("states", "a bit flipped", without_checksum),
-    "outputs anywhere": ("manifests", "output '../b", lambda patch: patch.setattr(manifest, "check_output", str)),
+    "outputs anywhere": ("manifests", "output '../b", lambda patch: patch.setattr(batch, "check_output", str)),
     "pictures from anywhere": (
         "manifests", "image '../in", lambda patch: patch.setattr(manifest, "within", lambda root, _, path: root / path)
     ),

@@ -54,14 +54,14 @@ class Command(NamedTuple):
 def asked_plan(words: list[str]) -> "Plan":
     """The method that the words name, with its defaults; without --method the first that takes what is given."""
     from ..methods.table import SYSTEMS
-    from ..run import GIVEN, blank_plan
+    from ..run import GIVEN, blank_plan, check_takes_picture
 
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--method")
     early.add_argument("--inversion")
     known, _ = early.parse_known_args(words)
     if known.method:
-        return blank_plan(known.method, known.inversion)
+        return check_takes_picture(blank_plan(known.method, known.inversion))
     found = blank_plan("diffedit", known.inversion)
     flags = {word.partition("=")[0] for word in words}
     for name in GIVEN:

@@ -2,6 +2,7 @@
 
 import argparse
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,12 +99,15 @@ def saved_plan(words: list[str]) -> "Plan | None":
 
 
 def add_mask(parser: argparse.ArgumentParser, words: list[str]) -> None:
-    from ..run import COMMON, function_at, options_of
+    from ..run import COMMON, INPUTS, function_at, inputs_of, options_of
 
     settled = asked_plan(words)
     if "mask" not in settled.functions:
         raise ValueError(f"{settled.method} finds no mask")
-    own = options_of(function_at(settled.functions["mask"])).keys() | COMMON.keys() - {"paste"}
+    place = settled.functions["mask"]
+    own = options_of(function_at(place)).keys() | COMMON.keys() - {"paste"}
+    read = {INPUTS[name].given for name in inputs_of(place)}
+    settled = replace(settled, given={name: value for name, value in settled.given.items() if name in read})
     add_image(parser, "the mask, white = would be edited (default: NAME-mask.png here)")
     parser.add_argument("--method", metavar="NAME", default=settled.method, help="whose mask (%(default)s)")
     parser.set_defaults(inversion=None)
@@ -209,9 +213,10 @@ def run_mask(args: argparse.Namespace) -> dict[str, Any]:
 
 def run_generate(args: argparse.Namespace) -> dict[str, Any]:
     from ..files.images import write_picture
-    from ..run import execute_without_picture
+    from ..run import execute_without_picture, picture_size
 
     settled = settled_plan(args)
+    picture_size(args.width, args.height, 512, 8)
     check_outputs([], [args.output])
     (rows,) = predicted(args, settled)
     if args.dry_run:

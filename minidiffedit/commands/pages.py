@@ -52,14 +52,14 @@ def add_sheet(parser: argparse.ArgumentParser, words: list[str]) -> None:
 
 def sheet_plan(words: list[str]) -> "Plan":
     """The method, or of an axis of methods all together."""
-    from ..run import blank_plan
+    from ..run import blank_plan, check_takes_picture
 
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--rows", type=axis)
     early.add_argument("--columns", type=axis)
     known, _ = early.parse_known_args(words)
     names = [name for one in (known.rows, known.columns) if one and one[0] == "method" for name in one[1]]
-    plans = [blank_plan(name) for name in names] or [asked_plan(words)]
+    plans = [check_takes_picture(blank_plan(name)) for name in names] or [asked_plan(words)]
     return replace(together(plans), method=plans[0].method)
 
 

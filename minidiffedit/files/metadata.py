@@ -78,8 +78,9 @@ def describe_result(result: "Result") -> dict[str, str]:
 
 
 def prompt_of(settings: dict[str, Any]) -> str:
-    """The target, or those of several pairs."""
-    return settings.get("target") or "; ".join(target for _, target in settings.get("edits", ()))
+    """The target, the instruction, or the targets of several pairs."""
+    texts = settings.get("target") or settings.get("instruction")
+    return texts or "; ".join(target for _, target in settings.get("edits", ()))
 
 
 def metadata(settings: dict[str, Any], prompt: str) -> dict[str, str]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..diffedit import Eps, Mask, find_mask, masked_decode, threshold_maps
 from ..options import About, Scale, Seed, Steps, Within
 from ..path import Path
+from .sde_diffedit import decode as by_steps
 
 MapLevel = Annotated[float, Within(0, 1, "noise at which texts differ, 0..1")]
 Maps = Annotated[int, Within(1, 1000, "maps that are averaged")]
@@ -55,16 +56,26 @@ def contrast(
 
 
 def decode(
-    eps: Eps, mask: Tensor, path: Path, target: Any, negative: Any = "", *, guidance_scale: Scale = 7.5
+    eps: Eps, mask: Tensor, path: Path, null: Any, target: Any, negative: Any = "", *, guidance_scale: Scale = 7.5
 ) -> Tensor:
-    """Guided decoding, what lies outside the mask held on the path: `diffedit.masked_decode`. Model rows: 2 K b."""
-    return masked_decode(eps, path, mask, target, negative, guidance_scale=guidance_scale)
+    """Guided decoding, what lies outside the mask held on the path: `diffedit.masked_decode`. Model rows: 2 K b.
+
+    A path with noises or null texts of its own is walked by them (`sde_diffedit.decode`). negative: in the null text's
+    place, if it is another.
+    """
+    if negative is not null:
+        path = Path([*path.values()], path.steps, negative, noises=path.noises, eta=path.eta)
+    if path.noises or path.nulls:
+        return by_steps(eps, mask, path, target, guidance_scale=guidance_scale)
+    return masked_decode(eps, path, mask, target, path.any_null, guidance_scale=guidance_scale)
 
 
-def decode_all(eps: Eps, path: Path, target: Any, negative: Any = "", *, guidance_scale: Scale = 7.5) -> Tensor:
+def decode_all(
+    eps: Eps, path: Path, null: Any, target: Any, negative: Any = "", *, guidance_scale: Scale = 7.5
+) -> Tensor:
     """The same without a mask (the ablation's "encode" and, from noise, SDEdit). Model rows: 2 K b."""
     everywhere = torch.ones_like(path[0][:, :1])
-    return masked_decode(eps, path, everywhere, target, negative, guidance_scale=guidance_scale)
+    return decode(eps, everywhere, path, null, target, negative, guidance_scale=guidance_scale)
 
 
 def reconstruct(
@@ -77,4 +88,4 @@ def reconstruct(
 ) -> Tensor:
     """Decoding under the encoding's own text, unguided: what the inversion loses. Model rows: K b."""
     everywhere, text = torch.ones_like(path[0][:, :1]), source if encode_text == "source" else null
-    return masked_decode(eps, path, everywhere, text, null, guidance_scale=1.0)
+    return decode(eps, everywhere, path, null, text, null, guidance_scale=1.0)

@@ -6,7 +6,7 @@ s different sources: (k + s) n b for the masks, K b for the encoding, (k + 1) K 
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,13 +79,16 @@ def decode_edits(
     found: Regions,
     path: Path,
     edits: Sequence[tuple[Any, Any]],
+    null: Any,
     negative: Any = "",
     *,
     guidance_scale: Scale = 7.5,
 ) -> Tensor:
     """`regional_decode` of the pairs that have a cell; mask: the sum of theirs, which the runner looks at."""
     masks, targets = zip(*((own, target) for own, (_, target) in zip(found.each, edits) if own.any()))
-    return regional_decode(eps, path, masks, targets, negative, guidance_scale=guidance_scale)
+    own_null = path.any_null if negative is null else negative
+    walk: dict[str, Any] = {"step": path.step if path.noises else None, "nulls": path.nulls if negative is null else {}}
+    return regional_decode(eps, path, masks, targets, own_null, guidance_scale=guidance_scale, **walk)
 
 
 @torch.no_grad()
@@ -97,12 +100,15 @@ def regional_decode(
     null: Any,
     *,
     guidance_scale: float = 7.5,
+    step: Any = None,
+    nulls: Mapping[int, Any] | None = None,
 ) -> Tensor:
     """`masked_decode` for k edits: each cell is guided to the target of the mask that holds it.
 
     masks: k of (b or 1, 1, h, w) in [0, 1] whose sum is nowhere above 1; where soft ones share a cell, so do their
     targets. One mask gives what `masked_decode` gives, bit for bit. Returns y_0 (b, 4, h, w). Model rows: (k + 1) K b,
-    or k K b at guidance 1. Errors as there, and ValueError for masks that overlap.
+    or k K b at guidance 1. step, nulls: a path's own, where it has them. Errors as there, and ValueError for masks that
+    overlap.
     """
     K, y = max(trajectory), working(trajectory[max(trajectory)])
     t, a = levels(trajectory.steps)
@@ -121,8 +127,10 @@ def regional_decode(
             predictions = [e.to(y) for e in eps(y, t[j], targets)]
             e = sum((share * one for share, one in zip(shares, predictions)), torch.zeros_like(y))
         else:
-            e_null, *predictions = (e.to(y) for e in eps(y, t[j], [null, *targets]))
+            unguided = (nulls or {}).get(j, null)
+            e_null, *predictions = (e.to(y) for e in eps(y, t[j], [unguided, *targets]))
             towards = sum((share * (one - e_null) for share, one in zip(shares, predictions)), torch.zeros_like(y))
             e = e_null + guidance_scale * towards
-        y = M * move(y, e, a[j], a[j - 1]) + (1 - M) * trajectory[j - 1]
+        down = step(y, e, j) if step else move(y, e, a[j], a[j - 1])
+        y = M * down + (1 - M) * trajectory[j - 1]
     return finite(y, "the decoding")

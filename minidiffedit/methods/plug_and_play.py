@@ -33,6 +33,7 @@ def plug_and_play(
     target: Any,
     source: Any = "",
     negative: Any = "",
+    null: Any = None,
     *,
     feature_steps: Early = 0.8,
     attention_steps: Early = 0.5,
@@ -56,13 +57,13 @@ def plug_and_play(
         return torch.cat([h[:b]] * 3) if site == Site("up", coarsest, 1, "conv") else h
 
     for i, j in enumerate(path.down()):
-        x, null = path.pin(x, j), path.null(j)
-        if not torch.equal(negative, path.any_null):  # one was given
+        x, unguided = path.pin(x, j), path.null(j)
+        if negative is not null:  # one was given
             a = negative_alpha * share_of_null(negative_schedule, i / max(K - 1, 1))
-            null = a * null + (1 - a) * negative
+            unguided = a * unguided + (1 - a) * negative
         tap = layout if i < first(attention_steps, K) else None
         feature = structure if i < first(feature_steps, K) else None
-        texts = path.texts(source, null, target)
+        texts = path.texts(source, unguided, target)
         e = eps(torch.cat([x, x[b:]]), path.t[j], [texts], tap=tap, feature=feature)[0]
         e_source, e_null, e_text = e.split(b)
         x = path.step(x, torch.cat([e_source, guide(e_null, e_text)]), j)
