@@ -97,7 +97,7 @@ def build_parser(words: list[str]) -> argparse.ArgumentParser:
 def misuse(parser: argparse.ArgumentParser, args: argparse.Namespace, unknown: list[str]) -> None:
     """Say which words nobody takes and what was meant perhaps; ends with code 2."""
     known = re.findall(r"--[\w-]+", parser.format_usage())
-    close = difflib.get_close_matches(unknown[0].partition("=")[0], known, 1)
+    close = difflib.get_close_matches(unknown[0].partition("=")[0], known, 1, 0.75)
     whose = f" of {args.method}" if getattr(args, "method", None) else ""
     suggestion = f" (did you mean {close[0]}?)" if close else ""
     parser.error(shown(f"unrecognized arguments{whose}: {' '.join(unknown)}") + suggestion)

@@ -182,6 +182,8 @@ def plan(method: str = "diffedit", *, inversion: str | None = None, **arguments:
 def blank_plan(method: str, inversion: str | None = None) -> Plan:
     """A method with its defaults, what it needs left out as None. Raises ValueError as `plan`."""
     own, mask, method = parts_of(method)
+    if own and inversion not in (None, own):
+        raise ValueError(f"the method's name asks for the inversion {own!r}, and besides {inversion!r} is given")
     inversion, system = inversion or own, known_system(method)
     if not system.edit:
         raise ValueError(f"{method} does not work yet: {system.note or system.status}")
@@ -277,10 +279,12 @@ def check_given(name: str, value: Any) -> Any:
     if kind == "text" and (not isinstance(value, str) or value != value.encode(errors="ignore").decode()):
         raise ValueError(f"{name} must be text (UTF-8), got {value!r}")
     if kind == "pairs":
-        pairs = value if isinstance(value, list | tuple) else []
-        if not pairs or any(not isinstance(pair, list | tuple) or len(pair) != 2 for pair in pairs):
-            raise ValueError(f"{name} must be pairs (source, target), got {value!r}")
-        return [[check_given("source", source), check_given("target", target)] for source, target in pairs]
+        pairs = [pair.split("=>") for pair in value.split(";")] if isinstance(value, str) else value
+        sound = isinstance(pairs, list | tuple) and pairs
+        if not sound or any(not isinstance(pair, list | tuple) or len(pair) != 2 for pair in pairs):
+            raise ValueError(f"{name} must be pairs (source, target), or text A=>B; C=>D, got {value!r}")
+        pairs = [[check_given(*one) for one in zip(("source", "target"), pair)] for pair in pairs]
+        return [[text.strip() for text in pair] for pair in pairs] if isinstance(value, str) else pairs
     if kind == "points":
         return "; ".join("=>".join(f"{x:g},{y:g}" for x, y in pair) for pair in places(value))
     return value
@@ -806,11 +810,12 @@ def changed(old: Plan, changes: dict[str, Any], mask: Any = None) -> tuple[Plan,
     own = {made: {*options_of(function_at(place))} for made, place in old.functions.items()}
     of_the_mask = own.pop("mask", set()) - set[str]().union(COMMON, *own.values())
     kept = mask is None and not changes.keys() & of_the_mask
-    fresh = blank_plan(old.method, changes.get("inversion"))  # another inversion has other options
+    method = old.method if changes.get("inversion") is None else "+".join(filter(None, parts_of(old.method)[1:]))
+    fresh = blank_plan(method, changes.get("inversion"))  # another inversion has other options
     given = {name: value for name, value in old.given.items() if name != "mask" and name in fresh.given}
     arguments = {**given, **{name: value for name, value in old.settings.items() if name in fresh.options}, **changes}
     needed = {"mask": old.given.get("mask") if kept else mask}  # of a plan read from a file it is not at hand
-    return plan(old.method, **arguments, **{k: v for k, v in needed.items() if v is not None}), kept
+    return plan(method, **arguments, **{k: v for k, v in needed.items() if v is not None}), kept
 
 
 def picture_mask(sd: "StableDiffusion", image: Picture, method: str = "diffedit", **arguments: Any) -> Result:

@@ -126,7 +126,6 @@ def test_inversions_by_either_way_of_naming():
         assert plan.method == "direct+replay" and plan.functions["path"] == "inversions:direct"
     for plan in (R.plan("direct+masactrl", target="a"), R.plan("masactrl", inversion="direct", target="a")):
         assert plan.method == "masactrl"  # its own inversion needs no naming
-    assert R.plan("ddim+replay", target="a", inversion="noise").method == "noise+replay"  # the argument wins
 
 
 def test_each_blank_plan_says_what_its_functions_take():
@@ -580,7 +579,7 @@ def test_any_method_can_be_resumed(sd, picture):
         again = R.resume(first, **changes)
         assert tuple(again.evaluations.values()) == rows, (method, changes)
         name = "noise+replay" if "inversion" in changes else R.blank_plan(method).method
-        assert again.method == name and same(again, R.edit(sd, picture, method, **options | changes))
+        assert again.method == name and same(again, R.edit(sd, picture, name, **options | changes))
 
 
 # ---------------------------------------------------------------- the mask alone; from noise
@@ -808,3 +807,18 @@ def test_what_a_run_made_is_its_own(sd, picture):
     assert len(nothing.trajectory) == 1 and nothing.found is None and given.found is None
     with pytest.raises(ValueError, match="the method of a saved edit stays"):
         R.resume(first, method="replay")
+
+
+def test_a_name_and_an_inversion_that_contradict_each_other(sd, picture):
+    with pytest.raises(ValueError, match="asks for the inversion 'direct', and besides 'ddim' is given"):
+        R.plan("direct+replay", inversion="ddim", target="a zebra")
+    assert R.plan("direct+replay", inversion="direct", target="a zebra").method == "direct+replay"
+    first = R.edit(sd, picture, "direct+replay", target="a zebra", steps=4, seed=0)
+    assert R.resume(first, inversion="ddim").method in ("replay", "ddim+replay")
+
+
+def test_pairs_as_text():
+    text = R.plan("diffedit-regions", edits="a horse=>a zebra; a dog => a cat").given["edits"]
+    assert text == [["a horse", "a zebra"], ["a dog", "a cat"]]
+    with pytest.raises(ValueError, match="or text A=>B; C=>D"):
+        R.plan("diffedit-regions", edits="a=>b=>c")
