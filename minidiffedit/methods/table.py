@@ -58,6 +58,11 @@ MASKS = {
 PAPER = {"encode_text": "null", "strength": 0.8}  # DiffEdit's encoding: under no text, up to .8 of the noise
 IP2P = "instruct_pix2pix:instruct_pix2pix"
 P2P = "prompt_to_prompt:prompt_to_prompt"
+HARNESS = {"cross_steps": 0.4, "self_steps": 0.6, "self_levels": 2}
+SKIP = {"steps": 100, "guidance_scale": 15.0}
+CROSS = {"steps": 100, "strength": 0.68}
+WATCH = "watch_your_steps:watch_your_steps"
+RATED = "weights for SD 1.5; to the conditional ones say '..., image quality is five out of five'"
 CLIP_IMAGE = "needs CLIP's image tower, which no SD v1 file has"
 
 SYSTEMS = {
@@ -78,19 +83,9 @@ SYSTEMS = {
     "replay": System("2010.02502", "replay:replay", "ddim", note="an inversion decoded under another text"),
     "null-text-inversion": System("2211.09794", P2P, "null-text", {"self_steps": 0.5, "self_levels": 2}, letter="B"),
     "negative-prompt-inversion": System("2305.16807", P2P, "negative-prompt", {"self_levels": 2}),
-    "pnp-inversion": System(
-        "2310.01506", P2P, "direct", {"cross_steps": 0.4, "self_steps": 0.6, "self_levels": 2}, note="with its settings"
-    ),
-    "direct-inversion": System(
-        "2211.07825", "replay:replay", "ddim", PAPER, note="our reading of its abstract: inverted to a level, decoded"
-    ),
-    "edit-friendly-ddpm": System(
-        "2304.06140",
-        "replay:replay",
-        "edit-friendly",
-        {"steps": 100, "guidance_scale": 15.0},
-        note="the top 36 % skipped",
-    ),
+    "pnp-inversion": System("2310.01506", P2P, "direct", HARNESS, note="with its settings"),
+    "direct-inversion": System("2211.07825", "replay:replay", "ddim", PAPER, note="our reading of its abstract"),
+    "edit-friendly-ddpm": System("2304.06140", "replay:replay", "edit-friendly", SKIP, note="the top 36 % skipped"),
     "cycle-diffusion": System("2210.05559", "replay:replay", "cycle", {"steps": 100, "guidance_scale": 2.0}),
     "ledits++": System("2311.16711", "ledits:ledits", "edit-friendly", {"steps": 40, "strength": 0.85}),
     "proxedit": System("2306.05414", "proxedit:proxedit", "negative-prompt"),
@@ -102,9 +97,7 @@ SYSTEMS = {
     "plug-and-play": System("2211.12572", "plug_and_play:plug_and_play", "direct"),
     "pfb-diff": System("2306.16894", "pfb_diff:pfb_diff", "ddim"),
     "ti-guided-edit": todo("2401.02126", "A"),
-    "cross-image-attention": System(
-        "2311.03335", "cross_image:cross_image_attention", "edit-friendly", {"steps": 100, "strength": 0.68}
-    ),
+    "cross-image-attention": System("2311.03335", "cross_image:cross_image_attention", "edit-friendly", CROSS),
     "tf-icon": todo("2307.12493", "A"),
     "tic-inversion": todo("2312.14611", "A", "known from its abstract only"),
     # gradients, drags, weights of one picture
@@ -125,27 +118,15 @@ SYSTEMS = {
     "latent-inversion": todo("2402.08601", "B", "known from its abstract only"),
     # checkpoints of their own
     "sd-inpainting": System("2112.10752", "inpainting:inpaint", letter="C", weights="inpainting"),
-    "inpaint-anything": todo(
-        "2304.06790", "C", "fill and replace are `sd-inpainting` under your mask; its row is missing"
-    ),
+    "inpaint-anything": todo("2304.06790", "C", "fill and replace are `sd-inpainting` under your mask"),
     "instruct-pix2pix": System("2211.09800", IP2P, letter="C", weights="instruct"),
     "magicbrush": System("2306.10012", IP2P, letter="C", weights="instruct", note="its weights, InstructPix2Pix's way"),
-    "hive": System(
-        "2303.09618",
-        IP2P,
-        letter="C",
-        weights="instruct",
-        note="weights for SD 1.5; to the conditional ones say '..., image quality is five out of five'",
-    ),
-    "watch-your-steps": System(
-        "2308.08947", "watch_your_steps:watch_your_steps", mask="relevance", letter="C", weights="instruct"
-    ),
+    "hive": System("2303.09618", IP2P, letter="C", weights="instruct", note=RATED),
+    "watch-your-steps": System("2308.08947", WATCH, mask="relevance", letter="C", weights="instruct"),
     "paint-by-example": todo("2211.13227", "C", "needs its CLIP vision tower and mapper"),
     "controlnet": todo("2302.05543", "C"),
     # what another network found is given as a file
-    "instructedit": todo(
-        "2305.18047", "D", "DiffEdit under a mask and captions of other networks, as `user-mask` takes"
-    ),
+    "instructedit": todo("2305.18047", "D", "DiffEdit under a mask of other networks, as `user-mask` takes"),
     "mfl": todo("2212.07603", "D", "many samples under a segmentation's mask, ranked; the ranker is missing"),
     "diffusion-clip": todo("2110.02711", "D", CLIP_IMAGE),
     "blended-diffusion": todo("2111.14818", "D", CLIP_IMAGE),
