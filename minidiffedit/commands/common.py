@@ -10,7 +10,6 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .. import __version__
 from ..files.metadata import identity
 
 if TYPE_CHECKING:
@@ -477,7 +476,6 @@ def describe(sd: Any) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    from importlib.metadata import version
+    from ..views.report import versions as of_the_page  # the page's own: a build of torch is told by its full name
 
-    names = ("torch", "safetensors", "tokenizers", "numpy", "pillow", "huggingface_hub")
-    return {"minidiffedit": __version__, "python": sys.version.split()[0]} | {name: version(name) for name in names}
+    return of_the_page()
