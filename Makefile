@@ -10,7 +10,7 @@ RUN := $(VENV)/bin/python
 # Threads that wait asleep: spinning ones bring small models to a halt on a machine that is busy otherwise.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test check test-browser clean parity-full load-peak full-size-edit diffusers-edit bench-gpu bench-mini evidence evidence-quick lines bench bench-peers bench-steps figures batch-1000 test-scale fuzz faults audit same-results
+.PHONY: demo test check test-browser clean parity-full load-peak full-size-edit diffusers-edit bench-gpu bench-mini evidence evidence-quick lines bench bench-peers bench-steps bench-busy figures batch-1000 test-scale fuzz faults audit same-results
 
 demo: $(VENV)/run.stamp
 	$(RUN) -m weights.demo --model $(MODEL)
@@ -44,6 +44,9 @@ bench-peers: $(VENV)/test.stamp  ## against diffusers in one process, in turn; P
 
 bench-steps: $(VENV)/test.stamp  ## what each step towards speed bought; STEPS="--only compile" for others
 	$(RUN) tests/bench/each_step.py $(STEPS)
+
+bench-busy: $(VENV)/run.stamp  ## an edit quiet and beside one busy process, by how threads wait; BUSY="--values 1000 5000" for others
+	$(RUN) tests/bench/busy.py $(BUSY)
 
 fuzz: $(VENV)/test.stamp  ## bad input of every kind, over 5,000 cases, counts by category; FUZZ="--seed 1 --only masks" for others
 	$(RUN) tests/fuzz $(FUZZ)
