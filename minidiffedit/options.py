@@ -68,6 +68,8 @@ class Option:
             if value not in self.choices:
                 raise ValueError(f"{self.name} must be one of {', '.join(map(str, self.choices))}, got {value!r}")
             return self.choices[self.choices.index(value)]
+        if self.name == "seed" and type(value) is int and value < 0:  # -1 is other tools' way to say "any"
+            raise ValueError(f"seed must be 0 and up, got {value}; leave it out for a random one, which is told")
         if self.numeric:
             low, high = (-1e9, 1e9) if self.low is None or self.high is None else (self.low, self.high)
             return (whole if self.type is int else real)(self.name, value, *map(self.type, (low, high)))

@@ -8,8 +8,11 @@ hands the model over as `eps`, wrapped: counted, watched and in the latents' dty
     done = execute(settled, sd, "horse.png")                                      # or `edit`, which is both
 """
 
+import base64
 import difflib
+import html
 import inspect
+import io
 import math
 import pathlib
 import secrets
@@ -315,8 +318,23 @@ class Call:
     result: Any = field(repr=False)
 
 
-@dataclass(frozen=True, eq=False)
-class Result:
+class Shown:
+    """What a notebook shows of something with an `image`: the picture, and below it what it is."""
+
+    image: Image.Image
+
+    def _repr_png_(self) -> bytes:
+        encoded = io.BytesIO()
+        self.image.save(encoded, "PNG")
+        return encoded.getvalue()
+
+    def _repr_html_(self) -> str:
+        data = base64.b64encode(self._repr_png_()).decode()
+        return f'<img src="data:image/png;base64,{data}" style="max-width:100%"><div>{html.escape(repr(self))}</div>'
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Result(Shown):
     """What a run made, whatever the method.
 
     source, image: PIL RGB at the input's size, before and after (source None: nothing went in). mask: PIL L at that
@@ -390,6 +408,20 @@ class Result:
         place, sought = self.plan.functions.get(what), self.given_mask is None and self.verdict != "strength 0"
         own = {"path": bool(self.stages.get("encode")), "mask": sought}[what]
         return next((call.result for call in reversed(self.calls) if own and call.function == place), None)
+
+    def __repr__(self) -> str:
+        said = [self.method, repr(prompt) if len(prompt := self.prompt) <= 60 else repr(f"{prompt[:57]}...")]
+        said += [f"{self.image.width} x {self.image.height}", self.verdict]
+        said += [] if self.coverage is None else [f"mask {self.coverage:.0%}"]
+        said += [f"seed {self.seed}", f"{self.rows} rows", f"{sum(self.seconds.values()):.1f} s"]
+        return f"Result({', '.join(said)})"
+
+    @property
+    def prompt(self) -> str:
+        """The target, the instruction, or the targets of several pairs."""
+        from .files.metadata import prompt_of
+
+        return prompt_of(self.settings)
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the picture with its settings, as `minidiffedit edit` does."""
@@ -628,6 +660,13 @@ def open_picture(sd: "StableDiffusion", image: Picture, size: int | None) -> tup
     return picture, images.working_size(picture.size, sd.side if size is None else size, sd.factor)
 
 
+def check_near(size: int | None, side: int) -> None:
+    """Warn of a size that the model was not trained at, nor near it."""
+    if size is not None and not side / 1.5 <= size <= side * 1.5:
+        effect = "things come twice" if size > side else "pictures come apart"
+        warnings.warn(f"size {size} is far from the {side} pixels that the model knows: {effect} there", stacklevel=3)
+
+
 def check_takes_picture(plan: Plan) -> Plan:
     """The plan. Raises ValueError for one that begins with noise alone."""
     if "x_T" in inputs_of(plan.system.edit):
@@ -664,6 +703,7 @@ def begin(
     check_fits(plan, sd)
     check_takes_picture(plan)
     picture, at = open_picture(sd, image, plan.settings["size"])
+    check_near(plan.settings["size"], sd.side)
     job = Job(plan, sd, picture, at)
     if (mask := plan.given.get("mask")) is not None:
         job.given_mask = images.latent_mask(mask, picture.size, at, sd.factor).to(sd.device)
@@ -756,6 +796,7 @@ def edit(
     reuse: Result | Sequence[Result] = (),
     watch: Watch | None = None,
     bitwise: bool = False,
+    progress: bool = False,
     **options: Any,
 ) -> Result:
     """Edit a picture so that `target` describes it, changing as little as possible, by any method of the table.
@@ -766,7 +807,8 @@ def edit(
     latent size, white = edited. steering: what to do with the mask, computed or given (see files/masks.py). options:
     the method's own (`minidiffedit methods NAME`), and paste, seed, size: seed None draws one (with reuse: takes its).
     reuse: earlier results on the same picture by the same model, whatever the method; what still holds of them is not
-    computed again (bitwise: only where that changes no bit). watch: called after each call of the model.
+    computed again (bitwise: only where that changes no bit). watch: called after each call of the model. progress:
+    show a bar on stderr.
 
     Where nothing is to edit the source comes back, and a warning says so. Raises ValueError for arguments and files it
     cannot use, before any weights are touched as far as it can, ArithmeticError for NaN.
@@ -777,7 +819,13 @@ def edit(
     given = {"target": target, "source": source, "mask": mask, "negative_prompt": negative_prompt}
     given = {name: value for name, value in given.items() if value is not None}
     settled = plan(method, inversion=inversion, **given, **options)
-    return execute(settled, sd, image, steering=steering, reuse=earlier, watch=watch, bitwise=bitwise)
+    handles: dict[str, Any] = {"steering": steering, "reuse": earlier, "bitwise": bitwise}
+    if not progress:
+        return execute(settled, sd, image, watch=watch, **handles)
+    from .progress import bar
+
+    with bar(settled, watch) as seen:
+        return execute(settled, sd, image, watch=seen, **handles)
 
 
 def resume(
@@ -858,6 +906,7 @@ def execute_without_picture(
 ) -> Result:
     """Run a plan that starts from noise; size: (width, height) in pixels, None: the training size."""
     check_fits(settled, sd)
+    check_near(min((side for side in size if side), default=None), sd.side)
     job = Job(settled, sd, None, picture_size(*size, sd.side, sd.factor))
     job.watch = watch
     job.prepare()

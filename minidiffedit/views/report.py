@@ -169,7 +169,7 @@ def commands(result: Result, picture: File, state: File) -> dict[str, Any]:
     said = ["minidiffedit", "resume", typed(state)] if state else words(result, picture, CUT if maps else ())
     if sd.checkpoint is not None:
         usual = "float16" if sd.device.type == "cuda" else "float32"
-        said += option("model", typed(sd.name)) + option("dtype", str(sd.dtype).removeprefix("torch."), usual)
+        said += option("model", named(sd.name)) + option("dtype", str(sd.dtype).removeprefix("torch."), usual)
     laid = steering is not None and (steering.union is not None or steering.subtract is not None)
     options = not laid and (maps or (state is not None and result.given_mask is not None))
     return {"start": shlex.join(said), "steered": bool(state and steering), "options": options}
@@ -201,6 +201,12 @@ def option(name: str, value: Any, usual: Any = None) -> list[str]:
     if isinstance(value, bool):
         return [f"--{flag}" if value else f"--no-{flag}"]
     return [f"--{flag}={text}"] if text.startswith("-") else [f"--{flag}", text]
+
+
+def named(model: str) -> str:
+    """A model so that it is found from where the page is made: a page may go to others, but its commands stay here."""
+    beside = os.path.relpath(model) if os.path.isabs(model) else model
+    return os.fsencode(model if beside.startswith(os.pardir) else beside).decode(errors="replace")
 
 
 def typed(path: str | os.PathLike[str]) -> str:
