@@ -60,7 +60,18 @@ class Faults:
 
     def child(self, surroundings: Callable[[], object] = lambda: None, *more: str, folder: str = ".") -> Child:
         out, mask, state = (f"{folder}/{name}" for name in RESULTS)
-        argv = ["edit", "in.png", *QUICK, "--model", str(self.world.model), "-o", out, "--save-mask", mask]
+        argv = [
+            "edit",
+            "in.png",
+            *QUICK,
+            "--overwrite",
+            "--model",
+            str(self.world.model),
+            "-o",
+            out,
+            "--save-mask",
+            mask,
+        ]
         with self.world.one_model():
             return Child([*argv, "--save-state", state, *more], surroundings)
 
