@@ -13,7 +13,7 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 from . import __version__
@@ -60,7 +60,7 @@ def run(argv: list[str] | None, interrupted: list[int]) -> int:
     if unknown:
         parser.error(strange_words(unknown, COMMANDS))
     args.interrupted = interrupted  # for commands that had to import much
-    say = print
+    say: Callable[[str], None] = print
     try:
         with spoken_warnings(args.quiet), streams(args) as say:
             result = args.run(args)

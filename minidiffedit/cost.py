@@ -207,9 +207,9 @@ def memory(settled: Plan, configs: dict[str, Any], at: tuple[int, int], dtype: t
         return None
     w, h = (side // configs["vae"].factor for side in at)
     rows = 2 * (settled.settings["chunk"] or default_chunk(h, w)) if "chunk" in settled.settings else counter.most
-    networks = {name: build(name, config).to(dtype) for name, config in configs.items()}
+    networks: dict[str, Any] = {name: build(name, config).to(dtype) for name, config in configs.items()}
     weights = sum(p.numel() * p.element_size() for one in networks.values() for p in one.parameters())
-    unet, vae = (networks[name].to(memory_format=torch.channels_last) for name in ("unet", "vae"))
+    unet, vae = networks["unet"], networks["vae"]
     with torch.device("meta"):
         x = torch.empty(rows, configs["unet"].in_channels, h, w, dtype=dtype)
         text = torch.empty(rows, 77, configs["unet"].cross_attention_dim, dtype=dtype)

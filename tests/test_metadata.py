@@ -149,7 +149,7 @@ def test_the_record_in_a_picture_suffices_to_make_it_again(tmp_path, folder, sd,
 def test_another_seed_is_another_picture_and_no_metadata_is_none(tmp_path, folder):
     Image.effect_noise((91, 70), 50).save(tmp_path / "in.png")
     path = tmp_path / "out.png"
-    command = ["edit", str(tmp_path / "in.png"), *EDIT, "--model", str(folder), "-o", str(path)]
+    command = ["edit", str(tmp_path / "in.png"), *EDIT, "--model", str(folder), "-o", str(path), "--overwrite"]
     pixels = []
     for options in (["--seed", "0", "--no-metadata"], ["--seed", "1"]):
         assert cli.main([*command, *options]) == 0

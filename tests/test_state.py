@@ -338,8 +338,10 @@ def test_resume_writes_what_a_fresh_edit_writes(here, folder, capsys):
         assert again["output"] == "run-resumed.png" and [*again["evaluations"].values()] == rows, changes
         fresh = ran(capsys, "edit", "in.png", *FAST, "--size", "96", *changes, "-o", "fresh.png", *model)
         assert again["settings"] == fresh["settings"]
+        resumed = Path("run-resumed.png").read_bytes()
+        Path("run-resumed.png").unlink()
         if "--target" not in changes:
-            assert Path("run-resumed.png").read_bytes() == Path("fresh.png").read_bytes(), changes
+            assert resumed == Path("fresh.png").read_bytes(), changes
 
 
 def test_resume_can_be_gone_on_from(here, folder, capsys):

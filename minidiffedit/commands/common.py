@@ -397,7 +397,7 @@ def check_outputs(
             raise ValueError(f"{path} cannot be written: {error.strerror}") from error
         if any(same_file(path, other) for other in taken):
             raise ValueError(f"{path} would overwrite an input or another result; choose another name")
-        if path.exists() and not args.overwrite and not is_ours(path):
+        if os.path.exists(path) and not args.overwrite and not is_ours(path):
             raise ValueError(f"{path} is there, and no result of minidiffedit; --overwrite replaces it all the same")
         taken.append(path)
 
@@ -462,8 +462,8 @@ def say_dry(result: dict[str, Any]) -> str:
     """What a dry run says."""
     seconds, memory = result.get("seconds"), result.get("memory")
     said = [say_cost(result["evaluations"])]
-    said += [f"about {seconds:.1f} s besides loading, {result['rate']}" if seconds else f"seconds: {result['rate']}"]
-    said += [f"about {memory / 2**30:.1f} GiB of memory, by the networks' shapes" if memory else "memory: unknown"]
+    said += [f"seconds besides loading: {'' if seconds is None else f'about {seconds:.1f}, '}{result['rate']}"]
+    said += [f"memory besides Python's and torch's own: {f'about {memory / 2**30:.2f} GiB' if memory else 'unknown'}"]
     return "\n".join(said)
 
 

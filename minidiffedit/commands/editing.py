@@ -1,6 +1,7 @@
 """edit, resume, mask and generate, for any method. All that can be checked is checked before a model is loaded."""
 
 import argparse
+import os
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -70,7 +71,7 @@ def liked(words: list[str]) -> dict[str, Any]:
 
     settings = settings_in(known.like)
     if not isinstance(method := settings.get("method"), str):
-        why = "holds no settings of an edit" if known.like.is_file() else "no such file"
+        why = "holds no settings of an edit" if os.path.isfile(known.like) else "no such file"
         raise ValueError(f"{known.like}: {why}; --like takes a picture that `minidiffedit edit` wrote")
     own, *rest = parts_of(method)
     parts = rest if known.inversion else [own, *rest]

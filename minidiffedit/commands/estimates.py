@@ -73,16 +73,17 @@ def estimated(
         return {"seconds": None, "rate": "unknown: the model is not here", "memory": None}
     device, side = choose_device(args.device), configs["unet"].sample_size * configs["vae"].factor
     dtype = choose_dtype(args.dtype, device, parameters(configs))
-    check_near(getattr(args, "size", None), side)
+    asked = plans[0].settings.get("size")
+    check_near(asked, side)
     if hasattr(args, "width"):  # a picture is made of noise
         at = tuple(one or side for one in size)
     else:
-        at = working_size(size, getattr(args, "size", None) or side, configs["vae"].factor)
+        at = working_size(size, asked or side, configs["vae"].factor)
     kinds = {kind_of_run(args, one.method, configs["unet"], at, device, dtype) for one in plans}
-    known = read_rates().get(kinds.pop()) if len(kinds) == 1 else None
-    memory = cost.memory(plans[0], configs, at, dtype)
-    try:
-        seconds = known["row"] * sum(rows.values()) + known["beside"] * len(plans)
-        return {"seconds": seconds, "rate": "by the last such run on this machine", "memory": memory}
-    except (TypeError, KeyError):
-        return {"seconds": None, "rate": "unknown until such a run was made on this machine", "memory": memory}
+    found = read_rates().get(kinds.pop()) if len(kinds) == 1 else None
+    said = {"memory": None if args.low_memory else cost.memory(plans[0], configs, at, dtype)}
+    known = found if isinstance(found, dict) else {}
+    if not all(isinstance(known.get(name), float) for name in ("row", "beside")):
+        return {"seconds": None, "rate": "unknown until such a run was made on this machine", **said}
+    seconds = known["row"] * sum(rows.values()) + known["beside"] * len(plans)
+    return {"seconds": seconds, "rate": "by the last such run on this machine", **said}

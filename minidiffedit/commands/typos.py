@@ -2,9 +2,9 @@
 
 import argparse
 import difflib
+import os
 import re
 from collections.abc import Collection
-from pathlib import Path
 
 # Neighbours' names (diffusers, A1111, ComfyUI, CompVis' scripts) -> ours, the first that the command has.
 NEIGHBOURS = {
@@ -66,7 +66,7 @@ def strange_command(word: str, commands: Collection[str]) -> str:
         return f"{word} is a method, not a command: `minidiffedit edit --method {word}`"
     if word in COMMANDS:
         return f"no command {word!r}: `minidiffedit {COMMANDS[word]}`"
-    if word.lower().endswith(PICTURES) or Path(word).is_file():
+    if word.lower().endswith(PICTURES) or os.path.isfile(word):
         return f"a command comes first: `minidiffedit edit {word} --target TEXT`"
     close = difflib.get_close_matches(word.lower(), commands, 1, 0.6)
     return f"no command {word!r}" + (f" (did you mean {close[0]}?)" if close else f"; there are {', '.join(commands)}")
@@ -74,6 +74,6 @@ def strange_command(word: str, commands: Collection[str]) -> str:
 
 def strange_words(unknown: list[str], commands: Collection[str]) -> str:
     """What to say of words that are no option's and no command's."""
-    if any(word.lower().endswith(PICTURES) or Path(word).is_file() for word in unknown):
+    if any(word.lower().endswith(PICTURES) or os.path.isfile(word) for word in unknown):
         return f"one picture at a time, got {' '.join(unknown)} besides: `minidiffedit batch FOLDER` edits many"
     return f"too many words: {' '.join(unknown)} (a text of several words stands in quotes)"

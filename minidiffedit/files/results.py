@@ -1,6 +1,7 @@
 """What a file tells of itself: the settings that a picture carries, and whether its name may be written over."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ def settings_in(path: Path) -> dict[str, Any]:
     """
     from PIL import Image
 
+    if not os.path.isfile(path):  # a pipe would wait for ever
+        return {}
     try:
         with Image.open(path) as file:
             if NAME in file.info:
@@ -35,6 +38,8 @@ def is_ours(path: Path) -> bool:
     from .images import CELLS
     from .states import read_record
 
+    if not os.path.isfile(path):
+        return False
     try:
         if path.suffix == ".safetensors":
             return bool(read_record(path))
@@ -52,7 +57,7 @@ def free(path: Path, *beside: str) -> Path:
     of that stem with one of these ends instead.
     """
     stem, number = path.stem, 1
-    while any(path.with_name(path.stem + end).exists() for end in (path.suffix, *beside)):
+    while any(os.path.lexists(path.with_name(path.stem + end)) for end in (path.suffix, *beside)):
         number += 1
         path = path.with_name(f"{stem}-{number}{path.suffix}")
     return path
