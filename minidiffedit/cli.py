@@ -64,6 +64,8 @@ def run(argv: list[str] | None, interrupted: list[int]) -> int:
     try:
         with spoken_warnings(args.quiet), streams(args) as say:
             result = args.run(args)
+    except BrokenPipeError:  # of stdout, which took the picture
+        raise
     except Exception as error:
         if args.debug:
             traceback.print_exc()
@@ -83,8 +85,11 @@ class Parser(argparse.ArgumentParser):
 
 def build_parser(words: list[str]) -> argparse.ArgumentParser:
     """The parser for these words: every command by name, the options of the one that is among them."""
-    about = "Text-driven image editing on Stable Diffusion v1: DiffEdit and its family."
-    parser = Parser(prog="minidiffedit", description=about)
+    first = (COMMANDS[name].examples[0] for name in ("edit", "generate", "batch"))
+    about = "Text-driven image editing on Stable Diffusion v1: DiffEdit and its family.\n"
+    about = "\n  minidiffedit ".join([about, *first, "edit photo.png --target TEXT --model mini"])
+    how = argparse.RawDescriptionHelpFormatter
+    parser = Parser(prog="minidiffedit", usage="%(prog)s COMMAND ...", description=about, formatter_class=how)
     parser.add_argument("--version", action="version", version=f"minidiffedit {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():

@@ -238,7 +238,7 @@ def prompt_pair(text: str) -> tuple[str, str]:
 def add_model(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
     group.add_argument(
-        "--model", metavar="MODEL", help="folder, .safetensors file or hub id (default: SD v1.5 from the cache)"
+        "--model", metavar="MODEL", help="mini, folder, .safetensors file or hub id (default: SD v1.5 from the cache)"
     )
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (%(default)s)")
     group.add_argument(
