@@ -91,7 +91,7 @@ def build_parser(words: list[str]) -> argparse.ArgumentParser:
     how = argparse.RawDescriptionHelpFormatter
     parser = Parser(prog="minidiffedit", usage="%(prog)s COMMAND ...", description=about, formatter_class=how)
     parser.add_argument("--version", action="version", version=f"minidiffedit {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", prog="minidiffedit")
     for name, command in COMMANDS.items():
         own = command.parser(commands, name)
         if words[:1] == [name]:
