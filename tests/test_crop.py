@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -145,7 +146,9 @@ def test_from_the_shell(folder, picture, tmp_path, capsys, monkeypatch):
     picture.save("in.png")
     mask_of(picture.size).save("m.png")
     command = ["edit", "in.png", "--target", "a zebra", "--steps", "4", "--maps", "1", "--seed", "0", "--model", folder]
-    said = ran(capsys, *command, "--mask", "m.png", "--crop", "--crop-margin", "0.25", "-o", "out.png")
+    shown = ["--preview", "previews", "--preview-every", "1", "--report", "out.html"]
+    said = ran(capsys, *command, "--mask", "m.png", "--crop", "--crop-margin", "0.3", *shown, "-o", "out.png")
+    assert {Image.open(one).size for one in Path("previews").iterdir()} == {(64, 64)} and Path("out.html").is_file()
     assert said["rows"]["predicted"] == said["rows"]["paid"] and len(said["settings"]["crop_box"]) == 4
     with Image.open("out.png") as file:
         assert json.loads(file.text["minidiffedit"])["crop_box"] == said["settings"]["crop_box"]
@@ -153,6 +156,22 @@ def test_from_the_shell(folder, picture, tmp_path, capsys, monkeypatch):
     assert ran(capsys, *command, "--save-state", "a.safetensors")["state"]
     again = ran(capsys, "resume", "a.safetensors", "--mask", "m.png", "--crop", "--model", folder, "-o", "again.png")
     assert again["rows"]["predicted"] == again["rows"]["paid"] > 0 and again["settings"]["crop_box"]
+
+
+def test_a_row_may_crop(folder, picture, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    picture.save("in.png")
+    mask_of(picture.size).save("m.png")
+    rows = [
+        {"image": "in.png", "target": "a zebra", "mask": "m.png", "crop": crop, "steps": 4} for crop in (True, "false")
+    ]
+    Path("m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert ran(capsys, "batch", "m.jsonl", "-o", "out", "--model", folder)["made"] == 2
+    one, two = (json.loads(line) for line in Path("out/results.jsonl").read_text().splitlines())
+    assert one["settings"]["crop_box"] and "crop_box" not in two["settings"] and one["seed"] == two["seed"]
+    alone = ["edit", "in.png", "--target", "a zebra", "--mask", "m.png", "--crop", "--steps", "4", "--model", folder]
+    ran(capsys, *alone, "--seed", one["seed"], "-o", "alone.png")
+    assert Path("alone.png").read_bytes() == Path("out", one["output"]).read_bytes()
 
 
 def test_a_resumed_edit_may_crop(sd, picture):

@@ -86,14 +86,12 @@ def measured(sd: StableDiffusion, judge: Judge, index: int) -> tuple[dict[str, A
 
 
 def summary(lines: list[dict[str, Any]]) -> dict[str, Any]:
-    """Means over the pictures; with crop of found masks also over those where a square was cut out."""
+    """How many are right, the mean sharpness, and where a square was cut out."""
     said: dict[str, Any] = {"pictures": len(lines), "judge knows": sum(one["judge knows it"] for one in lines)}
-    cut = [one for one in lines if one["found, crop"]["box"]]
-    for name, of in [(kind, lines) for kind in lines[0] if isinstance(lines[0][kind], dict)] + [
-        ("found, crop", cut), ("found", cut)
-    ]:  # fmt: skip
-        key = f"{name}, of {len(of)}"
-        said[key] = {what: round(float(np.mean([one[name][what] for one in of])), 3) for what in ("right", "sharp")}
+    for kind in (kind for kind, value in lines[0].items() if isinstance(value, dict)):
+        of = [line[kind] for line in lines]
+        said[kind] = {"right": sum(one["right"] for one in of), "squares": sum(bool(one["box"]) for one in of)}
+        said[kind]["sharp"] = round(float(np.mean([one["sharp"] for one in of])), 3)
     return said
 
 

@@ -160,8 +160,8 @@ def packed(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
         tensors[name] = value
         return {"tensor": name}
     if isinstance(value, Image.Image):
-        for part in ("icc_profile", "exif"):
-            tensors[f"{name}.{part}"] = torch.tensor([*value.info.get(part, b"")], dtype=torch.uint8)
+        for part, key in (("profile", "icc_profile"), ("exif", "exif")):
+            tensors[f"{name}.{part}"] = torch.tensor([*value.info.get(key, b"")], dtype=torch.uint8)
         return packed(torch.from_numpy(np.array(value)), name, tensors) | {"dpi": value.info.get("dpi")}
     if value is None or isinstance(value, bool | int | float | str):
         return value
@@ -190,7 +190,7 @@ def unpacked(said: Any, hint: Any, take: Callable[[str], Tensor]) -> Any:
         return take(said["tensor"])
     if kind is Image.Image:
         name = said["tensor"]
-        return picture(take(name), take(f"{name}.icc_profile"), take(f"{name}.exif"), said["dpi"])
+        return picture(take(name), take(f"{name}.profile"), take(f"{name}.exif"), said["dpi"])
     if isinstance(said, list) and kind in (list, tuple, Sequence):
         each = [inner[0]] * len(said) if kind is not tuple or inner[1:] == (...,) else inner
         return (tuple if kind is tuple else list)(unpacked(*one, take) for one in zip(said, each, strict=True))

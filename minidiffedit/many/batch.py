@@ -88,16 +88,18 @@ def settle(row: Row, root: Path) -> Task:
     if "output" in options:
         check_output(options["output"])
     files = files_of(options, root)
-    if "mask" not in files and "mask" in blank_plan(options["method"]).given and has_hole(files["image"]):
-        files["mask"] = files["image"]
+    with recorded() as said:
+        if "mask" not in files and "mask" in blank_plan(options["method"]).given and has_hole(files["image"]):
+            files["mask"] = files["image"]
     for path in files.values():
         if not os.path.isfile(path):  # a pipe would wait for ever
             raise ValueError(f"{path}: no such file" if not os.path.exists(path) else f"{path} is not a regular file")
     shaping = Steering(**{name: options[name] for name in SHAPING if name in options}).settings()
     arguments: dict[str, Any] = {n: one for n, one in options.items() if n not in ("image", "output", *FILES, *SHAPING)}
     arguments |= {name: path for name, path in files.items() if name in GIVEN}
-    with recorded() as said:
+    with recorded() as more:
         settled = plan(**arguments)
+    said += more
     said += [f"{settled.method} takes no {name}: left out" for name in row.own if name not in {*options, "inversion"}]
     hashes = {name: sha256(path) for name, path in files.items()}
     if options.get("seed") is None:
