@@ -218,14 +218,15 @@ def encode(
 def mask_at(M: Tensor, j: int, K: int, grey: str = "level") -> Tensor:
     """M_j, what the blend at level j takes for M when the decoding starts from level K: what grey means.
 
-    y_j <- M_j y_j + (1 - M_j) x_j. "level" (differential diffusion, 2306.00950): a cell of value v joins at the levels
-    below v K, as if its own strength were v times the run's; M_j = clamp(v K - j, 0, 1), so that a v K between two
-    levels takes part of a step. "blend": M_j = v at every level; what an edit adds is cut K times, so that grey does
-    less the more steps there are. Cells of 0 and 1 are 0 and 1 in both. Raises ValueError for another word.
+    y_j <- M_j y_j + (1 - M_j) x_j. "level" (differential diffusion, 2306.00950): a cell of value v joins where noise
+    is v of level K's, below level 1 + v (K - 1), as t_j = 1 + s (j - 1); between two levels it takes part of a step,
+    M_j = clamp(min(1, v K) + v (K - 1) - j, 0, 1), the minimum so that haze does little. "blend": M_j = v at every
+    level; what an edit adds is cut K times, so that grey does less the more steps there are. 0 and 1 are 0 and 1 in
+    both. Raises ValueError for another word.
     """
     if grey not in ("level", "blend"):
         raise ValueError(f"grey must be level or blend, got {grey!r}")
-    return M if grey == "blend" else (M * K - j).clamp(0, 1)
+    return M if grey == "blend" else ((M * K).clamp(max=1) + M * (K - 1) - j).clamp(0, 1)
 
 
 @torch.no_grad()

@@ -743,12 +743,12 @@ def edited_inside(job: Job, M: Tensor, box: tuple[int, int, int, int]) -> Result
     image.paste(inside.image, box)
     pasted = Image.new("L", job.picture.size)
     pasted.paste(inside.paste_mask or 255, box)
-    both: dict[str, Any] = {"evaluations": [whole.evaluations, inside.evaluations]}
-    both["seconds"] = [whole.seconds, inside.seconds]
-    added = {name: {key: sum(one.get(key, 0) for one in two) for key in two[0] | two[1]} for name, two in both.items()}
-    shown = {name: getattr(inside, name) for name in ("latent", "stages", "clean", "times")}
+    found: dict[str, Any] = {name: getattr(inside, name) for name in ("latent", "stages", "clean", "times")}
+    for name in ("evaluations", "seconds"):
+        one, two = getattr(whole, name), getattr(inside, name)
+        found[name] = {key: one.get(key, 0) + two.get(key, 0) for key in one | two}
     settings = whole.settings | {"crop_box": [*box]}
-    return replace(whole, image=image, paste_mask=pasted, settings=settings, inside=inside, **added, **shown)
+    return replace(whole, image=image, paste_mask=pasted, settings=settings, inside=inside, **found)
 
 
 def result_of(job: Job, latent: Tensor | None, M: Tensor | None) -> Result:

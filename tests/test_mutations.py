@@ -21,7 +21,7 @@ E, P, S = test_diffedit, test_parity, test_ddim
 ALGORITHM = {
     "blend with the level just left": ("diffedit:masked_decode", "trajectory[j - 1]", "trajectory[j]",
         E.test_outside_the_mask_every_level_is_the_encoded_one),
-    "grey joins a level early": ("diffedit:mask_at", "(M * K - j).clamp(0, 1)", "(M * K - j + 1).clamp(0, 1)",
+    "grey joins a level early": ("diffedit:mask_at", "M * (K - 1) - j", "M * (K - 1) - j - 1",
         test_grey.test_a_cell_joins_below_its_level),
     "grey blends at each level": ("diffedit:masked_decode", "m = mask_at(M, j - 1, K, grey)", "m = M",
         test_grey.test_greys_effect_is_the_same_at_any_number_of_steps),

@@ -212,7 +212,7 @@ def picture(pixels: Tensor, profile: Tensor, exif: Tensor, dpi: Any) -> Image.Im
         raise ValueError(f"a picture must be uint8 (H, W, 3), got {pixels.dtype} {[*pixels.shape]}")
     made = Image.fromarray(pixels.cpu().numpy())
     parts = {"icc_profile": profile, "exif": exif}
-    made.info = {name: part.cpu().numpy().tobytes() for name, part in parts.items() if len(part)} | {"dpi": dpi}
+    made.info = {"dpi": dpi, **{name: part.cpu().numpy().tobytes() for name, part in parts.items() if len(part)}}
     try:
         checked_exif = images.describing(made)
     except Exception as error:  # Pillow's EXIF parser raises whatever the damage leads to

@@ -118,8 +118,7 @@ def sdedit(
     """
     y = x0 = working(x0)
     texts = [target] if target is negative or guidance_scale == 1 else [negative, target]
-    draw, process = draws(x0.shape, seed), {"guidance_scale": guidance_scale, "eta": eta, "form": form}
-    process["grey"] = grey
+    draw, process = draws(x0.shape, seed), dict[str, Any](guidance_scale=guidance_scale, eta=eta, form=form, grey=grey)
     outside = noised(x0, next(draw), steps=steps, strength=strength, form=form)
     M, K = torch.ones_like(x0[:, :1]) if mask is None else checked_mask(mask, x0), max(outside)
     for repeat in range(repeats if K and M.any() else 0):
@@ -127,5 +126,5 @@ def sdedit(
         if repeat:
             again = FORMS[form][0](y, next(draw).to(y), levels(steps).a[K])
             start = Trajectory([*outside.prefix(K - 1).values(), M * again + (1 - M) * outside[K]], steps)
-        y = denoise(eps, start, M, texts, draw, **process)  # type: ignore[arg-type]
+        y = denoise(eps, start, M, texts, draw, **process)
     return y
