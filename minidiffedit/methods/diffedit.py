@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..diffedit import Eps, Mask, find_mask, masked_decode, threshold_maps
-from ..options import About, Scale, Seed, Steps, Within
+from ..options import About, Sampler, Scale, Seed, Steps, Within
 from ..path import Path
 from .sde_diffedit import decode as by_steps
 
@@ -56,26 +56,42 @@ def contrast(
 
 
 def decode(
-    eps: Eps, mask: Tensor, path: Path, null: Any, target: Any, negative: Any = "", *, guidance_scale: Scale = 7.5
+    eps: Eps,
+    mask: Tensor,
+    path: Path,
+    null: Any,
+    target: Any,
+    negative: Any = "",
+    *,
+    guidance_scale: Scale = 7.5,
+    sampler: Sampler = "ddim",
 ) -> Tensor:
     """Guided decoding, what lies outside the mask held on the path: `diffedit.masked_decode`. Model rows: 2 K b.
 
-    A path with noises or null texts of its own is walked by them (`sde_diffedit.decode`). negative: in the null text's
-    place, if it is another.
+    A path with noises or null texts of its own is walked by them (`sde_diffedit.decode`), and so is one by another
+    sampler. negative: in the null text's place, if it is another.
     """
+    path = path.by(sampler)
     if negative is not null:
-        path = Path([*path.values()], path.steps, negative, noises=path.noises, eta=path.eta)
-    if path.noises or path.nulls:
+        path = path.of([*path.values()], null=negative, nulls={})
+    if path.noises or path.nulls or path.sampler != "ddim":
         return by_steps(eps, mask, path, target, guidance_scale=guidance_scale)
     return masked_decode(eps, path, mask, target, path.any_null, guidance_scale=guidance_scale)
 
 
 def decode_all(
-    eps: Eps, path: Path, null: Any, target: Any, negative: Any = "", *, guidance_scale: Scale = 7.5
+    eps: Eps,
+    path: Path,
+    null: Any,
+    target: Any,
+    negative: Any = "",
+    *,
+    guidance_scale: Scale = 7.5,
+    sampler: Sampler = "ddim",
 ) -> Tensor:
     """The same without a mask (the ablation's "encode" and, from noise, SDEdit). Model rows: 2 K b."""
     everywhere = torch.ones_like(path[0][:, :1])
-    return decode(eps, everywhere, path, null, target, negative, guidance_scale=guidance_scale)
+    return decode(eps, everywhere, path, null, target, negative, guidance_scale=guidance_scale, sampler=sampler)
 
 
 def reconstruct(
