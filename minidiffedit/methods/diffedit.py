@@ -20,6 +20,7 @@ MapLevel = Annotated[float, Within(0, 1, "noise at which texts differ, 0..1")]
 Maps = Annotated[int, Within(1, 1000, "maps that are averaged")]
 Clip = Annotated[float | None, Within(1, 1e9, "cut values at this times the mean, or none; less gives larger masks")]
 Threshold = Annotated[float, Within(0, 1, "0..1; less gives larger masks")]
+Fences = Annotated[float, Within(0, 1e9, "cut values beyond the third quartile by this many interquartile ranges")]
 Chunk = Annotated[int | None, Within(1, 1000, "maps per model call; fewer need less memory")]
 OfTheMask = ("mask_clip", "mask_threshold")  # they cut the maps, and change no map
 
@@ -53,6 +54,41 @@ def contrast(
     for known in earlier(*OfTheMask, "target", "chunk", exact=False) if earlier else ():
         reference = known.reference if reference is None else reference
     return find_mask(raw_eps, x0, target, source, chunk=chunk, known_reference=reference, **levels_and_noise, **cut)
+
+
+def quartiles(
+    raw_eps: Eps,
+    x0: Tensor,
+    target: Any,
+    source: Any = "",
+    *,
+    steps: Steps = 50,
+    mask_strength: MapLevel = 0.5,
+    maps: Maps = 10,
+    mask_fence: Fences = 1.5,
+    mask_threshold: Threshold = 0.5,
+    seed: Seed = 0,
+    chunk: Chunk = None,
+    earlier: Any = None,
+) -> Mask:
+    """`contrast` whose extremes are cut by the rule of Watch Your Steps (2308.08947), see `fenced`. With maps = 1 and
+    mask_strength = .8 it is their relevance map on plain weights. Model rows: 2 n b, none for another threshold.
+    """
+    for known in earlier("mask_threshold") if earlier else ():
+        return threshold_maps(known.maps, known.flat_below, clip=None, threshold=mask_threshold)
+    levels_and_noise: dict[str, Any] = {"steps": steps, "strength": mask_strength, "maps": maps, "seed": seed}
+    found = find_mask(raw_eps, x0, target, source, chunk=chunk, **levels_and_noise)
+    return fenced(found.maps, found.flat_below, mask_fence, mask_threshold)
+
+
+def fenced(maps: Tensor, flat_below: Tensor, fence: float, threshold: float) -> Mask:
+    """maps (b, n, h, w) -> the mask of their mean, cut at its third quartile + fence interquartile ranges, each picture
+    by its own; `maps` of it is that mean.
+    """
+    mean = maps.float().mean(dim=1, keepdim=True)
+    low, high = torch.quantile(mean.flatten(1), torch.tensor([0.25, 0.75]).to(mean), dim=1)[..., None, None, None]
+    clipped = torch.minimum(mean, high + fence * (high - low))
+    return threshold_maps(clipped, flat_below, clip=None, threshold=threshold)
 
 
 def decode(
