@@ -36,6 +36,7 @@ class About(NamedTuple):
 Steps = Annotated[int, Within(1, 999, "sampling steps, 1..999")]
 Strength = Annotated[float, Within(0, 1, "how far up the noise the picture is taken, 0..1; less keeps more of it")]
 Scale = Annotated[float, Within(-1000, 1000, "how strictly to follow the text")]
+Sampler = Annotated[Literal["ddim", "dpmsolver++"], About("of first order, or of second, which needs fewer steps")]
 Seed = Annotated[int, Within(0, 2**63 - 1, "of the noise, 0 and up")]
 Share = Annotated[float, Within(0, 1, "a share, 0..1")]
 Count = Annotated[int, Within(0, 100_000, "a whole number")]

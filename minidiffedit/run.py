@@ -99,6 +99,8 @@ INPUTS: dict[str, Input] = {
     "edits_words": Input(lambda job: job.words("edits"), "edits"),
     "points": Input(lambda job: job.points(), "points"),
     "mask": Input(lambda job: job.mask(), "mask"),
+    "vae": Input(lambda job: (getattr(job.sd, "vae", None), None)),  # what only counts has none
+    "pixels": Input(lambda job: (job.pixels(), None)),
     "x0_outside": Input(lambda job: job.x0_outside(), "mask"),
     "reference": Input(lambda job: job.encoded("reference"), "reference"),
     "path": Input(lambda job: job.path()),
@@ -648,6 +650,10 @@ class Job:
         finite(call.result[call.result.top], "the encoding")
         return call.result, [call.function, call.given]
 
+    def pixels(self) -> Tensor:
+        assert self.picture
+        return images.to_tensor(self.picture, self.at).to(self.sd.device)
+
     def x0_outside(self) -> tuple[Tensor, Any]:
         """The latent of the picture with grey where the mask is not below one half."""
         assert self.picture
@@ -799,7 +805,9 @@ def result_of(job: Job, latent: Tensor | None, M: Tensor | None) -> Result:
         M = torch.zeros_like(job.x0[:, :1])
     if latent is not None:
         with job.stage("vae decode"):
-            image = images.to_picture(finite(sd.decode(latent), "the VAE"), picture.size if picture else job.at)
+            shown = job.tensors.pop("pixels", None)  # of a method that decodes for itself
+            shown = finite(sd.decode(latent) if shown is None else shown, "the VAE")
+            image = images.to_picture(shown, picture.size if picture else job.at)
         if M is not None and picture and plan.settings["paste"]:
             feathered = images.paste_mask(M, picture.size)
             image = Image.composite(image, picture, feathered)

@@ -40,7 +40,7 @@ HINTS = get_type_hints(Result, localns={"StableDiffusion": Any})
 KEPT = {name: hint for name, hint in HINTS.items() if name not in REST}
 # What a Path is made of, and what containers are of whose annotation does not say it.
 OF_A_PATH: dict[str, Any] = {"latents": list[Tensor], "steps": int, "null": Tensor | None, "eta": float, "pinned": bool}
-OF_A_PATH |= {"nulls": dict[int, Tensor], "noises": dict[int, Tensor]}
+OF_A_PATH |= {"nulls": dict[int, Tensor], "noises": dict[int, Tensor], "sampler": str}
 OF_ANY: dict[Any, Any] = {list: (Any,), dict: (str, Any), tuple: (Any, ...)}
 # What may be raised where a made-up file is taken at its word.
 UNSOUND = (ValueError, TypeError, LookupError, AttributeError, NameError, ArithmeticError, RecursionError)
