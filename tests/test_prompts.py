@@ -20,7 +20,7 @@ from minidiffedit import StableDiffusion, cli, edit, load_state, resume, save_st
 from minidiffedit.cost import cost
 from minidiffedit.fast import CompiledUNet
 from minidiffedit.prompts import chunks_of, parts_of, same_length, spoken
-from minidiffedit.run import blank_plan, execute, plan
+from minidiffedit.run import execute, plan
 from minidiffedit.tokenizer import BOS, EOS
 
 COMPEL = json.loads((Path(__file__).parent / "data" / "compel.json").read_text())
@@ -233,21 +233,17 @@ def test_reuse_knows_whose_text_it_was(sd, picture):
     assert again.latent.equal(fresh.latent) and not again.latent.equal(first.latent)
     free = edit(sd, picture, **QUICK, target="(a zebra:1.4)", prompt_syntax="a1111", reuse=first)
     assert free.evaluations["mask"] == free.evaluations["encode"] == 0
-    null = {"source": "a horse", "steps": 5, "inner_steps": 1, "seed": 0, "prompt_syntax": "a1111"}
-    short = edit(sd, picture, "null-text-inversion", target="a zebra", **null)
-    with pytest.raises(ValueError, match="one chunk"):
-        edit(sd, picture, "null-text-inversion", target="a zebra BREAK x", reuse=short, **null)
 
 
 def test_methods_that_look_at_words(sd, picture):
     """Places are those of the words without their weights; a text of several chunks is refused before any weights."""
     weighed = {"target": "a (zebra:1.4)", "source": "a (horse:1)", "steps": 5, "seed": 0, "prompt_syntax": "a1111"}
-    done = edit(sd, picture, "prompt-to-prompt", blend_words="horse, zebra", **weighed)
+    done = edit(sd, picture, "prompt-to-prompt", blend="horse, zebra", **weighed)
     plain = edit(
         sd,
         picture,
         "prompt-to-prompt",
-        blend_words="horse, zebra",
+        blend="horse, zebra",
         **weighed | {"target": "a zebra", "source": "a horse"},
     )
     assert not done.latent.equal(plain.latent)
@@ -258,12 +254,19 @@ def test_methods_that_look_at_words(sd, picture):
     plan("prompt-to-prompt", **weighed | {"target": "one (zebra:1.2)", "mode": "replace"})
 
 
-@pytest.mark.parametrize("method", ["masactrl", "sdedit", "edit-friendly-ddpm", "ledits++", "dds"])
+LONG = {"masactrl": {"steps": 4}, "sdedit": {"steps": 4}, "edit-friendly-ddpm": {"steps": 10}, "dds": {"iterations": 2}}
+LONG |= {"plug-and-play": {"steps": 4}, "null-text+replay": {"steps": 4, "inner_steps": 1}}
+
+
+@pytest.mark.parametrize("method", LONG)
 def test_other_methods_take_long_texts(method, sd, picture):
-    given = {"target": "a (zebra:1.4) BREAK x", "source": "a horse", "edits": [["", "(a zebra:1.2) BREAK x"]]}
-    needed = {name: given[name] for name in blank_plan(method, None).needs}
-    settled = plan(method, seed=0, steps=4, prompt_syntax="a1111", **needed)
-    assert execute(settled, sd, picture).evaluations == cost(settled)
+    given = {"target": "a (zebra:1.4) BREAK x", "source": "a horse", "seed": 0, "prompt_syntax": "a1111"}
+    settled = plan(method, **given, **LONG[method])
+    done = execute(settled, sd, picture)
+    assert done.evaluations == cost(settled)
+    short = edit(sd, picture, method, **given | {"target": "a (zebra:1.4)"}, **LONG[method])
+    again = edit(sd, picture, method, **given, **LONG[method], reuse=short)  # whose null text is a shorter one
+    assert again.latent.equal(done.latent) and not short.latent.equal(done.latent)
 
 
 def test_a_compiled_unet_takes_longer_texts(sd):

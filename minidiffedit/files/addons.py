@@ -9,6 +9,7 @@ of diffusers, old (`...processor.to_q_lora.down`) and new (`unet....lora_A`).
 """
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -41,6 +42,7 @@ OTHER_KINDS = {
     "lora_te1_": "a LoRA for SDXL", "lora_te2_": "a LoRA for SDXL", "text_encoder_2.": "a LoRA for SDXL",
     "double_blocks": "a LoRA for Flux", "joint_blocks": "a LoRA for SD3", "transformer.": "a LoRA for a transformer",
 }  # fmt: skip
+FLOATS = {"F16", "BF16", "F32", "F64"}
 TABLE = "embeddings.token_embedding.weight"
 
 
@@ -49,8 +51,8 @@ def with_add_ons(found: "Checkpoint", lora: Any = (), embeddings: Any = ()) -> "
 
     Raises ValueError, from the headers alone, for a file that is no such add-on, or one for another model.
     """
-    loras = [read_lora(*path_and_scale(one), found) for one in listed("lora", lora)]
-    words = [read_word(Path(one), found) for one in listed("embeddings", embeddings)]
+    loras = [read_lora(*path_and_scale(one), found) for one in listed("lora", lora, str, Path, tuple, list)]
+    words = [read_word(Path(one), found) for one in listed("embeddings", embeddings, str, Path)]
     if twice := {one.word for one in words if [two.word.lower() for two in words].count(one.word.lower()) > 1}:
         raise ValueError(f"two embeddings are called {min(twice)!r}; a file's name is the word: rename one")
     changes = {network: [one.change(network) for one in loras] for network in ("unet", "text_encoder")}
@@ -69,8 +71,8 @@ def with_add_ons(found: "Checkpoint", lora: Any = (), embeddings: Any = ()) -> "
     )
 
 
-def listed(name: str, given: Any) -> Sequence[Any]:
-    if isinstance(given, str | Path) or not isinstance(given, Sequence):
+def listed(name: str, given: Any, *kinds: type) -> Sequence[Any]:
+    if not isinstance(given, list | tuple) or not all(isinstance(one, kinds) for one in given):
         raise ValueError(f"{name} must be a list of files, got {given!r}")
     return given
 
@@ -136,11 +138,7 @@ def read_lora(path: Path, scale: float, found: "Checkpoint") -> LoRA:
         if role in layers.setdefault(place, {}):
             raise ValueError(f"{path} names one layer twice: {layers[place][role]} and {key}")
         layers[place][role] = key
-    widths = {info.shape[1] for key, info in header.items() if re.search(r"attn2.to_[kv].*(down|lora_A)", key)}
-    if other := widths - {found.configs["unet"].cross_attention_dim}:
-        family = FAMILIES.get(min(other), "another model")
-        here = found.configs["unet"].cross_attention_dim
-        raise ValueError(f"{path} does not fit this model: it is for {family}, texts {min(other)} wide, not {here}")
+    check_family(path, header, found.configs["unet"].cross_attention_dim)
     if len(unknown) == len(header):
         raise ValueError(f"{path} is no LoRA: it has {', '.join(unknown[:2]) or 'no tensors'}; a checkpoint is --model")
     if unknown:
@@ -151,7 +149,18 @@ def read_lora(path: Path, scale: float, found: "Checkpoint") -> LoRA:
     for (network, name), keys in layers.items():
         check_layer(path, header, keys, found.parts[network].shapes[name])
         made[network, name] = keys, adapter_factor(said, network, name, header[keys["down"]].shape[0])
-    return LoRA(path, scale, made, f"{path.stem}:{scale:g} ({model_hash(path)})")
+    stem = os.fsencode(path.stem).decode(errors="replace")
+    return LoRA(path, scale, made, f"{stem}:{scale:g} ({model_hash(path)})")
+
+
+def check_family(path: Path, header: Header, width: int) -> None:
+    """Raise ValueError where the cross-attention's keys and values are made of texts of another width."""
+    for key, info in header.items():
+        match = PAIR.fullmatch(key)
+        reads_text = match and match[2] in ("down", "A") and re.search(r"attn2.(processor.)?to_[kv]$", match[1])
+        if reads_text and info.shape[1:] and info.shape[1] != width:
+            said = f"it is for {FAMILIES.get(info.shape[1], 'another model')}, texts {info.shape[1]} wide, not {width}"
+            raise ValueError(f"{path} does not fit this model: {said}")
 
 
 def layers_of(found: "Checkpoint") -> Iterator[tuple[str, str]]:
@@ -193,8 +202,8 @@ def check_layer(path: Path, header: Header, keys: dict[str, str], shape: torch.S
         )
     if "alpha" in keys and torch.Size(header[keys["alpha"]].shape).numel() != 1:
         raise ValueError(f"{path}: {keys['alpha']} must be one number, it is {list(header[keys['alpha']].shape)}")
-    if strange := [key for key in keys.values() if header[key].dtype not in ("F16", "BF16", "F32", "F64")]:
-        raise ValueError(f"{path}: {strange[0]} is {header[strange[0]].dtype}, not a float type")
+    if strange := {down.dtype, up.dtype} - FLOATS:  # alpha may be a whole number
+        raise ValueError(f"{path}: {keys['down']} or its other half is {min(strange)}, not a float type")
 
 
 def adapter_settings(path: Path, said: str | None) -> dict[str, Any]:
@@ -216,7 +225,7 @@ def adapter_factor(said: dict[str, Any], network: str, name: str, rank: int) -> 
         for pattern, own in dict(said.get(f"{prefix}alpha_pattern") or {}).items():
             if f".text_model.{layer}".endswith(f".{pattern}"):
                 alpha = own
-        return float(alpha) / (rank**0.5 if said.get(f"{prefix}use_rslora") else rank)
+        return real("alpha", float(alpha), -1e6, 1e6) / (rank**0.5 if said.get(f"{prefix}use_rslora") else rank)
     except (TypeError, ValueError) as error:
         raise ValueError(f"the note of peft's settings has an alpha that is no number: {error}") from error
 
@@ -247,7 +256,7 @@ def read_word(path: Path, found: "Checkpoint") -> Word:
     if {"clip_l", "clip_g"} & header.keys():
         raise ValueError(f"{path} is a learned word for SDXL (clip_l, clip_g); one for SD v1 is needed")
     ((key, info), *others) = sorted(header.items()) or [("", None)]
-    if info is None or others or not 1 <= len(info.shape) <= 2 or info.dtype not in ("F16", "BF16", "F32", "F64"):
+    if info is None or others or not 1 <= len(info.shape) <= 2 or info.dtype not in FLOATS:
         said = f"{len(header)} tensors" if len(header) != 1 else f"{key} {info.dtype} {list(info.shape)}"
         raise ValueError(f"{path} is no learned word, which is one tensor of one or more vectors; it has {said}")
     width, count = info.shape[-1], info.shape[0] if len(info.shape) == 2 else 1
