@@ -50,7 +50,7 @@ class Counter:
     def clock(self) -> float:
         return 0.0
 
-    def text(self, prompts: Sequence[str]) -> Tensor:
+    def text(self, prompts: Sequence[str], syntax: str = "plain") -> Tensor:
         return torch.zeros(len(prompts), 77, 1)
 
     def random(self, *shape: int) -> Tensor:

@@ -20,10 +20,9 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
 from importlib import import_module
 from os import PathLike
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -31,6 +30,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from . import prompts
 from .ddim import Trajectory, alpha_bar, level_at, levels, noises, real, whole
 from .diffedit import finite
 from .files import images
@@ -77,7 +77,7 @@ class Input(NamedTuple):
 
 
 def text_of(name: str) -> Input:
-    return Input(lambda job: (job.texts[job.plan.given[name]], job.plan.given[name]), name)
+    return Input(lambda job: job.text(job.plan.given[name]), name)
 
 
 # A new kind of input is one line here, a new method none.
@@ -86,7 +86,7 @@ INPUTS: dict[str, Input] = {
     "raw_eps": Input(lambda job: (job.raw_eps, None)),
     "x0": Input(lambda job: (job.x0, None)),
     "x_T": Input(lambda job: job.x_T()),
-    "null": Input(lambda job: (job.texts[""], "")),
+    "null": Input(lambda job: job.text("")),
     "target": text_of("target"),
     "source": text_of("source"),
     "source_words": Input(lambda job: job.words("source"), "source"),
@@ -113,6 +113,7 @@ def common(
     paste: Annotated[bool, About("put the input's own pixels back outside the mask")] = True,
     seed: Seed | None = None,
     size: Annotated[int | None, Within(64, 1024, "shorter side to work at (default: the training size)")] = None,
+    prompt_syntax: Annotated[Literal["plain", "a1111", "compel"], About("whose weights in texts, if any")] = "plain",
     crop: Annotated[bool, About("find the mask on the whole picture, then edit a square around it alone")] = False,
     crop_margin: Annotated[float, Within(0, 10, "what the square shows on each side, in sides of the mask")] = 0.25,
 ) -> None:
@@ -183,10 +184,11 @@ def plan(method: str = "diffedit", *, inversion: str | None = None, **arguments:
     if settings.get("crop") and "mask" not in found.functions and given.get("mask") is None:
         raise ValueError(f"crop edits around a mask, and {found.method} finds none: give one")
     given = {name: check_given(name, value) for name, value in (found.given | given).items()}
+    said = check_prompts(found.functions, settings, given)
     for module, _, name in (place.partition(":") for place in found.functions.values()):
         check = getattr(import_module(f"{__package__}.methods.{module}"), f"check_{name}", None)
         if check:  # a function's own, of how options and texts fit together
-            check(settings, given)
+            check(settings, said)
     return Plan(found.method, found.system, found.functions, found.options, settings, given, found.needs)
 
 
@@ -300,6 +302,32 @@ def check_given(name: str, value: Any) -> Any:
     if kind == "points":
         return "; ".join("=>".join(f"{x:g},{y:g}" for x, y in pair) for pair in places(value))
     return value
+
+
+def texts_of(given: dict[str, Any]) -> list[str]:
+    texts = []
+    for name, value in given.items():
+        kind = GIVEN[name].kind
+        texts += [value] if kind == "text" else [one for pair in value for one in pair] if kind == "pairs" else []
+    return texts
+
+
+def check_prompts(functions: dict[str, str], settings: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """What is given with its texts as they are spoken. Raises ValueError for what their syntax has not, and where a
+    method looks at words, which have places in a text of one chunk only.
+    """
+    syntax = settings["prompt_syntax"]
+    prompts.check_texts(texts_of(given), syntax)
+    if syntax == "plain":
+        return given
+    names = {name for place in functions.values() for name in inputs_of(place) if name.endswith("_words")}
+    for text in texts_of({INPUTS[name].given: given[INPUTS[name].given] for name in names}):
+        prompts.check_one_chunk(function_at("words:tokenizer")(), text, syntax)
+    said = {text: prompts.spoken(text, syntax) for text in texts_of(given)}
+    kinds = {name: GIVEN[name].kind for name in given}
+    texts = {name: said[value] for name, value in given.items() if kinds[name] == "text"}
+    pairs = {n: [[said[one] for one in pair] for pair in value] for n, value in given.items() if kinds[n] == "pairs"}
+    return given | texts | pairs
 
 
 def places(value: Any) -> list[list[tuple[float, float]]]:
@@ -589,12 +617,11 @@ class Job:
     def prepare(self, x0: Tensor | None = None) -> None:
         """Texts and the picture's latent, unless it is known, before any loop."""
         self.begun = self.sd.evaluations
-        prompts = [""]
-        for name, value in self.plan.given.items():
-            kind = GIVEN[name].kind
-            prompts += [value] if kind == "text" else [one for pair in value for one in pair] if kind == "pairs" else []
+        asked, syntax = dict.fromkeys(["", *texts_of(self.plan.given)]), self.plan.settings["prompt_syntax"]
         with self.stage("text"):
-            self.texts = {prompt: self.sd.text([prompt]) for prompt in dict.fromkeys(prompts)}
+            self.texts = {text: self.sd.text([text], syntax) for text in asked}
+        if syntax != "plain":
+            self.texts = dict(zip(asked, prompts.same_length([*self.texts.values()], syntax)))
         if self.picture:
             with self.stage("vae encode"):
                 self.x0 = self.encode(images.to_tensor(self.picture, self.at)) if x0 is None else x0
@@ -607,13 +634,23 @@ class Job:
         seed = self.plan.settings["seed"]
         return noises((self.sd.channels, h, w), 1, seed).to(self.sd.device), seed
 
+    def text(self, text: str) -> tuple[Tensor, Any]:
+        """A text's embedding; it is known by its letters, and unless they are plain by what else made it."""
+        syntax, found = self.plan.settings["prompt_syntax"], self.texts[text]
+        return found, text if syntax == "plain" else [syntax, found.shape[1], text]
+
     def pairs(self, name: str) -> tuple[list[tuple[Tensor, Tensor]], Any]:
-        pairs = self.plan.given[name]
-        return [(self.texts[source], self.texts[target]) for source, target in pairs], pairs
+        both = [[self.text(text) for text in pair] for pair in self.plan.given[name]]
+        return [(source, target) for (source, _), (target, _) in both], [[key for _, key in pair] for pair in both]
 
     def words(self, name: str) -> tuple[Any, Any]:
         """Which positions the words of a text have, or those of pairs of texts, see methods/words.py."""
-        given, of = self.plan.given[name], partial(function_at("words:words_of"), self.sd.tokenizer)
+        given, syntax = self.plan.given[name], self.plan.settings["prompt_syntax"]
+
+        def of(text: str) -> Any:
+            prompts.check_one_chunk(self.sd.tokenizer, text, syntax)
+            return function_at("words:words_of")(self.sd.tokenizer, prompts.spoken(text, syntax))
+
         return of(given) if isinstance(given, str) else [[*map(of, pair)] for pair in given], given
 
     def points(self) -> tuple[list[tuple[tuple[int, int], ...]], Any]:

@@ -71,7 +71,7 @@ class Model(StableDiffusion):
     def tokenizer(self):
         return Tokenizer()
 
-    def text(self, prompts):
+    def text(self, prompts, syntax="plain"):
         seeds = [zlib.crc32(prompt.encode()) for prompt in prompts]
         return torch.cat([latent(1, 77, 8, seed=seed, dtype=torch.float32) for seed in seeds])
 

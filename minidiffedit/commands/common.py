@@ -263,6 +263,8 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "--low-memory", action="store_true", help="one network in memory at a time; each is read again when needed"
     )
     group.add_argument("--variant", choices=("fp16", "non_ema"), help="which of a folder's weights")
+    group.add_argument("--lora", action="append", default=[], metavar="FILE[:SCALE]", help="laid over it; repeatable")
+    group.add_argument("--embedding", action="append", default=[], metavar="FILE", help="a learned word; repeatable")
     group.add_argument("--revision", help="of a hub id: branch, tag or full commit")
     group.add_argument("--cache-dir", type=Path, metavar="DIR", help="the hub's cache")
     group.add_argument("--local-files-only", action="store_true", help="never contact the hub")
@@ -421,6 +423,7 @@ def load_model(args: argparse.Namespace) -> Any:
 
     options = {"device": args.device, "dtype": args.dtype, "variant": args.variant, "revision": args.revision}
     options |= {"cache_dir": args.cache_dir, "local_files_only": args.local_files_only or args.model is None}
+    options |= {"lora": args.lora, "embeddings": args.embedding}
     options |= {"attention": args.attention, "compile": args.compile, "low_memory": args.low_memory}
     try:
         sd = StableDiffusion.load(args.model or DEFAULT, **options)

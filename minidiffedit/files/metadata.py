@@ -26,6 +26,8 @@ NAMES = {
     "working_size": "Size",
     "model_hash": "Model hash",
     "model": "Model",
+    "lora": "Lora hashes",
+    "embeddings": "TI hashes",
     "strength": "Denoising strength",
     "source": "Source prompt",
 }
@@ -66,13 +68,16 @@ def model_hash(path: Path) -> str:
 
 
 def identity(sd: "StableDiffusion") -> dict[str, str]:
-    """The model as a picture's settings name it: its name, the hash of the UNet's file if it has one, the dtype."""
+    """The model as a picture's settings name it: its name, the hash of the UNet's file if it has one, its add-ons, the
+    dtype.
+    """
     dtype = {"dtype": str(sd.dtype).removeprefix("torch.")}
     if sd.checkpoint is None:
         return {"model": "in memory"} | dtype
     name = Path(sd.name).resolve().name if Path(sd.name).exists() else sd.name  # no path
     model = os.fsencode(name).decode(errors="replace")
-    return {"model": model, "model_hash": model_hash(sd.checkpoint.parts["unet"].path)} | dtype
+    hashed = {"model_hash": model_hash(sd.checkpoint.parts["unet"].path)}
+    return {"model": model} | hashed | sd.checkpoint.add_ons | dtype
 
 
 def describe_result(result: "Result") -> dict[str, str]:

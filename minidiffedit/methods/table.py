@@ -67,6 +67,8 @@ WATCH = "watch_your_steps:watch_your_steps"
 RATED = "weights for SD 1.5; to the conditional ones say '..., image quality is five out of five'"
 GIVEN_MASK = "DiffEdit under the mask and captions that other networks made of an instruction, given"
 CANDIDATES = "our reading: samples (seeds) under a given segment's mask; the network that ranks them is missing"
+FILL = "inpainting:inpaint"
+ANYTHING = "fill; replace: with --invert; its masks are yours to give, as is what removes without a text"
 CLIP_IMAGE = "needs CLIP's image tower, which no SD v1 file has"
 
 SYSTEMS = {
@@ -122,8 +124,8 @@ SYSTEMS = {
     "sine": todo("2212.04489", "B"),
     "latent-inversion": todo("2402.08601", "B", "known from its abstract only"),
     # checkpoints of their own
-    "sd-inpainting": System("2112.10752", "inpainting:inpaint", letter="C", weights="inpainting"),
-    "inpaint-anything": todo("2304.06790", "C", "fill and replace are `sd-inpainting` under your mask"),
+    "sd-inpainting": System("2112.10752", FILL, letter="C", weights="inpainting"),
+    "inpaint-anything": System("2304.06790", FILL, letter="C", weights="inpainting", note=ANYTHING),
     "instruct-pix2pix": System("2211.09800", IP2P, letter="C", weights="instruct"),
     "magicbrush": System("2306.10012", IP2P, letter="C", weights="instruct", note="its weights, InstructPix2Pix's way"),
     "hive": System("2303.09618", IP2P, letter="C", weights="instruct", note=RATED),
