@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import tiny
+import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from PIL import Image
 
@@ -79,6 +80,7 @@ class World:
     """The sound things that cases damage: a tiny model on disk, a picture, a mask; and the edit they give."""
 
     def __init__(self) -> None:
+        torch.set_num_threads(1)  # on tensors this small they only wait for one another; children have the usual number
         self.root = Path(tempfile.mkdtemp(prefix="fuzz-"))
         self.model = tiny.write_folder(self.root / "model")
         self.work = self.root / "work"
