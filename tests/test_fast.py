@@ -32,6 +32,9 @@ def small_unet(config=tiny.SHALLOW):
     return UNet(config).eval().requires_grad_(False)
 
 
+ONE_LEVEL = replace(tiny.SHALLOW, block_out_channels=(16,))
+
+
 def picture(side=64):
     return Image.fromarray((latent(side, side, 3, seed=5).clamp(-1, 1) * 127 + 128).byte().numpy())
 
@@ -122,18 +125,19 @@ def test_one_graph_per_shape_and_none_within_or_between_edits(fresh_compiler):
 
 @pytest.mark.slow
 def test_more_sizes_than_torchs_own_limit(fresh_compiler):
-    one_level = small_unet(replace(tiny.SHALLOW, block_out_channels=(16,)))
-    unet, text = fast.CompiledUNet(one_level, backend="eager"), latent(1, 77, 24, dtype=torch.float32)
+    unet, text = fast.CompiledUNet(small_unet(ONE_LEVEL), backend="eager"), latent(1, 77, 24, dtype=torch.float32)
     for side in range(2, 12):
         unet(latent(1, 4, side, side, dtype=torch.float32), 1, text)
     assert graphs() == 10
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype, bound", [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
-def test_compiled_numbers(fresh_compiler, dtype, bound):
+@pytest.mark.parametrize("config, dtype, bound", [
+    (tiny.SHALLOW, torch.float32, 1e-5), (ONE_LEVEL, torch.bfloat16, 2e-2),
+])  # fmt: skip
+def test_compiled_numbers(fresh_compiler, config, dtype, bound):
     """Really by inductor: its generated code ran, and the numbers are the plain ones."""
-    plain, compiled = small_unet().to(dtype), fast.CompiledUNet(small_unet().to(dtype))
+    plain, compiled = small_unet(config).to(dtype), fast.CompiledUNet(small_unet(config).to(dtype))
     x, text = latent(1, 4, 8, 8).to(dtype), latent(2, 77, 24, seed=1).to(dtype)
     for t in (1, 481, 981):
         assert error(compiled(x, t, text), plain(x, t, text)) <= bound
