@@ -241,7 +241,7 @@ def test_strips_bound_what_is_alive():
 
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             out = func(*args, **kwargs or {})
-            for one in out if isinstance(out, tuple | list) else [out]:
+            for one in filter(torch.is_tensor, out if isinstance(out, tuple | list) else [out]):
                 storage = one.untyped_storage()
                 if storage.data_ptr() not in self.sizes:  # else a view, or written in place
                     self.sizes[storage.data_ptr()] = storage.nbytes()
