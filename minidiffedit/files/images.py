@@ -349,7 +349,7 @@ def user_comment(text: dict[str, str]) -> bytes:
     (_, comment), *rest = text.items()
     comment = ", ".join([comment, *(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in rest)])
     exif = Image.Exif()
-    exif.get_ifd(0x8769)[0x9286] = b"UNICODE\0" + comment.encode("utf-16-be")
+    exif[0x8769] = {0x9286: b"UNICODE\0" + comment.encode("utf-16-be")}  # through get_ifd, Pillow 11.0 would lose it
     return exif.tobytes()
 
 
