@@ -114,7 +114,7 @@ def planned(method):
     blank = blank_plan(method)
     given = {"target": "a zebra", "source": "a horse", "edits": [("a horse", "a zebra"), ("grass", "sand")]}
     given |= {"mask": box(), "reference": tiny.picture().rotate(90), "instruction": "paint it", "points": "9,9=>40,30"}
-    small = {"steps": 5, "maps": 2, "inner_steps": 2, "seed": 0, "first_step": 2}
+    small = {"steps": 5, "maps": 2, "inner_steps": 2, "iterations": 4, "seed": 0, "first_step": 2}
     small = {name: value for name, value in small.items() if name in blank.options}
     return plan(method, **{name: given[name] for name in blank.needs}, **small)
 
