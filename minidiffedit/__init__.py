@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .views.previews import Previews
     from .views.report import report_page, save_report
     from .views.sheet import Sheet, contact_sheet
+    from .views.witness import Witness
 
 __version__ = "0.2.0"
 
@@ -48,13 +49,14 @@ _HOME = {
     "views.previews": "Previews",
     "views.report": "report_page save_report",
     "views.sheet": "Sheet contact_sheet",
+    "views.witness": "Witness",
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names.split()}
 
 __all__ = [
     "Eps", "Figure", "HubError", "Mask", "Path", "Plan", "Previews", "Result", "Sheet", "StableDiffusion",
-    "Steering", "Step", "Tokenizer", "Track", "Trajectory", "alpha_bar", "composite", "contact_sheet", "download",
-    "edit", "encode", "execute", "figure", "find_mask", "generate", "level_at", "levels", "load_state",
+    "Steering", "Step", "Tokenizer", "Track", "Trajectory", "Witness", "alpha_bar", "composite", "contact_sheet",
+    "download", "edit", "encode", "execute", "figure", "find_mask", "generate", "level_at", "levels", "load_state",
     "masked_decode", "move", "noises", "picture_mask", "plan", "report_page", "resume", "sample", "save_report",
     "save_state", "threshold_maps",
 ]  # fmt: skip

@@ -50,6 +50,9 @@ class Counter:
     def clock(self) -> float:
         return 0.0
 
+    def exceptional(self) -> Tensor:
+        return torch.zeros(1, 77, 1)
+
     def text(self, prompts: Sequence[str], syntax: str = "plain") -> Tensor:
         return torch.zeros(len(prompts), 77, 1)
 
@@ -81,9 +84,10 @@ class Counter:
         rows = len(x) * len(texts)
         self.evaluations += rows
         self.most = max(self.most, rows)  # at once
+        used = 0 * x.float().mean()  # what a tap makes of q has a gradient where x has one
         for site, n, m in self.sites(*x.shape[2:]) if tap or feature else ():
             if tap and site.kind in ("self", "cross"):
-                q, k = self.random(rows, 1, n, 1), self.random(rows, 1, m, 1)
+                q, k = self.random(rows, 1, n, 1) + used, self.random(rows, 1, m, 1)
                 tap(plain, site, q, k, k)
             if feature:
                 h = self.random(rows, n, 1) if site.kind in ("self", "cross") else self.random(rows, 1, n, 1)
@@ -143,8 +147,8 @@ def count_one(settled: Plan, counter: Counter, reuse: Sequence[Result]) -> Resul
     if given.get("mask") is not None:
         some = torch.ones if read_mask(given["mask"]).any() else torch.zeros
         given["mask"] = some(1, 1, CELLS, CELLS)
-    if "reference" in given:
-        given["reference"] = Image.new("RGB", (64, 64), "grey")
+    shown = {name for name, one in given.items() if GIVEN[name].kind == "picture" and one is not None}
+    given |= dict.fromkeys(shown, Image.new("RGB", (64, 64), "grey"))
     if "points" in given:
         given["points"] = "0,0=>63,63"
     tiny = replace(settled, settings=settled.settings | small | {"paste": False}, given=given)

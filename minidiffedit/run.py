@@ -62,6 +62,7 @@ GIVEN = {
     "instruction": Given("text", "what is to be done to the picture"),
     "mask": Given("mask", "your own mask: white = edited, grey = partly"),
     "reference": Given("picture", "another picture, whose look or parts are taken"),
+    "reference_mask": Given("picture", "which part of the reference is taken: white (default: all of it)"),
     "edits": Given("pairs", "pairs of texts, source and target, each edited where they differ"),
     "points": Given("points", "places in pixels and where they go: x,y=>x,y; ..."),
 }
@@ -103,6 +104,9 @@ INPUTS: dict[str, Input] = {
     "pixels": Input(lambda job: (job.pixels(), None)),
     "x0_outside": Input(lambda job: job.x0_outside(), "mask"),
     "reference": Input(lambda job: job.encoded("reference"), "reference"),
+    "placed": Input(lambda job: job.placed("placed"), "reference"),
+    "shape": Input(lambda job: job.placed("shape"), "reference_mask"),
+    "exceptional": Input(lambda job: (job.sd.exceptional(), None)),
     "path": Input(lambda job: job.path()),
     "found": Input(lambda job: job.found()),
 }
@@ -160,14 +164,18 @@ class Plan:
         return {"method": self.method, **plain, **self.settings}
 
 
-def plan(method: str = "diffedit", *, inversion: str | None = None, **arguments: Any) -> Plan:
+def plan(
+    method: str = "diffedit", *, inversion: str | None = None, mask_from: str | None = None, **arguments: Any
+) -> Plan:
     """Settle a method. arguments: what GIVEN and the method's options name; None for a given one is as good as none.
 
-    method: a name of SYSTEMS, or INVERSION+MASK+EDITOR, of which either of the first two may be left out. Raises
-    ValueError for unknown names, what the method does not take, what it needs and did not get, and values out of range;
+    method: a name of SYSTEMS, or INVERSION+MASK+EDITOR, of which either of the first two may be left out. mask_from:
+    the mask's source by itself, MASK or MASK:TEXT, where that mask is told by text ("words:horse"). Raises ValueError
+    for unknown names, what the method does not take, what it needs and did not get, and values out of range;
     no weights are read. A seed that is None is drawn.
     """
-    found = blank_plan(method, inversion)
+    found = blank_plan(method, inversion, mask_from)
+    arguments = told_mask(found, mask_from) | arguments
     given = {name: value for name, value in arguments.items() if name in GIVEN and value is not None}
     told = {name: value for name, value in arguments.items() if name not in GIVEN}
     if strange := (given.keys() - found.given.keys()) | (told.keys() - found.options.keys()):
@@ -184,17 +192,34 @@ def plan(method: str = "diffedit", *, inversion: str | None = None, **arguments:
     if settings.get("crop") and "mask" not in found.functions and given.get("mask") is None:
         raise ValueError(f"crop edits around a mask, and {found.method} finds none: give one")
     given = {name: check_given(name, value) for name, value in (found.given | given).items()}
-    said = check_prompts(found.functions, settings, given)
+    spoken = check_prompts(found.functions, settings, given)
     for module, _, name in (place.partition(":") for place in found.functions.values()):
         check = getattr(import_module(f"{__package__}.methods.{module}"), f"check_{name}", None)
         if check:  # a function's own, of how options and texts fit together
-            check(settings, said)
+            check(settings, spoken)
     return Plan(found.method, found.system, found.functions, found.options, settings, given, found.needs)
 
 
-def blank_plan(method: str, inversion: str | None = None) -> Plan:
+def told_mask(found: Plan, mask_from: str | None) -> dict[str, Any]:
+    """MASK:TEXT -> the text as the option of the mask's function that is a text. Raises ValueError where none is."""
+    source, colon, text = (mask_from or "").partition(":")
+    if not colon:
+        return {}
+    texts = [name for name, one in options_of(function_at(found.functions["mask"])).items() if one.type is str]
+    if not texts:
+        raise ValueError(f"a mask from {source} is told by no text, got {mask_from!r}")
+    return {texts[0]: text}
+
+
+def blank_plan(method: str, inversion: str | None = None, mask_from: str | None = None) -> Plan:
     """A method with its defaults, what it needs left out as None. Raises ValueError as `plan`."""
     own, mask, method = parts_of(method)
+    source = (mask_from or "").partition(":")[0] or mask
+    if mask not in ("", source):
+        raise ValueError(f"the method's name asks for the mask {mask!r}, and besides {source!r} is given")
+    if source and source not in MASKS:
+        raise ValueError(f"a mask can come from {', '.join(MASKS)}, got {source!r}{like(source, MASKS)}")
+    mask = source
     if own and inversion not in (None, own):
         raise ValueError(f"the method's name asks for the inversion {own!r}, and besides {inversion!r} is given")
     inversion, system = inversion or own, known_system(method)
@@ -383,7 +408,7 @@ class Result(Shown):
     "edited" (no mask). evaluations (model rows) and seconds by stage. settings: all that decided the result.
     given_mask, steering: as handed in, on the latent grid. calls: masks and paths, for reuse. inside: of a run with
     crop, what was made of the square alone, settings["crop_box"] = [left, top, right, bottom]; masks and tensors are
-    the whole picture's then, latent, stages, times and clean the square's.
+    the whole picture's then, latent, stages, times and clean the square's. witness: what looked on.
     """
 
     method: str
@@ -408,6 +433,7 @@ class Result(Shown):
     given_mask: Tensor | None = field(default=None, repr=False)
     steering: Steering | None = field(default=None, repr=False)
     inside: "Result | None" = field(default=None, repr=False)
+    witness: Any = field(default=None, repr=False)
 
     @property
     def seed(self) -> int:
@@ -520,6 +546,7 @@ class Job:
         self.known: Sequence[Call] = ()
         self.bitwise, self.calls = False, list[Call]()
         self.watch: Watch | None = None
+        self.witness: Any = None  # see views/witness.py
         self.x0: Tensor = torch.empty(0)  # until `prepare`
         self.texts: dict[str, Tensor] = {}
         self.begun = 0
@@ -545,6 +572,8 @@ class Job:
 
     def raw_eps(self, x: Tensor, t: int, texts: Sequence[Any], **hooks: Any) -> list[Tensor]:
         """Predictions in the model's own dtype, counted and watched."""
+        if self.witness:
+            hooks = self.witness.hooks(self.now, x, t, texts, hooks)
         predictions = self.sd.eps(x, t, texts, **hooks)
         if self.now in ("encode", "decode", "generate"):
             self.saw(x.detach(), t, [one.detach() for one in predictions])
@@ -622,6 +651,8 @@ class Job:
             self.texts = {text: self.sd.text([text], syntax) for text in asked}
         if syntax != "plain":
             self.texts = dict(zip(asked, prompts.same_length([*self.texts.values()], syntax)))
+        if self.witness:
+            self.witness.meet(self.texts, self.words_of)
         if self.picture:
             with self.stage("vae encode"):
                 self.x0 = self.encode(images.to_tensor(self.picture, self.at)) if x0 is None else x0
@@ -645,13 +676,17 @@ class Job:
 
     def words(self, name: str) -> tuple[Any, Any]:
         """Which positions the words of a text have, or those of pairs of texts, see methods/words.py."""
-        given, syntax = self.plan.given[name], self.plan.settings["prompt_syntax"]
+        given = self.plan.given[name]
 
         def of(text: str) -> Any:
-            prompts.check_one_chunk(self.sd.tokenizer, text, syntax)
-            return function_at("words:words_of")(self.sd.tokenizer, prompts.spoken(text, syntax))
+            prompts.check_one_chunk(self.sd.tokenizer, text, self.plan.settings["prompt_syntax"])
+            return self.words_of(text)
 
         return of(given) if isinstance(given, str) else [[*map(of, pair)] for pair in given], given
+
+    def words_of(self, prompt: str) -> Any:
+        said = prompts.spoken(prompt, self.plan.settings["prompt_syntax"])
+        return function_at("words:words_of")(self.sd.tokenizer, said)
 
     def points(self) -> tuple[list[tuple[tuple[int, int], ...]], Any]:
         """Places in pixels as cells (row, column) of the latent. Raises ValueError for one outside the picture."""
@@ -703,6 +738,19 @@ class Job:
         pixels = images.to_tensor(images.to_rgb(images.read_picture(self.plan.given[name])), self.at)
         return self.encode(pixels), [digest(channel) for channel in (pixels / 2 + 0.5).split(1, dim=1)]
 
+    def placed(self, what: str) -> tuple[Tensor, Any]:
+        """The reference's part laid into the mask's box, as large as fits: "placed", its latent, or "shape", where."""
+        assert self.picture
+        M, _ = self.input("mask")
+        given = {name: self.plan.given[name] for name in ("reference", "reference_mask")}
+        read = {name: images.read_picture(one) for name, one in given.items() if one is not None}
+        rows, columns = ([int(one) for one in M[0, 0].amax(dim).nonzero()] for dim in (1, 0))
+        box = [self.sd.factor * side for side in (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)]
+        laid, region = images.placed(self.picture.resize(self.at, Image.Resampling.LANCZOS), box, *read.values())
+        pixels, shape = images.to_tensor(laid, self.at), images.latent_mask(region, self.at, self.at, self.sd.factor)
+        known_by = [digest(one) for one in (*(pixels / 2 + 0.5).split(1, dim=1), shape)]
+        return shape.to(self.sd.device) if what == "shape" else self.encode(pixels), known_by
+
 
 # ---------------------------------------------------------------- the doors
 
@@ -750,6 +798,7 @@ def begin(
     steering: Steering | None = None,
     reuse: Sequence[Result] = (),
     watch: Watch | None = None,
+    witness: Any = None,
     bitwise: bool = False,
 ) -> Job:
     """A job with its picture, texts and given mask in hand; errors as `edit`."""
@@ -766,6 +815,7 @@ def begin(
     for one in reuse:
         check_same(one, sd, picture, at)
     job.known, job.watch, job.bitwise = [call for one in reuse for call in one.calls], watch, bitwise
+    job.witness = witness
     job.prepare(reuse[0].x0 if reuse else None)
     return job
 
@@ -881,6 +931,7 @@ def result_of(job: Job, latent: Tensor | None, M: Tensor | None) -> Result:
         sd=sd,
         given_mask=job.given_mask,
         steering=job.steering,
+        witness=job.witness,
     )
 
 
@@ -894,9 +945,11 @@ def edit(
     mask: Picture | Tensor | None = None,
     negative_prompt: str | None = None,
     inversion: str | None = None,
+    mask_from: str | None = None,
     steering: Steering | None = None,
     reuse: Result | Sequence[Result] = (),
     watch: Watch | None = None,
+    witness: Any = None,
     bitwise: bool = False,
     progress: bool = False,
     **options: Any,
@@ -905,13 +958,13 @@ def edit(
 
     image: path, PIL image or uint8 array; its shorter side is resized to the model's training size (or `size`), and the
     result has the input's size. method: a name that `minidiffedit methods` lists, or INVERSION+EDITOR; inversion:
-    another one for the method. source: what the picture shows now. mask: path, PIL image, array or tensor at picture or
-    latent size, white = edited; where none is given, the part of the picture that is erased. steering: what to do with
-    the mask, computed or given (see files/masks.py). options: the method's own (`minidiffedit methods NAME`), and those
-    of every run (`common`): seed None draws one (with reuse: takes its).
-    reuse: earlier results on the same picture by the same model, whatever the method; what still holds of them is not
-    computed again (bitwise: only where that changes no bit). watch: called after each call of the model. progress:
-    show a bar on stderr.
+    another one for the method; mask_from: another source of its mask ("words:horse"). source: what the picture shows
+    now. mask: path, PIL image, array or tensor at picture or latent size, white = edited; where none is given, the part
+    of the picture that is erased. steering: what to do with the mask, computed or given (see files/masks.py). options:
+    the method's own (`minidiffedit methods NAME`), and those of every run (`common`): seed None draws one (with reuse:
+    takes its). reuse: earlier results on the same picture by the same model, whatever the method; what still holds of
+    them is not computed again (bitwise: only where that changes no bit). watch: called after each call of the model.
+    witness: a `Witness`, which looks on at attention, for the page of the result. progress: show a bar on stderr.
 
     Where nothing is to edit the source comes back, and a warning says so. Raises ValueError for arguments and files it
     cannot use, before any weights are touched as far as it can, ArithmeticError for NaN.
@@ -923,8 +976,8 @@ def edit(
         mask = image
     given = {"target": target, "source": source, "mask": mask, "negative_prompt": negative_prompt}
     given = {name: value for name, value in given.items() if value is not None}
-    settled = plan(method, inversion=inversion, **given, **options)
-    handles: dict[str, Any] = {"steering": steering, "reuse": earlier, "bitwise": bitwise}
+    settled = plan(method, inversion=inversion, mask_from=mask_from, **given, **options)
+    handles: dict[str, Any] = {"steering": steering, "reuse": earlier, "witness": witness, "bitwise": bitwise}
     if not progress:
         return execute(settled, sd, image, watch=watch, **handles)
     from .progress import bar
@@ -939,6 +992,7 @@ def resume(
     mask: Picture | Tensor | None = None,
     steering: Steering | None = None,
     watch: Watch | None = None,
+    witness: Any = None,
     **changes: Any,
 ) -> Result:
     """The edit again with some of `edit`'s arguments changed, equal to a fresh one to the model's rounding.
@@ -950,7 +1004,8 @@ def resume(
     mask = state.given_mask if kept else mask
     settled = replace(settled, given=settled.given | {"mask": mask} if settled.masked else settled.given)
     assert state.source  # only what worked on a picture is saved and goes on
-    done = execute(settled, state.sd, state.source, steering=steering or state.steering, reuse=[state], watch=watch)
+    handles: dict[str, Any] = {"steering": steering or state.steering, "watch": watch, "witness": witness}
+    done = execute(settled, state.sd, state.source, reuse=[state], **handles)
     if kept and "mask" in state.settings:
         done.settings["mask"] = state.settings["mask"]  # which may name the file
     return done
@@ -988,6 +1043,20 @@ def execute_mask(settled: Plan, sd: "StableDiffusion", image: Picture, **options
         warnings.warn(f"the mask is empty: {nothing_to_edit(settled, job.verdict)}", stacklevel=2)
     done = result_of(job, None, M)
     return replace(done, evaluations={"mask": done.evaluations["mask"]})
+
+
+@torch.no_grad()
+def execute_path(settled: Plan, sd: "StableDiffusion", image: Picture, **options: Any) -> Result:
+    """Run a plan as far as its path; options as in `begin`. The result's image is the source."""
+    job = begin(settled, sd, image, **options)
+    job.input("path")
+    done = result_of(job, None, None)
+    return replace(done, evaluations={"encode": done.evaluations["encode"]})
+
+
+def plan_words(source: str, **options: Any) -> Plan:
+    """A plan whose path goes up under the source: what it looks for is asked by `minidiffedit words`."""
+    return plan("reconstruction", source=source, encode_text="source", **{"strength": 1.0} | options)
 
 
 def generate(

@@ -104,6 +104,11 @@ class StableDiffusion:
             return many(prompts, syntax, self.tokenizer, self.clip, self.device)
         return self.clip(self.tokenizer(prompts).to(self.device))
 
+    def exceptional(self, token: int = 7788) -> Tensor:
+        """(1, 77, width): one token at all positions, without their embeddings (TF-ICON, 2307.12493, section 4.1)."""
+        embedded: Tensor = self.clip.embeddings.token_embedding.weight[token]
+        return self.clip.transform(embedded.expand(1, 77, -1))
+
     def encode(self, image: Tensor) -> Tensor:
         """image (b, 3, H, W) in [-1, 1], H and W multiples of 8 -> latent (b, 4, H/8, W/8) float32: the posterior's
         mode (its mean) times the scaling factor, 0.18215 in SD v1. Raises ValueError for other shapes and ranges.

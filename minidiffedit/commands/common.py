@@ -91,10 +91,11 @@ def asked_plan(words: list[str]) -> "Plan":
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--method")
     early.add_argument("--inversion")
+    early.add_argument("--mask-from")
     known, _ = early.parse_known_args(words)
     if known.method:
-        return check_takes_picture(blank_plan(known.method, known.inversion))
-    found = blank_plan("diffedit", known.inversion)
+        return check_takes_picture(blank_plan(known.method, known.inversion, known.mask_from))
+    found = blank_plan("diffedit", known.inversion, known.mask_from)
     flags = {word.partition("=")[0] for word in words}
     for name in GIVEN:
         if flag(name) in flags and name not in found.given:
@@ -115,6 +116,11 @@ def add_method(parser: argparse.ArgumentParser, settled: "Plan", needed: bool = 
     parser.set_defaults(method=settled.method, inversion=None)
     add_given(parser, settled, needed)
     add_options(parser.add_argument_group(OWN, f"{settled.method}:"), settled)
+
+
+def add_mask_from(parser: argparse.ArgumentParser) -> None:
+    about = "another source of the mask, for methods that take one: contrast, or words:horse"
+    parser.add_argument("--mask-from", metavar="SOURCE", help=about)
 
 
 def add_given(parser: Any, settled: "Plan", needed: bool = True) -> None:
@@ -189,8 +195,8 @@ def together(plans: "Sequence[Plan]") -> "Plan":
 def settled_plan(args: argparse.Namespace) -> "Plan":
     from ..run import blank_plan, plan
 
-    given = arguments(args, blank_plan(args.method, args.inversion))
-    return plan(args.method, inversion=args.inversion, **given)
+    names = {"inversion": args.inversion, "mask_from": getattr(args, "mask_from", None)}
+    return plan(args.method, **names, **arguments(args, blank_plan(args.method, **names)))
 
 
 # ---------------------------------------------------------------- options that are no method's

@@ -14,6 +14,7 @@ from .common import (
     add_dry_run,
     add_given,
     add_image,
+    add_mask_from,
     add_method,
     add_model,
     add_no_metadata,
@@ -53,6 +54,7 @@ def add_edit(parser: argparse.ArgumentParser, words: list[str]) -> None:
     about = "take the settings of this result of an earlier edit; what the command says besides holds"
     parser.add_argument("--like", type=Path, metavar="RESULT", help=about)
     add_method(parser, settled)
+    add_mask_from(parser)
     add_files(parser, settled)
     add_running(parser)
     add_model(parser)
@@ -169,6 +171,7 @@ def add_mask(parser: argparse.ArgumentParser, words: list[str]) -> None:
     settled = replace(settled, given={name: value for name, value in settled.given.items() if name in read})
     add_image(parser, "the mask, white = would be edited (default: NAME-mask.png here)")
     parser.add_argument("--method", metavar="NAME", default=settled.method, help="whose mask (%(default)s)")
+    add_mask_from(parser)
     parser.set_defaults(inversion=None)
     add_given(parser, settled)
     add_options(parser.add_argument_group(OWN), settled, *(settled.options.keys() - own))
@@ -224,7 +227,7 @@ def run_edit(args: argparse.Namespace) -> dict[str, Any]:
         return dry_run(args, [settled], rows, picture.size)
     sd = load(args)
     with progress(args.quiet, rows, *previews(args, sd, picture)) as watch:
-        done = execute(settled, sd, picture, steering=steering, watch=watch)
+        done = execute(settled, sd, picture, steering=steering, watch=watch, witness=witness(args))
     return written(args, done, output, rows)
 
 
@@ -255,7 +258,7 @@ def run_resume(args: argparse.Namespace) -> dict[str, Any]:
     sd = load_named(args, record)
     state = load_state(args.state, sd)
     with progress(args.quiet, rows, *previews(args, sd, state.source)) as watch:
-        done = resume(state, mask=mask, steering=steering, watch=watch, **changes)
+        done = resume(state, mask=mask, steering=steering, watch=watch, witness=witness(args), **changes)
     return written(args, done, output, rows)
 
 
@@ -343,6 +346,13 @@ def previews(args: argparse.Namespace, sd: Any, picture: Any) -> list[Any]:
 
     options: dict[str, Any] = {"every": args.preview_every, "decode": args.preview_decode}
     return [Previews(sd, picture, args.preview, **options)] if args.preview else []
+
+
+def witness(args: argparse.Namespace) -> Any:
+    """What looks on for the page, if one is wanted; a compiled network shows nothing of itself."""
+    from ..views.witness import Witness
+
+    return Witness() if args.report and not args.compile else None
 
 
 def written(args: argparse.Namespace, done: "Result", output: Path, rows: dict[str, int]) -> dict[str, Any]:

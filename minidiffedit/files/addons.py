@@ -255,7 +255,8 @@ def read_word(path: Path, found: "Checkpoint") -> Word:
     header = read_header(path)
     if {"clip_l", "clip_g"} & header.keys():
         raise ValueError(f"{path} is a learned word for SDXL (clip_l, clip_g); one for SD v1 is needed")
-    ((key, info), *others) = sorted(header.items()) or [("", None)]
+    found_here: list[tuple[str, Any]] = [*sorted(header.items())] or [("", None)]
+    (key, info), *others = found_here
     if info is None or others or not 1 <= len(info.shape) <= 2 or info.dtype not in FLOATS:
         said = f"{len(header)} tensors" if len(header) != 1 else f"{key} {info.dtype} {list(info.shape)}"
         raise ValueError(f"{path} is no learned word, which is one tensor of one or more vectors; it has {said}")
