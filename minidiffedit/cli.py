@@ -19,13 +19,15 @@ from collections.abc import Iterator
 from typing import Any
 
 from . import __version__
-from .commands import editing, many, methods, models, pages
+from .commands import editing, learn, many, methods, models, pages
 from .commands.common import Command, shown
 
 # What torch, its libraries and the system say when memory ends; the third is oneDNN's, as terse as it stands.
 NO_MEMORY = ("out of memory", "allocate memory", "could not create a primitive", "bad_alloc", "failed to map segment")
 COMMANDS: dict[str, Command] = {
-    name: command for group in (editing, methods, pages, many, models) for name, command in group.COMMANDS.items()
+    name: command
+    for group in (editing, learn, methods, pages, many, models)
+    for name, command in group.COMMANDS.items()
 }
 GONE = {"sdedit": "edit --method sdedit"}  # commands of before, and what they are now
 

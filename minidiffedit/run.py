@@ -88,6 +88,11 @@ INPUTS: dict[str, Input] = {
     "source": text_of("source"),
     "source_words": Input(lambda job: job.words("source"), "source"),
     "target_words": Input(lambda job: job.words("target"), "target"),
+    "source_embedded": Input(
+        lambda job: (job.sd.embed([job.plan.given["source"]]), job.plan.given["source"]), "source"
+    ),
+    "transform": Input(lambda job: (job.sd.transform, None)),
+    "projections": Input(lambda job: (job.sd.projections, None)),
     "coarsest": Input(lambda job: (job.sd.coarsest, None)),
     "negative": text_of("negative_prompt"),
     "instruction": text_of("instruction"),
@@ -95,6 +100,7 @@ INPUTS: dict[str, Input] = {
     "edits": Input(lambda job: job.pairs("edits"), "edits"),
     "edits_words": Input(lambda job: job.words("edits"), "edits"),
     "points": Input(lambda job: job.points(), "points"),
+    "places": Input(lambda job: job.places(), "points"),
     "mask": Input(lambda job: job.mask(), "mask"),
     "x0_outside": Input(lambda job: job.x0_outside(), "mask"),
     "reference": Input(lambda job: job.encoded("reference"), "reference"),
@@ -573,12 +579,17 @@ class Job:
         return of(given) if isinstance(given, str) else [[*map(of, pair)] for pair in given], given
 
     def points(self) -> tuple[list[tuple[tuple[int, int], ...]], Any]:
-        """Places in pixels as cells (row, column) of the latent. Raises ValueError for one outside the picture."""
+        """`places` as whole cells."""
+        found, given = self.places()
+        return [tuple((int(row), int(column)) for row, column in pair) for pair in found], given
+
+    def places(self) -> tuple[list[tuple[tuple[float, float], ...]], Any]:
+        """Places in pixels as (row, column) of the latent, 0 at its edge. ValueError for one outside the picture."""
         given = self.plan.given["points"]
         (width, height), (w, h) = self.picture.size, (side // self.sd.factor for side in self.at)  # type: ignore[union-attr]
         if any(x >= width or y >= height for pair in places(given) for x, y in pair):
             raise ValueError(f"points must lie in the picture of {width} x {height} pixels, got {given!r}")
-        return [tuple((int(y * h / height), int(x * w / width)) for x, y in pair) for pair in places(given)], given
+        return [tuple((y * h / height, x * w / width) for x, y in pair) for pair in places(given)], given
 
     def mask(self) -> tuple[Tensor | None, Any]:
         """The mask as it is used: given or found, then steered; None where the method may do without."""

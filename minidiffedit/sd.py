@@ -1,12 +1,13 @@
 """Stable Diffusion v1 (Rombach et al., 2112.10752) as four verbs: text, encode, decode, eps."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
 
 from . import fast
 from .attention import Attend, Feature, Tap, backend, sdpa
@@ -94,6 +95,20 @@ class StableDiffusion:
         """n prompts -> (n, 77, width), the model's dtype. Warns over 75 tokens; ValueError for what is no text."""
         return self.clip(self.tokenizer(prompts).to(self.device))
 
+    def embed(self, prompts: Sequence[str]) -> Tensor:
+        """What `text` transforms: n prompts -> (n, 77, width), a vector for each position; can be learned."""
+        return self.clip.embeddings(self.tokenizer(prompts).to(self.device))
+
+    def transform(self, embedded: Tensor) -> Tensor:
+        """text(prompts) = transform(embed(prompts))."""
+        return self.clip.transform(embedded.to(self.dtype))
+
+    @property
+    def projections(self) -> dict[str, tuple[int, int]]:
+        """The shapes (out, in) of the weights of all the UNet's attentions, by name."""
+        found = ((f"{name}.weight", module) for name, module in self.unet.named_modules() if ".attn" in name)
+        return {name: tuple(module.weight.shape) for name, module in found if isinstance(module, nn.Linear)}
+
     def encode(self, image: Tensor) -> Tensor:
         """image (b, 3, H, W) in [-1, 1], H and W multiples of 8 -> latent (b, 4, H/8, W/8) float32: the posterior's
         mode (its mean) times the scaling factor, 0.18215 in SD v1. Raises ValueError for other shapes and ranges.
@@ -124,13 +139,15 @@ class StableDiffusion:
         tap: Tap | None = None,
         feature: Feature | None = None,
         given: Tensor | None = None,
+        deltas: Mapping[str, Tensor] | None = None,
     ) -> list[Tensor]:
         """x_t (b, 4, h, w) at timestep t in 0..999; texts: k tensors (1 or b, 77, width) -> k predictions of the noise,
         each (b, 4, h, w) in the model's dtype, from one UNet call of k b rows (which `evaluations` counts).
 
         tap stands in for every attention, feature sees and may change what the layers make (see attention.py); their
         rows are all latents under the first text, then under the second. given (1 or b, further, h, w): what the UNet
-        reads behind each latent (see GIVEN). Raises ValueError for texts, t and given that do not fit.
+        reads behind each latent (see GIVEN). deltas: what is added to weights of the UNet in this call alone, by name.
+        Raises ValueError for texts, t and given that do not fit.
         """
         b = len(x_t)
         if not texts or not b or any(len(text) not in (1, b) for text in texts):
@@ -140,7 +157,7 @@ class StableDiffusion:
         x = self.with_given(x_t, given).to(self.device, self.dtype)
         attend = self.attend if tap is None else partial(tap, self.attend)
         hooks = (attend,) if feature is None else (attend, feature)
-        predictions = self.unet(x, t, text, *hooks)
+        predictions = (self.with_deltas(deltas) if deltas else self.unet)(x, t, text, *hooks)
         self.evaluations += len(predictions)
         self.gradients += len(predictions) * predictions.requires_grad
         return list(predictions.chunk(len(texts)))
@@ -154,6 +171,13 @@ class StableDiffusion:
             expected = " or ".join(str(shape) for shape in fitting)
             raise ValueError(f"given must be {expected} with {self.kind} weights, got {got}: {GIVEN[self.kind]}")
         return x_t if given is None else torch.cat([x_t, given.to(x_t).expand(len(x_t), -1, -1, -1)], dim=1)
+
+    def with_deltas(self, deltas: Mapping[str, Tensor]) -> Callable[..., Tensor]:
+        """The UNet with something added to some of its weights; gradients reach the deltas."""
+        if not isinstance(self.unet, UNet):
+            raise ValueError("weights can only be learned for a UNet in memory: load it without compile and low_memory")
+        weights = {name: self.unet.get_parameter(name) + delta.to(self.dtype) for name, delta in deltas.items()}
+        return lambda *asked: functional_call(self.unet, weights, asked)
 
     def clock(self) -> float:
         """Seconds, after all work given to the device is done."""
