@@ -5,6 +5,8 @@ vae, clip, tokenizer, checkpoint; then path, options and run, which runs any fil
 are resolved on first use, so that importing the package costs nothing.
 """
 
+import os
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +28,11 @@ if TYPE_CHECKING:
     from .views.witness import Witness
 
 __version__ = "0.2.0"
+
+# Threads of OpenMP spin while they wait, by default so long that a machine that is busy otherwise comes to a halt. They
+# shall sleep soon, not at once (see kernels/README.md). libgomp reads this once, when torch is loaded.
+if "torch" not in sys.modules and not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+    os.environ["GOMP_SPINCOUNT"] = "10000"
 
 _HOME = {
     "ddim": "Trajectory alpha_bar level_at levels move noises",

@@ -11,6 +11,7 @@ from mutants import mutant, run
 from PIL import Image
 from proofs import edited
 from stubs import latent
+from test_samplers import scheduler as second_order
 
 from minidiffedit import run as R
 from minidiffedit.diffedit import encode
@@ -36,8 +37,8 @@ def made(x0=X0, placed=PLACED, mask=MASK, shape=SHAPE, **options):
 class Oracle:
     """Rows (generation without, generation with its text, background, object); logits are built and written over."""
 
-    def __init__(self, inject=2, hold=4, scale=5.0):
-        self.inject, self.hold, self.scale = inject, hold, scale
+    def __init__(self, inject=2, hold=4, scale=5.0, steps=explicit.scheduler):
+        self.inject, self.hold, self.scale, self.steps = inject, hold, scale, steps(N)
         self.net = explicit.peer(SD, self.hook)
         with torch.no_grad():
             self.back, self.other = (encode(SD.eps, one, ODD, steps=N, strength=1.0) for one in (X0, PLACED))
@@ -59,20 +60,22 @@ class Oracle:
     @torch.no_grad()
     def run(self):
         noise = torch.randn(1, 4, 8, 16, generator=torch.Generator().manual_seed(4))
-        steps = explicit.scheduler(N)
+        steps = self.steps
         y = SHAPE * self.other[N] + (MASK - SHAPE) * noise + (1 - MASK) * self.back[N]
         text = torch.cat([NULL, TARGET, ODD, ODD])
         for self.i, t in enumerate(steps.timesteps):
             j = N - self.i
             e = self.net(torch.cat([y, y, self.back[j], self.other[j]]), t, text).sample
-            y = steps.step(e[:1] + self.scale * (e[1:2] - e[:1]), t, y, eta=0.0).prev_sample
+            y = steps.step(e[:1] + self.scale * (e[1:2] - e[:1]), t, y).prev_sample
             if self.i < self.hold:
                 y = MASK * y + (1 - MASK) * self.back[j - 1]
         return y
 
 
 @pytest.mark.parametrize("options, settings", [
-    ({}, {}), ({"inject_steps": 1.0, "hold_steps": 0.4, "guidance_scale": 2.5}, {"inject": 5, "hold": 2, "scale": 2.5}),
+    ({"sampler": "ddim"}, {}), ({}, {"steps": second_order}),
+    ({"inject_steps": 1.0, "hold_steps": 0.4, "guidance_scale": 2.5, "sampler": "ddim"},
+     {"inject": 5, "hold": 2, "scale": 2.5}),
 ])  # fmt: skip
 def test_it_is_the_exchange_of_whole_logits(options, settings):
     found, truth = made(**options), Oracle(**settings).run()

@@ -18,7 +18,7 @@ from .common import (
     predicted,
     progress,
     record_of,
-    say_cost,
+    say_dry,
     text_chunks,
 )
 
@@ -51,19 +51,19 @@ def run_words(args: argparse.Namespace) -> dict[str, Any]:
     picture, output = picture_and_output(args, "words")
     rows = {"encode": predicted(args, settled)[0]["encode"]}
     if args.dry_run:
-        return dry_run(settled, rows)
+        return dry_run(args, [settled], rows, picture.size)
     sd, seen = load(args), Witness()
     with progress(args.quiet, rows) as watch:
         done = execute_path(settled, sd, picture, watch=watch, witness=seen)
     record = record_of(args, done)
     (look,) = seen.looks
     write_picture(word_page(done, look, shown), output, text_chunks(args, record))
-    return {"output": str(output), "words": numbers(look, shown)} | outcome(done, rows, record)
+    return {"output": str(output), "words": numbers(look, shown)} | outcome(args, done, rows, record)
 
 
 def say_words(result: dict[str, Any]) -> str:
     if "output" not in result:
-        return say_cost(result["evaluations"])
+        return say_dry(result)
     lines = [result["output"]]
     for one in result["words"]:
         level = one["levels"][0]
@@ -74,4 +74,12 @@ def say_words(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-COMMANDS = {"words": Command("show where a picture's attention looks for each word", add_words, run_words, say_words)}
+COMMANDS = {
+    "words": Command(
+        "show where a picture's attention looks for each word",
+        add_words,
+        run_words,
+        say_words,
+        ('words photo.png --source "a horse on a field" --words horse,field',),
+    )
+}

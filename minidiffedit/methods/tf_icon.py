@@ -10,7 +10,7 @@ authors' start is this same composite.
 
 No logits are built: with q' = [q_1, q_2, q_3] and k' = [k_1, k_2, k_3], each zero but at its own keys, they are q' k',
 so that fused attention stays. Model rows: 2 N b for the inversions, then 4 b a step with exchange and 2 b without. Here
-steps are DDIM's, and both pictures' rows are held on their inversions; the authors use DPM-Solver++(2M) and let them
+both pictures are inverted by DDIM, and their rows held on it; the authors invert by DPM-Solver++(2M), too, and let them
 run. Which prompt is exceptional for SD v1 is not measured: theirs is of SD 2.1's text encoder.
 """
 
@@ -24,8 +24,8 @@ from torch import Tensor
 from ..attention import Attend, Site, sdpa
 from ..ddim import levels
 from ..diffedit import checked_mask, encode, working
-from ..options import Scale, Seed, Steps
-from ..path import HookedEps, mean_and_sigma
+from ..options import Sampler, Scale, Seed, Steps
+from ..path import HookedEps, improvement, mean_and_sigma
 from .prompt_to_prompt import Early, first
 from .sdedit import draws
 
@@ -45,6 +45,7 @@ def tf_icon(
     inject_steps: Early = 0.4,
     hold_steps: Early = 0.8,
     guidance_scale: Scale = 5.0,
+    sampler: Sampler = "dpmsolver++",
     seed: Seed = 0,
 ) -> Tensor:
     """placed (b or 1, 4, h, w): the latent of the object laid over the picture; shape (b or 1, 1, h, w): where it lies
@@ -57,6 +58,7 @@ def tf_icon(
     M, S = (checked_mask(one, x0).expand(b, -1, -1, -1) > 0 for one in (mask, shape))
     S = S & M
     back, other = (encode(eps, one, exceptional, steps=steps, strength=1.0) for one in (x0, placed))
+    improve = improvement(sampler, steps)
     noise = next(draws(x0.shape, seed)).to(x0)
     y = torch.where(S, other[steps], torch.where(M, noise, back[steps]))
 
@@ -81,7 +83,8 @@ def tf_icon(
             e_null, e_text = eps(torch.cat([back[j], other[j], y, y]), t[j], [text], tap=inject)[0].split(b)[2:]
         else:
             e_null, e_text = eps(y, t[j], [null, target])
-        y, _ = mean_and_sigma(y, e_null + guidance_scale * (e_text - e_null), a[j], a[j - 1], 0.0)
+        e = improve(y, e_null + guidance_scale * (e_text - e_null), a[j], a[j - 1])
+        y, _ = mean_and_sigma(y, e, a[j], a[j - 1], 0.0)
         if i < first(hold_steps, steps):
             y = torch.where(M, y, back[j - 1])
     return y
