@@ -23,14 +23,16 @@ PACKAGES = {"torch", "safetensors", "tokenizers", "numpy", "PIL", "huggingface_h
 CORE = {f"{name}" for name in SPINE}
 RUNNING = CORE | {"options", "path", "run", "cost", "files", "methods.table"}
 ROOMS = {
-    "core": {"kernels", "fast", "files.configs", "files.unsupported", "files.hub"},
+    "core": {"kernels", "fast", "files.addons", "files.configs", "files.unsupported", "files.hub", "learnable", "prompts"},
+    "learnable": {"clip", "tokenizer", "unet"},
+    "prompts": {"attention", "clip", "tokenizer"},
     "kernels": set(),
     "fast": {"attention", "unet", "vae"},
     "options": {"ddim"},
     "path": {"ddim"},
     "methods": {*CORE, "options", "path"},
     "files": {*CORE, "__version__"},
-    "run": {*CORE, "files", "methods.table", "options", "path", "progress"},
+    "run": {*CORE, "files", "methods.table", "options", "path", "progress", "prompts"},
     "cost": {*CORE, "files", "run", "fast"},
     "progress": {"cost", "run"},
     "views": {*RUNNING, "__version__", "many.metrics"},
