@@ -1,7 +1,7 @@
 """Stable Diffusion v1 (Rombach et al., 2112.10752) as four verbs: text, encode, decode, eps."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -14,8 +14,11 @@ from .checkpoint import Checkpoint, load_network, open_checkpoint
 from .clip import CLIPText
 from .ddim import whole
 from .fast import choose_device, choose_dtype
+from .files.addons import LearnedWords, with_add_ons
 from .files.configs import Kind, kinds
 from .files.hub import find_model
+from .learnable import Learnable
+from .prompts import many
 from .tokenizer import Tokenizer
 from .unet import UNet
 from .vae import VAE
@@ -28,7 +31,7 @@ GIVEN: dict[Kind, str] = {
 }
 
 
-class StableDiffusion:
+class StableDiffusion(Learnable):
     """The three networks and the tokenizer on one device, in one dtype.
 
     `evaluations` counts UNet rows (texts x latents) since construction, `gradients` those of them with a gradient;
@@ -60,6 +63,8 @@ class StableDiffusion:
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
         variant: str | None = None,
+        lora: Sequence[str | Path | tuple[str | Path, float]] = (),
+        embeddings: Sequence[str | Path] = (),
         attention: str = "auto",
         compile: bool = False,
         low_memory: bool = False,
@@ -68,7 +73,8 @@ class StableDiffusion:
 
         device: "auto" (CUDA if there is one, else CPU) or torch's. dtype: "auto" (see choose_dtype), "float32",
         "float16", "bfloat16" or torch's. variant: None, "fp16" or "non_ema" of a folder's files. revision, cache_dir,
-        local_files_only: for hub ids. attention: "auto", "sdpa" or "triton" (see attention.py). compile: by
+        local_files_only: for hub ids. lora: files, "x.safetensors:0.8" or (path, scale); embeddings: files of learned
+        words (see files/addons.py). attention: "auto", "sdpa" or "triton" (see attention.py). compile: by
         torch.compile, minutes at the first call of each shape. low_memory: one network at a time is in memory, read
         again when it is needed. Raises ValueError for anything that is not SD v1, before its weights are read, for NaN
         weights, and for what this machine cannot do; OSError when the hub cannot give the files.
@@ -78,9 +84,10 @@ class StableDiffusion:
         nearest = choose_dtype(dtype, device)
         path = find_model(str(model), revision, cache_dir, local_files_only, variant, half=nearest != torch.float32)
         found = open_checkpoint(path, variant=variant, dtype=nearest)
+        found = with_add_ons(found, lora, embeddings)
         parameters = sum(shape.numel() for part in found.parts.values() for shape in part.shapes.values())
         dtype = choose_dtype(dtype, device, parameters)
-        attend, tokenizer = backend(attention, device, dtype), Tokenizer(found.tokenizer)
+        attend, tokenizer = backend(attention, device, dtype), LearnedWords(found.tokenizer, found.words)
         makes = [partial(load_network, n, found.configs[n], found.parts[n], device, dtype) for n in found.parts]
         # The largest first: while it is cast, little else is in memory.
         unet, vae, clip = fast.one_at_a_time(makes) if low_memory else (make() for make in makes)
@@ -90,8 +97,12 @@ class StableDiffusion:
         sd.name, sd.checkpoint, sd.low_memory = str(model), found, low_memory
         return sd
 
-    def text(self, prompts: Sequence[str]) -> Tensor:
-        """n prompts -> (n, 77, width), the model's dtype. Warns over 75 tokens; ValueError for what is no text."""
+    def text(self, prompts: Sequence[str], syntax: str = "plain") -> Tensor:
+        """n prompts -> (n, 77, width), the model's dtype. Warns over 75 tokens; ValueError for what is no text. With
+        another syntax, "a1111" or "compel", see prompts.py: (n, 77 k, width).
+        """
+        if syntax != "plain":
+            return many(prompts, syntax, self.tokenizer, self.clip, self.device)
         return self.clip(self.tokenizer(prompts).to(self.device))
 
     def encode(self, image: Tensor) -> Tensor:
@@ -124,13 +135,15 @@ class StableDiffusion:
         tap: Tap | None = None,
         feature: Feature | None = None,
         given: Tensor | None = None,
+        deltas: Mapping[str, Tensor] | None = None,
     ) -> list[Tensor]:
-        """x_t (b, 4, h, w) at timestep t in 0..999; texts: k tensors (1 or b, 77, width) -> k predictions of the noise,
+        """x_t (b, 4, h, w) at timestep t in 0..999; texts: k tensors (1 or b, 77 n, width) -> k predictions of noise,
         each (b, 4, h, w) in the model's dtype, from one UNet call of k b rows (which `evaluations` counts).
 
         tap stands in for every attention, feature sees and may change what the layers make (see attention.py); their
         rows are all latents under the first text, then under the second. given (1 or b, further, h, w): what the UNet
-        reads behind each latent (see GIVEN). Raises ValueError for texts, t and given that do not fit.
+        reads behind each latent (see GIVEN). deltas: what is added to weights of the UNet in this call alone, by name.
+        Raises ValueError for texts, t and given that do not fit.
         """
         b = len(x_t)
         if not texts or not b or any(len(text) not in (1, b) for text in texts):
@@ -140,7 +153,7 @@ class StableDiffusion:
         x = self.with_given(x_t, given).to(self.device, self.dtype)
         attend = self.attend if tap is None else partial(tap, self.attend)
         hooks = (attend,) if feature is None else (attend, feature)
-        predictions = self.unet(x, t, text, *hooks)
+        predictions = (self.with_deltas(deltas) if deltas else self.unet)(x, t, text, *hooks)
         self.evaluations += len(predictions)
         self.gradients += len(predictions) * predictions.requires_grad
         return list(predictions.chunk(len(texts)))

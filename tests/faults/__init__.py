@@ -64,8 +64,9 @@ class Faults:
 
     def child(self, surroundings: Callable[[], object] = os.getpid, *more: str, folder: str = ".") -> Child:
         out, mask, state = (f"{folder}/{name}" for name in RESULTS)
-        argv = ["edit", "in.png", *QUICK, "--model", str(self.world.model), "-o", out, "--save-mask", mask]
-        return Child(self.world.server, [*argv, "--save-state", state, *more], surroundings)
+        argv = ["edit", "in.png", *QUICK, "--overwrite", "--model", str(self.world.model)]
+        argv += ["-o", out, "--save-mask", mask, "--save-state", state]
+        return Child(self.world.server, [*argv, *more], surroundings)
 
     def judge(self, section: str, name: str, code: int, err: str, codes: tuple[int, ...], folder: str = ".") -> None:
         """Files and exit code; 0 is right where the run had ended before it was disturbed."""

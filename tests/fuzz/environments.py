@@ -37,8 +37,8 @@ def cases(world: World, rng: random.Random, scale: float) -> Iterator[Case]:
     yield around("a cache without write permission", someone(0o555, "cache"), words="a/b",
                  argv=edit("--cache-dir", "cache", model="a/b"), make=lambda f: (f / "cache").mkdir())  # fmt: skip
     yield around("a cache that is a file", os.getpid, words="a/b", argv=edit("--cache-dir", "in.png", model="a/b"))
-    yield around("another's file in a sticky folder", sticky, words="denied|not permitted", argv=edit("-o", "mine.png"),
-                 make=lambda folder: (folder / "mine.png").write_bytes(b"old") and None)  # fmt: skip
+    yield around("another's file in a sticky folder", sticky, words="denied|not permitted", make=lambda folder: (folder / "mine.png").write_bytes(b"old") and None,
+                 argv=edit("-o", "mine.png", "--overwrite"))  # fmt: skip
     for limit in (0, 1, 512, 4096, 8192):
         yield around(f"room for {limit} bytes", limited(limit), words="cannot be written|too large|No space")
         state = edit("--save-state", "s.safetensors", "--save-mask", "m.png")
