@@ -8,7 +8,7 @@ does not fit before memory is spent; `load_network` fills a module that was buil
 import os
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -35,17 +35,22 @@ class Part:
     header: Header
     keys: dict[str, str]
     shapes: dict[str, torch.Size]
+    changes: tuple[Callable[[str, Tensor], Tensor], ...] = ()  # of tensors as they are read: files/addons.py
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What `open_checkpoint` found: configs and parts by network, the tokenizer's folder (None: the packaged one)."""
+    """What `open_checkpoint` found: configs and parts by network, the tokenizer's folder (None: the packaged one). Of
+    add-ons: learned words and how many positions each takes; by kind, names and hashes.
+    """
 
     path: Path
     layout: str
     configs: dict[str, Any]
     parts: dict[str, Part]
     tokenizer: Path | None
+    words: dict[str, int] = field(default_factory=dict)
+    add_ons: dict[str, str] = field(default_factory=dict)
 
     @property
     def kind(self) -> Kind:
@@ -237,6 +242,8 @@ def load_network(network: str, config: Any, part: Part, device: torch.device, dt
     state = {}
     for name, tensor in read_tensors(part):
         tensor = tensor.reshape(part.shapes[name])
+        for change in part.changes:
+            tensor = change(name, tensor)
         order = torch.channels_last if device.type == "cpu" and tensor.ndim == 4 else torch.preserve_format  # faster so
         state[name] = tensor.to(device, dtype, copy=True, memory_format=order)
         if not all(bound.isfinite() for bound in torch.aminmax(state[name])):

@@ -5,15 +5,22 @@ No weights are read. Predicted rows are the rows paid where the method finds som
 """
 
 import warnings
+import weakref
+from collections import Counter as Counting
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from .attention import Site
+from .checkpoint import build
+from .diffedit import default_chunk
+from .fast import decode_by_rows
 from .files.images import read_mask
 from .run import GIVEN, Plan, Result, blank_plan, execute, execute_without_picture, inputs_of, plan
 from .tokenizer import Tokenizer
@@ -30,7 +37,7 @@ class Counter:
         self.kind, self.name, self.config = weights, "a counting model", config
         self.factor, self.side, self.channels, self.device = 8, 64, 4, torch.device("cpu")
         self.scale, self.coarsest = 1.0, len(config.block_out_channels) - 2
-        self.dtype, self.evaluations, self.gradients = torch.float32, 0, 0
+        self.dtype, self.evaluations, self.gradients, self.most = torch.float32, 0, 0, 0
         self.t, self.size, self.patterns = -1, 0.0, dict[Any, Tensor]()
         self.generator = torch.Generator().manual_seed(0)
         self._tokenizer: Tokenizer | None = None
@@ -43,7 +50,10 @@ class Counter:
     def clock(self) -> float:
         return 0.0
 
-    def text(self, prompts: Sequence[str]) -> Tensor:
+    def exceptional(self) -> Tensor:
+        return torch.zeros(1, 77, 1)
+
+    def text(self, prompts: Sequence[str], syntax: str = "plain") -> Tensor:
         return torch.zeros(len(prompts), 77, 1)
 
     def random(self, *shape: int) -> Tensor:
@@ -73,9 +83,11 @@ class Counter:
             raise ValueError(f"a part of this method needs other weights than {self.kind} ones")
         rows = len(x) * len(texts)
         self.evaluations += rows
+        self.most = max(self.most, rows)  # at once
+        used = 0 * x.float().mean()  # what a tap makes of q has a gradient where x has one
         for site, n, m in self.sites(*x.shape[2:]) if tap or feature else ():
             if tap and site.kind in ("self", "cross"):
-                q, k = self.random(rows, 1, n, 1), self.random(rows, 1, m, 1)
+                q, k = self.random(rows, 1, n, 1) + used, self.random(rows, 1, m, 1)
                 tap(plain, site, q, k, k)
             if feature:
                 h = self.random(rows, n, 1) if site.kind in ("self", "cross") else self.random(rows, 1, n, 1)
@@ -135,8 +147,8 @@ def count_one(settled: Plan, counter: Counter, reuse: Sequence[Result]) -> Resul
     if given.get("mask") is not None:
         some = torch.ones if read_mask(given["mask"]).any() else torch.zeros
         given["mask"] = some(1, 1, CELLS, CELLS)
-    if "reference" in given:
-        given["reference"] = Image.new("RGB", (64, 64), "grey")
+    shown = {name for name, one in given.items() if GIVEN[name].kind == "picture" and one is not None}
+    given |= dict.fromkeys(shown, Image.new("RGB", (64, 64), "grey"))
     if "points" in given:
         given["points"] = "0,0=>63,63"
     tiny = replace(settled, settings=settled.settings | small | {"paste": False}, given=given)
@@ -161,3 +173,67 @@ def rows_at_defaults(method: str) -> int:
     wanted = {*found.needs, "target"} & found.given.keys()
     given: dict[str, Any] = {name: made_up.get(GIVEN[name].kind, name) for name in wanted}  # a text is its own name
     return sum(cost(plan(method, seed=0, **given)).values())
+
+
+# ---------------------------------------------------------------- memory
+
+
+class Held(TorchDispatchMode):
+    """Bytes of the tensors that are alive at once, `most` of them so far; on the meta device nothing is computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now, self.most, self.alive = 0, 0, Counting[int]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for one in made if isinstance(made, tuple | list) else (made,):
+            if isinstance(one, Tensor):
+                storage = one.untyped_storage()
+                key, size = storage._cdata, storage.nbytes()
+                self.now += 0 if self.alive[key] else size
+                self.most, self.alive[key] = max(self.most, self.now), self.alive[key] + 1
+                weakref.finalize(one, self.gone, key, size)
+        return made
+
+    def gone(self, key: int, size: int) -> None:
+        self.alive[key] -= 1
+        self.now -= 0 if self.alive[key] else size
+
+
+def fused(site: Site, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """An attention's shape; torch's own for this device would hold the whole map, which no fused kernel does."""
+    return torch.empty_like(q)
+
+
+@torch.no_grad()
+def memory(settled: Plan, configs: dict[str, Any], at: tuple[int, int], dtype: torch.dtype) -> int | None:
+    """Bytes that a run of a plan at the working size `at` (width, height) holds at most: the weights, and what the UNet
+    or the autoencoder holds at once. None for methods that keep what gradients need, which no shape tells.
+    """
+    counter = Counter(settled.system.weights)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        count_one(settled, counter, [])
+    if counter.gradients:
+        return None
+    w, h = (side // configs["vae"].factor for side in at)
+    rows = 2 * (settled.settings["chunk"] or default_chunk(h, w)) if "chunk" in settled.settings else counter.most
+    networks: dict[str, Any] = {name: build(name, config).to(dtype) for name, config in configs.items()}
+    weights = sum(p.numel() * p.element_size() for one in networks.values() for p in one.parameters())
+    unet, vae = networks["unet"], networks["vae"]
+    with torch.device("meta"):
+        x = torch.empty(rows, configs["unet"].in_channels, h, w, dtype=dtype)
+        text = torch.empty(rows, 77, configs["unet"].cross_attention_dim, dtype=dtype)
+        z, picture = x[:1, : configs["vae"].latent_channels], torch.empty(1, 3, at[1], at[0], dtype=dtype)
+        decode = partial(decode_by_rows, vae) if h * w > 96 * 96 else partial(vae.decode, attend=fused)
+        most = []
+        for call in (
+            partial(unet, x, 500, text, fused),
+            partial(decode, z),
+            partial(vae.encode, picture, attend=fused),
+        ):
+            with Held() as held:
+                call()
+            most.append(held.most)
+    return weights + max(most)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .ddim import Trajectory, levels
+from .ddim import Trajectory, alpha_bar, levels
 
 # eps(x, t, texts, *, tap=None, feature=None, given=None) -> one prediction per text: `sd.eps`, whose hooks see and
 # change what happens inside the UNet (attention.py). Methods that use no hook ask for diffedit's `Eps`.
@@ -23,7 +23,8 @@ class Path(Trajectory):
     """Levels 0..K of x0 (b, c, h, w), and what belongs to them.
 
     null: the text of unguided predictions, or nulls: one for each level (null-text inversion). noises: what a step from
-    level j adds (none: DDIM, eta = 0). pinned: an editor's source row is put back on the path at every level.
+    level j adds (none: DDIM, eta = 0). pinned: an editor's source row is put back on the path at every level. sampler:
+    see `improvement`.
     """
 
     def __init__(
@@ -36,11 +37,13 @@ class Path(Trajectory):
         noises: Mapping[int, Tensor] | None = None,
         eta: float = 1.0,
         pinned: bool = False,
+        sampler: str = "ddim",
     ):
         super().__init__(latents, steps)
         self.any_null, self.nulls, self.noises = null, dict(nulls or {}), dict(noises or {})
-        self.eta, self.pinned = eta, pinned
+        self.eta, self.pinned, self.sampler = eta, pinned, sampler
         self.t, self.a = levels(steps)
+        self.improve = improvement(sampler, steps)
 
     @property
     def top(self) -> int:
@@ -68,14 +71,27 @@ class Path(Trajectory):
         return torch.cat([self[j], x[len(self[j]) :]]) if self.pinned else x
 
     def step(self, x: Tensor, e: Tensor, j: int) -> Tensor:
-        """All rows from level j to j - 1 along their predictions e: DDIM, or with noises the DDPM step."""
+        """All rows from level j to j - 1 along their predictions e: DDIM, or with noises the DDPM step, second order by
+        the sampler "dpmsolver++", which remembers the step from level j + 1.
+        """
+        if j == self.top:
+            self.improve = improvement(self.sampler, self.steps)
+        e = self.improve(x, e, self.a[j], self.a[j - 1])
         mean, sigma = mean_and_sigma(x, e, self.a[j], self.a[j - 1], self.eta if self.noises else 0.0)
         return mean if not self.noises else mean + sigma * self.noises[j].repeat(len(x) // len(self.noises[j]), 1, 1, 1)
 
     def prefix(self, level: int) -> "Path":
         """Levels 0..level with what belongs to them."""
-        options = {"nulls": self.nulls, "noises": self.noises, "eta": self.eta, "pinned": self.pinned}
-        return Path([*super().prefix(level).values()], self.steps, self.any_null, **options)  # type: ignore[arg-type]
+        return self.of([*super().prefix(level).values()])
+
+    def by(self, sampler: str) -> "Path":
+        """The same path, walked by a sampler; one with noises is walked by that which its noises were made for."""
+        return self if self.noises or sampler == self.sampler else self.of([*self.values()], sampler=sampler)
+
+    def of(self, latents: Sequence[Tensor], **other: Any) -> "Path":
+        """A path through these levels with what belongs to this one, but for what is given."""
+        own = {name: getattr(self, name) for name in ("nulls", "noises", "eta", "pinned", "sampler")}
+        return Path(latents, self.steps, **{"null": self.any_null} | own | other)
 
 
 def mean_and_sigma(x: Tensor, e: Tensor, a: float, a_to: float, eta: float) -> tuple[Tensor, float]:
@@ -83,3 +99,30 @@ def mean_and_sigma(x: Tensor, e: Tensor, a: float, a_to: float, eta: float) -> t
     sigma = eta * math.sqrt((1 - a_to) / (1 - a) * (1 - a / a_to))
     predicted_x0 = (x - math.sqrt(1 - a) * e) / math.sqrt(a)
     return math.sqrt(a_to) * predicted_x0 + math.sqrt(1 - a_to - sigma**2) * e, sigma
+
+
+# improved(x, e, a, a_to): the prediction to step along from alpha_bar a down to a_to, in place of e, the model's of x.
+Improvement = Callable[[Tensor, Tensor, float, float], Tensor]
+
+
+def improvement(sampler: str, steps: int) -> Improvement:
+    """What a sampler makes of the predictions of one walk, asked from step to step in their order.
+
+    "ddim": nothing. "dpmsolver++": DPM-Solver++(2M) (Lu et al., 2211.01095, algorithm 2; diffusers' "midpoint"): the
+    clean latent D that a prediction leads to is drawn on along its change since the step before, D + (D - D_before)
+    h / (2 h_before), h being the steps of lambda = log(sqrt(a) / sqrt(1 - a)). DDIM's step along that is the paper's,
+    and the step with eta = 1 its stochastic form, diffusers' "sde-dpmsolver++". The first step has nothing to go by,
+    and, as in diffusers, of fewer than 15 the last one does not.
+    """
+    before: list[tuple[float, Tensor]] = []
+
+    def improved(x: Tensor, e: Tensor, a: float, a_to: float) -> Tensor:
+        here, there = (0.5 * math.log(one / (1 - one)) for one in (a, a_to))
+        D, known = (x - math.sqrt(1 - a) * e) / math.sqrt(a), [*before]
+        before[:] = [(here, D)]
+        if not known or (steps < 15 and a_to == alpha_bar()[0]):
+            return e
+        ((above, D_before),) = known
+        return e - math.sqrt(a / (1 - a)) * (there - here) / (2 * (here - above)) * (D - D_before)
+
+    return improved if sampler == "dpmsolver++" else lambda x, e, a, a_to: e

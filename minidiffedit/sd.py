@@ -14,8 +14,10 @@ from .checkpoint import Checkpoint, load_network, open_checkpoint
 from .clip import CLIPText
 from .ddim import whole
 from .fast import choose_device, choose_dtype
+from .files.addons import LearnedWords, with_add_ons
 from .files.configs import Kind, kinds
 from .files.hub import find_model
+from .prompts import many
 from .tokenizer import Tokenizer
 from .unet import UNet
 from .vae import VAE
@@ -60,6 +62,8 @@ class StableDiffusion:
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
         variant: str | None = None,
+        lora: Sequence[str | Path | tuple[str | Path, float]] = (),
+        embeddings: Sequence[str | Path] = (),
         attention: str = "auto",
         compile: bool = False,
         low_memory: bool = False,
@@ -68,7 +72,8 @@ class StableDiffusion:
 
         device: "auto" (CUDA if there is one, else CPU) or torch's. dtype: "auto" (see choose_dtype), "float32",
         "float16", "bfloat16" or torch's. variant: None, "fp16" or "non_ema" of a folder's files. revision, cache_dir,
-        local_files_only: for hub ids. attention: "auto", "sdpa" or "triton" (see attention.py). compile: by
+        local_files_only: for hub ids. lora: files, "x.safetensors:0.8" or (path, scale); embeddings: files of learned
+        words (see files/addons.py). attention: "auto", "sdpa" or "triton" (see attention.py). compile: by
         torch.compile, minutes at the first call of each shape. low_memory: one network at a time is in memory, read
         again when it is needed. Raises ValueError for anything that is not SD v1, before its weights are read, for NaN
         weights, and for what this machine cannot do; OSError when the hub cannot give the files.
@@ -78,9 +83,10 @@ class StableDiffusion:
         nearest = choose_dtype(dtype, device)
         path = find_model(str(model), revision, cache_dir, local_files_only, variant, half=nearest != torch.float32)
         found = open_checkpoint(path, variant=variant, dtype=nearest)
+        found = with_add_ons(found, lora, embeddings)
         parameters = sum(shape.numel() for part in found.parts.values() for shape in part.shapes.values())
         dtype = choose_dtype(dtype, device, parameters)
-        attend, tokenizer = backend(attention, device, dtype), Tokenizer(found.tokenizer)
+        attend, tokenizer = backend(attention, device, dtype), LearnedWords(found.tokenizer, found.words)
         makes = [partial(load_network, n, found.configs[n], found.parts[n], device, dtype) for n in found.parts]
         # The largest first: while it is cast, little else is in memory.
         unet, vae, clip = fast.one_at_a_time(makes) if low_memory else (make() for make in makes)
@@ -90,9 +96,18 @@ class StableDiffusion:
         sd.name, sd.checkpoint, sd.low_memory = str(model), found, low_memory
         return sd
 
-    def text(self, prompts: Sequence[str]) -> Tensor:
-        """n prompts -> (n, 77, width), the model's dtype. Warns over 75 tokens; ValueError for what is no text."""
+    def text(self, prompts: Sequence[str], syntax: str = "plain") -> Tensor:
+        """n prompts -> (n, 77, width), the model's dtype. Warns over 75 tokens; ValueError for what is no text. With
+        another syntax, "a1111" or "compel", see prompts.py: (n, 77 k, width).
+        """
+        if syntax != "plain":
+            return many(prompts, syntax, self.tokenizer, self.clip, self.device)
         return self.clip(self.tokenizer(prompts).to(self.device))
+
+    def exceptional(self, token: int = 7788) -> Tensor:
+        """(1, 77, width): one token at all positions, without their embeddings (TF-ICON, 2307.12493, section 4.1)."""
+        embedded: Tensor = self.clip.embeddings.token_embedding.weight[token]
+        return self.clip.transform(embedded.expand(1, 77, -1))
 
     def encode(self, image: Tensor) -> Tensor:
         """image (b, 3, H, W) in [-1, 1], H and W multiples of 8 -> latent (b, 4, H/8, W/8) float32: the posterior's
@@ -125,7 +140,7 @@ class StableDiffusion:
         feature: Feature | None = None,
         given: Tensor | None = None,
     ) -> list[Tensor]:
-        """x_t (b, 4, h, w) at timestep t in 0..999; texts: k tensors (1 or b, 77, width) -> k predictions of the noise,
+        """x_t (b, 4, h, w) at timestep t in 0..999; texts: k tensors (1 or b, 77 n, width) -> k predictions of noise,
         each (b, 4, h, w) in the model's dtype, from one UNet call of k b rows (which `evaluations` counts).
 
         tap stands in for every attention, feature sees and may change what the layers make (see attention.py); their

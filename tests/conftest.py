@@ -1,3 +1,4 @@
+import os
 import sys
 from pathlib import Path
 
@@ -15,6 +16,12 @@ settings.load_profile("steady")
 
 # On tensors this small, threads only wait for one another.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_rates(tmp_path_factory):
+    """What runs take here is remembered apart from the user's own."""
+    os.environ["MINIDIFFEDIT_CACHE"] = str(tmp_path_factory.mktemp("rates"))
 
 
 @pytest.fixture(scope="session")

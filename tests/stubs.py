@@ -71,9 +71,12 @@ class Model(StableDiffusion):
     def tokenizer(self):
         return Tokenizer()
 
-    def text(self, prompts):
+    def text(self, prompts, syntax="plain"):
         seeds = [zlib.crc32(prompt.encode()) for prompt in prompts]
         return torch.cat([latent(1, 77, 8, seed=seed, dtype=torch.float32) for seed in seeds])
+
+    def exceptional(self):
+        return self.text(["an exceptional prompt"])
 
     def encode(self, image):
         cells = F.avg_pool2d(image, self.factor)

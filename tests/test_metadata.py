@@ -149,7 +149,7 @@ def test_the_record_in_a_picture_suffices_to_make_it_again(tmp_path, folder, sd,
 def test_another_seed_is_another_picture_and_no_metadata_is_none(tmp_path, folder):
     Image.effect_noise((91, 70), 50).save(tmp_path / "in.png")
     path = tmp_path / "out.png"
-    command = ["edit", str(tmp_path / "in.png"), *EDIT, "--model", str(folder), "-o", str(path)]
+    command = ["edit", str(tmp_path / "in.png"), *EDIT, "--model", str(folder), "-o", str(path), "--overwrite"]
     pixels = []
     for options in (["--seed", "0", "--no-metadata"], ["--seed", "1"]):
         assert cli.main([*command, *options]) == 0
@@ -184,8 +184,8 @@ def test_no_clock_path_or_version_stands_in_a_picture(tmp_path, folder):
     assert set(record) == {
         "chunk", "crop", "crop_margin", "dtype", "edited", "encode_text", "grey", "guidance_scale", "maps",
         "mask", "mask_clip", "mask_strength", "mask_threshold", "method", "model", "model_hash",
-        "negative_prompt", "paste", "prompt", "refine", "seed", "size", "source", "steps", "strength", "target",
-        "working_size",
+        "negative_prompt", "paste", "prompt", "refine", "sampler", "seed", "size", "source", "steps", "strength",
+        "target", "working_size",
     }  # fmt: skip
     assert str(tmp_path.parent) not in (tmp_path / "out.png").read_bytes().decode("latin-1")
     with Image.open(tmp_path / "out.png") as file:

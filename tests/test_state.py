@@ -114,7 +114,7 @@ def planned(method):
     blank = blank_plan(method)
     given = {"target": "a zebra", "source": "a horse", "edits": [("a horse", "a zebra"), ("grass", "sand")]}
     given |= {"mask": box(), "reference": tiny.picture().rotate(90), "instruction": "paint it", "points": "9,9=>40,30"}
-    small = {"steps": 5, "maps": 2, "inner_steps": 2, "seed": 0, "first_step": 2}
+    small = {"steps": 5, "maps": 2, "inner_steps": 2, "iterations": 4, "seed": 0, "first_step": 2}
     small = {name: value for name, value in small.items() if name in blank.options}
     return plan(method, **{name: given[name] for name in blank.needs}, **small)
 
@@ -338,8 +338,10 @@ def test_resume_writes_what_a_fresh_edit_writes(here, folder, capsys):
         assert again["output"] == "run-resumed.png" and [*again["evaluations"].values()] == rows, changes
         fresh = ran(capsys, "edit", "in.png", *FAST, "--size", "96", *changes, "-o", "fresh.png", *model)
         assert again["settings"] == fresh["settings"]
+        resumed = Path("run-resumed.png").read_bytes()
+        Path("run-resumed.png").unlink()
         if "--target" not in changes:
-            assert Path("run-resumed.png").read_bytes() == Path("fresh.png").read_bytes(), changes
+            assert resumed == Path("fresh.png").read_bytes(), changes
 
 
 def test_resume_does_not_overwrite_the_picture_it_began_with(here, folder, capsys):

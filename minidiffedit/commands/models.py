@@ -2,19 +2,23 @@
 
 import argparse
 import contextlib
+import json
+import os
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .common import Command, add_model, describe, load, progress, versions
+from ..files.results import settings_in
+from .common import Command, add_model, describe, load, progress, shown, versions
 
 TRAINED = {"base": "", "inpainting": ", inpainting", "instruct": ", InstructPix2Pix"}  # what a UNet is made for
 
 
 def add_info(parser: argparse.ArgumentParser, words: list[str]) -> None:
-    parser.add_argument("model", metavar="MODEL", help="folder, .safetensors file or cached hub id")
+    about = "folder, .safetensors file or cached hub id; or a result's picture, whose settings are shown"
+    parser.add_argument("model", metavar="MODEL", help=about)
     parser.add_argument("--variant", choices=("fp16", "non_ema"), help="which of a folder's weights")
     add_hub(parser)
 
@@ -51,7 +55,15 @@ def run_info(args: argparse.Namespace) -> dict[str, Any]:
 
     from ..checkpoint import open_checkpoint
     from ..files.hub import find_model
+    from ..files.images import FORMATS
 
+    if settings := settings_in(Path(args.model)):
+        args.say = say_settings
+        return settings
+    if Path(args.model).suffix.lower() in FORMATS and os.path.isfile(args.model):
+        raise ValueError(
+            f"{args.model} holds no settings of minidiffedit: another tool wrote it, or they were left out"
+        )
     path = find_model(args.model, args.revision, args.cache_dir, local_files_only=True, variant=args.variant)
     found = open_checkpoint(path, variant=args.variant)
     networks = {}
@@ -97,6 +109,11 @@ def say_verify(result: dict[str, Any]) -> str:
     where = f"{result['model']['device']}, {result['model']['dtype']}"
     lines.append(f"known edit: {rows} UNet rows as specified, sha256 {result['edit_sha256']} ({where})")
     return "\n".join(lines)
+
+
+def say_settings(found: dict[str, Any]) -> str:
+    lines = [f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in found.items()]
+    return "\n".join([*map(shown, lines), "`minidiffedit edit PICTURE --like` this file takes them"])
 
 
 def say_info(result: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ import os
 import secrets
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -394,6 +394,23 @@ def composite(
     result = Image.composite(laid, picture, region)
     result.info = dict(picture.info)
     return result, region
+
+
+def placed(picture: Image.Image, box: Sequence[int], patch: Image.Image, mask: Any = None) -> tuple[Any, Any]:
+    """`composite` of the part of a patch that the mask shows (all of it without one), as large as it fits into box and
+    in its middle, its sides in proportion. Raises ValueError for an empty mask, or one of another size than the patch.
+    """
+    part = (0, 0, *patch.size)
+    if mask is not None:
+        mask = Image.fromarray((read_mask(mask) * 255).round().astype(np.uint8))
+        if mask.size != patch.size or not (part := mask.getbbox()):
+            raise ValueError(f"reference_mask must be white somewhere and as large as the reference, {patch.size}")
+        mask = mask.crop(part)
+    patch, (left, top, right, bottom) = patch.crop(part), box
+    scale = min((right - left) / patch.width, (bottom - top) / patch.height)
+    w, h = (max(1, round(scale * side)) for side in patch.size)
+    x, y = (left + right - w) // 2, (top + bottom - h) // 2
+    return composite(picture, patch, (x, y, x + w, y + h), mask)
 
 
 def paste_mask(mask: Tensor, size: tuple[int, int]) -> Image.Image:

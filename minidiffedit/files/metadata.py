@@ -26,9 +26,12 @@ NAMES = {
     "working_size": "Size",
     "model_hash": "Model hash",
     "model": "Model",
+    "lora": "Lora hashes",
+    "embeddings": "TI hashes",
     "strength": "Denoising strength",
     "source": "Source prompt",
 }
+SAMPLERS = {"dpmsolver++": "DPM++ 2M"}  # where an option names it
 OURS = ("mask_threshold", "mask_clip", "maps", "mask_strength", "encode_text")
 NAMES |= {name: f"DiffEdit {name.replace('_', ' ')}" for name in OURS}
 
@@ -65,13 +68,16 @@ def model_hash(path: Path) -> str:
 
 
 def identity(sd: "StableDiffusion") -> dict[str, str]:
-    """The model as a picture's settings name it: its name, the hash of the UNet's file if it has one, the dtype."""
+    """The model as a picture's settings name it: its name, the hash of the UNet's file if it has one, its add-ons, the
+    dtype.
+    """
     dtype = {"dtype": str(sd.dtype).removeprefix("torch.")}
     if sd.checkpoint is None:
         return {"model": "in memory"} | dtype
     name = Path(sd.name).resolve().name if Path(sd.name).exists() else sd.name  # no path
     model = os.fsencode(name).decode(errors="replace")
-    return {"model": model, "model_hash": model_hash(sd.checkpoint.parts["unet"].path)} | dtype
+    hashed = {"model_hash": model_hash(sd.checkpoint.parts["unet"].path)}
+    return {"model": model} | hashed | sd.checkpoint.add_ons | dtype
 
 
 def describe_result(result: "Result") -> dict[str, str]:
@@ -87,7 +93,8 @@ def prompt_of(settings: dict[str, Any]) -> str:
 
 def metadata(settings: dict[str, Any], prompt: str) -> dict[str, str]:
     """Settings and the prompt -> text chunks by name: `parameters` and `minidiffedit`."""
-    known = settings | {"sampler": sampler_of(settings.get("method", "diffedit"))}
+    sampler = SAMPLERS.get(settings.get("sampler", "ddim")) or sampler_of(settings.get("method", "diffedit"))
+    known = settings | {"sampler": sampler}
     if known.get("working_size"):
         known["working_size"] = "x".join(str(side) for side in known["working_size"])
     values = ", ".join(f"{NAMES[key]}: {quoted(known[key])}" for key in NAMES if known.get(key) not in (None, ""))

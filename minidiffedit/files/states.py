@@ -33,14 +33,14 @@ from .unsupported import Header, read_header
 if TYPE_CHECKING:
     from ..sd import StableDiffusion
 
-FORMAT = 2
+FORMAT = 3
 # What is kept of a Result, by type; the rest of it follows from that, from its settings and calls.
 REST = ("method", "settings", "mask", "paste_mask", "plan", "calls", "sd", "inside")
 HINTS = get_type_hints(Result, localns={"StableDiffusion": Any})
 KEPT = {name: hint for name, hint in HINTS.items() if name not in REST}
 # What a Path is made of, and what containers are of whose annotation does not say it.
 OF_A_PATH: dict[str, Any] = {"latents": list[Tensor], "steps": int, "null": Tensor | None, "eta": float, "pinned": bool}
-OF_A_PATH |= {"nulls": dict[int, Tensor], "noises": dict[int, Tensor]}
+OF_A_PATH |= {"nulls": dict[int, Tensor], "noises": dict[int, Tensor], "sampler": str}
 OF_ANY: dict[Any, Any] = {list: (Any,), dict: (str, Any), tuple: (Any, ...)}
 # What may be raised where a made-up file is taken at its word.
 UNSOUND = (ValueError, TypeError, LookupError, AttributeError, NameError, ArithmeticError, RecursionError)
@@ -287,7 +287,7 @@ def refusal(path: pathlib.Path, error: Exception) -> ValueError:
 def check_record(record: dict[str, Any]) -> None:
     """Raise for a record that `save_state` cannot have written; the working size becomes a tuple again."""
     if record["format"] != FORMAT:
-        by = "an older version" if record["format"] == 1 else "another version"
+        by = "an older version" if record["format"] in (1, 2) else "another version"
         raise ValueError(f"it was saved by {by} of minidiffedit (format {record['format']!r}, expected {FORMAT})")
     settings, settled = record["settings"], plan_of(record)
     width, height = settings["working_size"]
@@ -328,7 +328,8 @@ def check_sizes(result: Result) -> None:
         elif call.function == result.plan.functions.get("mask"):
             masks += [call.result.mask] if call.result.verdict[0] else []
     w, h = (side // sd.factor for side in at)
-    text = (1, 77, sd.unet.config.cross_attention_dim)
+    long = max([77, *(one.shape[1] for one in texts if one is not None and one.ndim == 3)])
+    text = (1, long if long % 77 == 0 else 77, sd.unet.config.cross_attention_dim)
     known: list[tuple[Tensor, tuple[int, ...]]]
     known = [(checked(one), (1, 1, h, w)) for one in masks if one is not None]
     known += [(one, text) for one in texts if one is not None]
@@ -342,17 +343,18 @@ def check_sizes(result: Result) -> None:
 
 
 def fingerprint(sd: "StableDiffusion") -> dict[str, str]:
-    """The hash of each network's file, and the dtype."""
+    """The hash of each network's file, the add-ons with theirs, and the dtype."""
     if sd.checkpoint is None:
         raise ValueError("a model that was built in memory has no files to tell it by; load it from a folder or file")
     hashes = {network: model_hash(part.path) for network, part in sd.checkpoint.parts.items()}
-    return hashes | {"dtype": str(sd.dtype).removeprefix("torch.")}
+    return hashes | sd.checkpoint.add_ons | {"dtype": str(sd.dtype).removeprefix("torch.")}
 
 
 def check_model(path: pathlib.Path, saved: dict[str, str], sd: "StableDiffusion") -> None:
     here = fingerprint(sd)
-    for what, ours in here.items():
-        theirs = saved.get(what)
+    options = {"dtype": f"--dtype {saved.get('dtype')}", "lora": "--lora", "embeddings": "--embedding"}
+    for what in [*here, *sorted(saved.keys() - here.keys())]:
+        theirs, ours = saved.get(what, "none"), here.get(what, "none")
         if theirs != ours:
-            advice = f"pass --dtype {theirs}" if what == "dtype" else "give the --model it was made with"
+            advice = f"give the {options.get(what, '--model')} it was made with"
             raise ValueError(f"{path} was made by another model: its {what} is {theirs}, here it is {ours}; {advice}")

@@ -133,9 +133,9 @@ def add_on(header: Header) -> str | None:
     if any(info.dtype.startswith("F8") for info in header.values()):
         return "stored in 8-bit floats; use the fp16 file"
     if has("lora_unet_", "lora_te", "lora_down.", "lora_up.", "lora_A.", "lora_B.", "_lora.", "lycoris_"):
-        return "a LoRA, an add-on to a checkpoint; merge it into one first"
+        return "a LoRA, an add-on to a checkpoint; give it with --lora, beside the --model"
     if has("emb_params", "string_to_param") or (len(header) == 1 and next(iter(header.values())).shape[-1:] == (768,)):
-        return "a learned word (textual inversion), not a checkpoint"
+        return "a learned word (textual inversion), not a checkpoint; give it with --embedding, beside the --model"
     if has("control_model.", "controlnet_cond_embedding."):
         return "a ControlNet, not a checkpoint; use an SD v1 model"
     return None

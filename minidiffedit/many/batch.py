@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from ..files.images import has_hole, picture_format, read_picture, write_picture, write_whole
 from ..files.masks import Steering
 from ..files.metadata import describe_result, identity, sha256
+from ..files.results import is_ours
 from ..files.states import fingerprint
 from ..run import GIVEN, Plan, Result, blank_plan, execute, plan
 from .manifest import FILES, SHAPING, Row, check_output, files_of
@@ -135,11 +136,15 @@ class Editor:
 
     load: makes the model, e.g. functools.partial(StableDiffusion.load, "weights/mini"); called at the first row that
     needs it. root, out: the folders of the pictures and of the results. marked: write the settings into the pictures.
+    overwrite: replace files of any origin, not only results of ours.
     An editor pickles without its model and its memory of the results: each worker loads its own.
     """
 
-    def __init__(self, load: "Callable[[], StableDiffusion]", root: Path, out: Path, marked: bool = True):
-        self.load, self.root, self.out, self.marked = load, Path(root).absolute(), Path(out).absolute(), marked
+    def __init__(
+        self, load: "Callable[[], StableDiffusion]", root: Path, out: Path, marked: bool = True, overwrite: bool = False
+    ):
+        self.load, self.root, self.out = load, Path(root).absolute(), Path(out).absolute()
+        self.marked, self.overwrite = marked, overwrite
         self.sd: StableDiffusion | None = None
         self.known: dict[tuple[str, str], bytes] | None = None
 
@@ -153,7 +158,7 @@ class Editor:
         tasks: list[Task] = []
         for row in rows:
             try:
-                tasks.append(settle(row, self.root))
+                tasks.append(self.replaceable(settle(row, self.root)))
             except Exception as error:
                 yield failed(row, error)
         last, record = None, None
@@ -179,11 +184,25 @@ class Editor:
             self.sd = self.load()
         return self.sd, digest(task.content, fingerprint(self.sd), *([] if self.marked else ["no metadata"]))
 
+    def replaceable(self, task: Task) -> Task:
+        """The task. Raises ValueError where a file of another origin has its output's name: one that neither carries
+        settings of ours nor stands in a table as it is.
+        """
+        path = self.out / task.output
+        if self.overwrite or not path.exists() or is_ours(path):
+            return task
+        lines = [json.loads(line) for (_, name), line in self.results().items() if name == task.output]
+        if path.is_file() and sha256(path) in [line.get("sha256") for line in lines]:
+            return task
+        raise ValueError(f"{path} is there, and no result of minidiffedit; --overwrite replaces it all the same")
+
+    def results(self) -> dict[tuple[str, str], bytes]:
+        self.known = known_results(self.out) if self.known is None else self.known
+        return self.known
+
     def made_before(self, task: Task, key: str) -> dict[str, Any] | None:
         """The record of a result that stands in the folder as it was written, or None."""
-        if self.known is None:
-            self.known = known_results(self.out)
-        line, path = self.known.get((key, task.output)), self.out / task.output
+        line, path = self.results().get((key, task.output)), self.out / task.output
         record = json.loads(line) if line else {}
         return record if path.is_file() and sha256(path) == record.get("sha256") else None
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..ddim import level_at, levels
 from ..diffedit import Eps, checked_mask, mask_at, working
-from ..options import Grey, Scale, Seed, Steps, Strength
+from ..options import Grey, Sampler, Scale, Seed, Steps, Strength
 from ..path import Path
 from .edit_friendly import visited
 from .sdedit import draws
@@ -33,6 +33,7 @@ def cycle_sde(
     steps: Steps = 50,
     strength: Strength = 0.7,
     guidance_scale: Scale = 7.5,
+    sampler: Sampler = "ddim",
     seed: Seed = 0,
 ) -> Path:
     """The noises hold for these steps, source text and guidance_scale; a source row is held on the path."""
@@ -40,7 +41,7 @@ def cycle_sde(
     for j in range(1, level_at(strength, steps) + 1):
         kept = a[j] / a[j - 1]
         x.append(math.sqrt(kept) * x[-1] + math.sqrt(1 - kept) * next(draw).to(x[0]))
-    return visited(eps, x, null, source, steps=steps, scale=guidance_scale)
+    return visited(eps, x, null, source, steps=steps, scale=guidance_scale, sampler=sampler)
 
 
 @torch.no_grad()

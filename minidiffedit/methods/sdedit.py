@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ..ddim import Trajectory, level_at, levels, whole
 from ..diffedit import Eps, checked_mask, finite, mask_at, working
-from ..options import About, Grey, Scale, Seed, Steps, Strength, Within
+from ..options import About, Grey, Sampler, Scale, Seed, Steps, Strength, Within
+from ..path import improvement
 
 Form = Literal["vp", "ve"]
 
@@ -76,6 +77,7 @@ def denoise(
     eta: float = 0.0,
     form: Form = "vp",
     grey: str = "level",
+    sampler: str = "ddim",
 ) -> Tensor:
     """`masked_decode` with eta: what it computes at eta = 0, bit for bit in the form "vp"; M (b or 1, 1, h, w) checked.
 
@@ -83,12 +85,12 @@ def denoise(
     `start` just reached.
     """
     (t, a), step, K = levels(start.steps), FORMS[form][1], max(start)
-    y = start[K]
+    y, improve = start[K], improvement(sampler, start.steps)
     for j in range(K, 0, -1):
         *e_null, e = (e.to(y) for e in eps(y, t[j], texts))
         if e_null:
             e = e_null[0] + guidance_scale * (e - e_null[0])
-        m = mask_at(M, j - 1, K, grey)
+        e, m = improve(y, e, a[j], a[j - 1]), mask_at(M, j - 1, K, grey)
         y = m * step(y, e, a[j], a[j - 1], eta, draw) + (1 - m) * start[j - 1]
     return finite(y, "the decoding")
 
@@ -108,6 +110,7 @@ def sdedit(
     repeats: Annotated[int, Within(1, 100, "times that noise is laid and taken away")] = 1,
     form: Annotated[Form, About("how the process is written")] = "vp",
     grey: Grey = "level",
+    sampler: Sampler = "ddim",
     seed: Seed = 0,
 ) -> Tensor:
     """SDEdit on latents (algorithm 1; with a mask, the paper's appendix): x0 (b, 4, h, w) -> y_0, the same shape.
@@ -118,7 +121,7 @@ def sdedit(
     """
     y = x0 = working(x0)
     texts = [target] if target is negative or guidance_scale == 1 else [negative, target]
-    draw, process = draws(x0.shape, seed), dict[str, Any](guidance_scale=guidance_scale, eta=eta, form=form, grey=grey)
+    draw, process = draws(x0.shape, seed), dict[str, Any](eta=eta, form=form, grey=grey, sampler=sampler)
     outside = noised(x0, next(draw), steps=steps, strength=strength, form=form)
     M, K = torch.ones_like(x0[:, :1]) if mask is None else checked_mask(mask, x0), max(outside)
     for repeat in range(repeats if K and M.any() else 0):
@@ -126,5 +129,5 @@ def sdedit(
         if repeat:
             again = FORMS[form][0](y, next(draw).to(y), levels(steps).a[K])
             start = Trajectory([*outside.prefix(K - 1).values(), M * again + (1 - M) * outside[K]], steps)
-        y = denoise(eps, start, M, texts, draw, **process)
+        y = denoise(eps, start, M, texts, draw, guidance_scale=guidance_scale, **process)
     return y

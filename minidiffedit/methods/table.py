@@ -44,6 +44,7 @@ INVERSIONS = {
     "cycle": "cycle_diffusion:cycle",
     "cycle-sde": "sde_diffedit:cycle_sde",
     "ddim-paper": "inversions:ddim_paper",
+    "aidi": "inversions:aidi",
     "noise": "inversions:noise",
 }
 
@@ -51,6 +52,7 @@ INVERSIONS = {
 MASKS = {
     "contrast": "diffedit:contrast",
     "contrasts": "diffedit_regions:contrasts",
+    "quartiles": "diffedit:quartiles",
     "words": "word_maps:word_mask",
     "relevance": "watch_your_steps:relevance",
 }
@@ -63,6 +65,10 @@ SKIP = {"steps": 100, "guidance_scale": 15.0}
 CROSS = {"steps": 100, "strength": 0.68}
 WATCH = "watch_your_steps:watch_your_steps"
 RATED = "weights for SD 1.5; to the conditional ones say '..., image quality is five out of five'"
+GIVEN_MASK = "DiffEdit under the mask and captions that other networks made of an instruction, given"
+CANDIDATES = "our reading: samples (seeds) under a given segment's mask; the network that ranks them is missing"
+FILL = "inpainting:inpaint"
+ANYTHING = "fill; replace: with --invert; its masks are yours to give, as is what removes without a text"
 CLIP_IMAGE = "needs CLIP's image tower, which no SD v1 file has"
 
 SYSTEMS = {
@@ -88,6 +94,7 @@ SYSTEMS = {
     "edit-friendly-ddpm": System("2304.06140", "replay:replay", "edit-friendly", SKIP, note="the top 36 % skipped"),
     "cycle-diffusion": System("2210.05559", "replay:replay", "cycle", {"steps": 100, "guidance_scale": 2.0}),
     "ledits++": System("2311.16711", "ledits:ledits", "edit-friendly", {"steps": 40, "strength": 0.85}),
+    "edict": System("2211.12446", "edict:edict"),
     "proxedit": System("2306.05414", "proxedit:proxedit", "negative-prompt"),
     "sde-diffedit": System("2311.01410", "sde_diffedit:decode", "cycle-sde", mask="contrast"),
     "sde-drag": System("2311.01410", "sde_drag:sde_drag", note="without the LoRA that its authors train"),
@@ -117,8 +124,8 @@ SYSTEMS = {
     "sine": todo("2212.04489", "B"),
     "latent-inversion": todo("2402.08601", "B", "known from its abstract only"),
     # checkpoints of their own
-    "sd-inpainting": System("2112.10752", "inpainting:inpaint", letter="C", weights="inpainting"),
-    "inpaint-anything": todo("2304.06790", "C", "fill and replace are `sd-inpainting` under your mask"),
+    "sd-inpainting": System("2112.10752", FILL, letter="C", weights="inpainting"),
+    "inpaint-anything": System("2304.06790", FILL, letter="C", weights="inpainting", note=ANYTHING),
     "instruct-pix2pix": System("2211.09800", IP2P, letter="C", weights="instruct"),
     "magicbrush": System("2306.10012", IP2P, letter="C", weights="instruct", note="its weights, InstructPix2Pix's way"),
     "hive": System("2303.09618", IP2P, letter="C", weights="instruct", note=RATED),
@@ -126,8 +133,8 @@ SYSTEMS = {
     "paint-by-example": todo("2211.13227", "C", "needs its CLIP vision tower and mapper"),
     "controlnet": todo("2302.05543", "C"),
     # what another network found is given as a file
-    "instructedit": todo("2305.18047", "D", "DiffEdit under a mask of other networks, as `user-mask` takes"),
-    "mfl": todo("2212.07603", "D", "many samples under a segmentation's mask, ranked; the ranker is missing"),
+    "instructedit": System("2305.18047", "diffedit:decode", "ddim", PAPER, letter="D", note=GIVEN_MASK),
+    "mfl": System("2212.07603", "blended_latent:blended_latent", letter="D", note=CANDIDATES),
     "diffusion-clip": todo("2110.02711", "D", CLIP_IMAGE),
     "blended-diffusion": todo("2111.14818", "D", CLIP_IMAGE),
     "style-diffusion-wang": todo("Wang et al., ICCV 2023", "D", CLIP_IMAGE),

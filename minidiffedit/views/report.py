@@ -33,6 +33,7 @@ from ..files.masks import Steering
 from ..files.states import fingerprint
 from ..run import GIVEN, Result, blank_plan, edit, nothing_to_edit
 from .previews import LatentRGB, Level, apply, fit, walk
+from .witness import Looks, reaches
 
 if TYPE_CHECKING:
     from ..sd import StableDiffusion
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 LONGEST, SMALL = 1024, 256  # pixels a side at which pictures are shown, and what lies beside them
 MOST_LOSSLESS = 400_000  # bytes of PNG; above it stands a JPEG
 MOST_CELLS = 51 * 64 * 64  # latent cells pictured of one kind: every level of a 512 x 512 edit of 50 steps
+MOST_WORD_CELLS = 51 * 64 * 64  # cells of words' maps pictured of one prompt and level
 DECODED = 9  # levels shown through the autoencoder, where that is asked for
 # One transparent pixel, until the script copies a picture there, or where there is none.
 BLANK = "data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="
@@ -78,13 +80,15 @@ def report_page(result: Result, *, picture: File = None, state: File = None, dec
     rgb, line = fit(*clean), commands(result, picture, state)  # type: ignore[arg-type]
     levels = [numbers(one, seen.latent_mask) for one in walked]
     data = mask_data(result) | {"name": name, "palette": plain(palette()), "commands": line}
-    data |= {"frames": frames(walked, rgb), "levels": levels}
+    looks = [word_maps(one) for one in result.witness.looks] if result.witness else []
+    data |= {"frames": frames(walked, rgb), "levels": levels, "looks": looks}
     vae = through_the_vae(result, walked) if decode_previews and edited(result) else ""
     style, script = part("report.css"), part("report.js")
     policy = f"default-src 'none'; img-src data:; style-src {allowed(style)}; script-src {allowed(script)}"
     parts = headline(result, name) | pictures(result)
     parts |= {"policy": policy, "style": style, "script": script, "blank": BLANK, "shows": shows(result, levels)}
     parts |= {"data": json.dumps(data, sort_keys=True, allow_nan=False).replace("<", "\\u003c"), "facts": facts(result)}
+    parts |= {"reach": reach(result), "kept": kept(result)}
     parts |= {"costs": costs(result), "vae": vae, "explained": f"{rgb.explained:.0%}", "again": escape(line["start"])}
     parts |= {"settings": definitions((key.replace("_", " "), one) for key, one in result.settings.items())}
     parts |= {"model": definitions(model_facts(result.sd).items()), "versions": definitions(versions().items())}
@@ -97,6 +101,8 @@ def shows(result: Result, levels: list[list[Any]]) -> str:
     there = {"source": result.source, "masked": masked, "computed": computed, "given": given, "decoded": edited(result)}
     there |= {"unmasked": not (computed or given), "held": masked and not any(row[5] for row in levels)}
     there |= {"path": None not in levels[0][6:]}  # encoded and decoded
+    there |= {"seen": result.witness, "touched": result.witness and result.witness.touched}
+    there |= {"looked": result.witness and result.witness.looks}
     return " ".join(name for name, one in there.items() if one)
 
 
@@ -172,7 +178,7 @@ def commands(result: Result, picture: File, state: File) -> dict[str, Any]:
     said = ["minidiffedit", "resume", typed(state)] if state else words(result, picture, CUT if maps else ())
     if sd.checkpoint is not None:
         usual = "float16" if sd.device.type == "cuda" else "float32"
-        said += option("model", typed(sd.name)) + option("dtype", str(sd.dtype).removeprefix("torch."), usual)
+        said += option("model", named(sd.name)) + option("dtype", str(sd.dtype).removeprefix("torch."), usual)
     laid = steering is not None and (steering.union is not None or steering.subtract is not None)
     options = not laid and (maps or (state is not None and result.given_mask is not None))
     return {"start": shlex.join(said), "steered": bool(state and steering), "options": options}
@@ -204,6 +210,12 @@ def option(name: str, value: Any, usual: Any = None) -> list[str]:
     if isinstance(value, bool):
         return [f"--{flag}" if value else f"--no-{flag}"]
     return [f"--{flag}={text}"] if text.startswith("-") else [f"--{flag}", text]
+
+
+def named(model: str) -> str:
+    """A model so that it is found from where the page is made: a page may go to others, but its commands stay here."""
+    beside = os.path.relpath(model) if os.path.isabs(model) else model
+    return os.fsencode(model if beside.startswith(os.pardir) else beside).decode(errors="replace")
 
 
 def typed(path: str | os.PathLike[str]) -> str:
@@ -314,6 +326,49 @@ def through_the_vae(result: Result, walked: list[Level]) -> str:
     return "".join(made)
 
 
+# ---------------------------------------------------------------- words, and what the method touched
+
+
+def word_maps(one: Looks) -> dict[str, Any]:
+    """What the page shows of the words of a prompt: of each level the maps of some steps, word after word, as square
+    roots of shares, the largest 1.
+    """
+    levels = []
+    for maps in one.maps.values():
+        chosen = pictured(len(one.steps), MOST_WORD_CELLS // maps[0].numel())
+        some, top = maps[chosen], float(maps.max())
+        grey = (some / top).sqrt().mul(255).round().to(torch.uint8).flatten(0, 1)
+        columns = math.ceil(math.sqrt(len(grey)))
+        level: dict[str, Any] = {"cells": [*maps.shape[:1:-1]], "steps": [one.steps[i] for i in chosen], "top": top}
+        level |= {"columns": columns, "sheet": uri(sheet([Image.fromarray(tile.numpy()) for tile in grey], columns))}
+        levels.append(level)
+    return {"stage": one.stage, "prompt": one.prompt, "words": [*one.words], "levels": levels}
+
+
+def reach(result: Result) -> str:
+    """Rows of the table: which layers the method reached into, and when."""
+    made = []
+    for one in reaches(result.witness, result.latent.shape[2:]) if result.witness else ():
+        runs, edges = [], [i for i, now in enumerate(one.steps) if now != (one.steps[i - 1] if i else False)]
+        runs = [*zip(edges[::2], [*edges[1::2], len(one.steps)])]
+        bars = "".join(f'<rect x="{a}" y="0" width="{b - a}" height="1"/>' for a, b in runs)
+        said = ", ".join(f"{a + 1}{NONE}{b}" if b > a + 1 else f"{b}" for a, b in runs) + f" of {len(one.steps)}"
+        box = f'viewBox="0 0 {len(one.steps)} 1" preserveAspectRatio="none" aria-hidden="true"'
+        bar = f'<svg class="bar" {box}>{bars}</svg>'
+        made.append(f"<tr>{cells(one.where, one.stage, one.what, said)}<td>{bar}</td></tr>")
+    return "\n".join(made)
+
+
+def kept(result: Result) -> str:
+    """Masks that the method made for itself on the way, the last of each, as figures."""
+    own = vars(result.found) if result.found is not None else {}
+    masks = {name: x for name, x in result.tensors.items() if name not in own and x.ndim == 4 and x.shape[:2] == (1, 1)}
+    return "".join(
+        figure(uri(coloured(x[0, 0].float())), f"the mask {name} of the method", name, "cells")
+        for name, x in masks.items()
+    )
+
+
 # ---------------------------------------------------------------- pieces of HTML
 
 
@@ -390,7 +445,7 @@ def sheet(tiles: Sequence[Image.Image], columns: int) -> Image.Image:
     """Pictures of one size and mode, row by row."""
     w, h = tiles[0].size
     made = tiles[0].resize((w * columns, h * math.ceil(len(tiles) / columns)))  # with its palette, if it has one
-    made.paste(0 if made.mode == "P" else (0, 0, 0), (0, 0, *made.size))
+    made.paste((0, 0, 0) if made.mode == "RGB" else 0, (0, 0, *made.size))
     for i, tile in enumerate(tiles):
         made.paste(tile, (i % columns * w, i // columns * h))
     return made
