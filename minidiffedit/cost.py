@@ -37,8 +37,10 @@ class Counter:
         self.kind, self.name, self.config = weights, "a counting model", config
         self.factor, self.side, self.channels, self.device = 8, 64, 4, torch.device("cpu")
         self.scale, self.coarsest = 1.0, len(config.block_out_channels) - 2
+        self.projections = {"attn1.to_q.weight": (1, 1)}
         self.dtype, self.evaluations, self.gradients, self.most = torch.float32, 0, 0, 0
         self.t, self.size, self.patterns = -1, 0.0, dict[Any, Tensor]()
+        self.seen: dict[tuple[int, ...], Tensor] = {}
         self.generator = torch.Generator().manual_seed(0)
         self._tokenizer: Tokenizer | None = None
 
@@ -56,8 +58,19 @@ class Counter:
     def text(self, prompts: Sequence[str], syntax: str = "plain") -> Tensor:
         return torch.zeros(len(prompts), 77, 1)
 
+    embed = text
+
+    def transform(self, embedded: Tensor) -> Tensor:
+        return embedded + 0
+
     def random(self, *shape: int) -> Tensor:
         return torch.randn(shape, generator=self.generator)
+
+    def shown(self, *shape: int) -> Tensor:
+        """What taps and features see: the same at each call, so that nothing that is followed moves."""
+        if shape not in self.seen:
+            self.seen[shape] = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        return self.seen[shape]
 
     def pattern(self, text: Tensor, t: int, shape: torch.Size) -> Tensor:
         """For each text drawn anew at each arrival at a level; the calls there change by less and less, so that what
@@ -77,42 +90,56 @@ class Counter:
         return torch.zeros(len(latent), 3, h, w)
 
     def eps(
-        self, x: Tensor, t: int, texts: Sequence[Tensor], *, tap: Any = None, feature: Any = None, given: Any = None
+        self,
+        x: Tensor,
+        t: int,
+        texts: Sequence[Tensor],
+        *,
+        tap: Any = None,
+        feature: Any = None,
+        given: Any = None,
+        deltas: Any = None,
     ) -> list[Tensor]:
         if (0 if given is None else given.shape[1]) != FURTHER[self.kind]:
             raise ValueError(f"a part of this method needs other weights than {self.kind} ones")
         rows = len(x) * len(texts)
         self.evaluations += rows
         self.most = max(self.most, rows)  # at once
-        used = 0 * x.float().mean()  # what a tap makes of q has a gradient where x has one
-        for site, n, m in self.sites(*x.shape[2:]) if tap or feature else ():
+        # What gradients run along, from all that can be learned through all that is shown to the predictions.
+        flow = 0 * sum((one.float().mean() for one in (x, *texts, *(deltas or {}).values())), torch.zeros(()))
+        for site, (h, w), m in self.sites(*x.shape[2:]) if tap or feature else ():
             if tap and site.kind in ("self", "cross"):
-                q, k = self.random(rows, 1, n, 1) + used, self.random(rows, 1, m, 1)
-                tap(plain, site, q, k, k)
+                q, k = flow + self.shown(rows, 1, h * w, 1), flow + self.shown(rows, 1, m or texts[0].shape[1], 1)
+                flow = onward(flow, tap(plain, site, q, k, k))
             if feature:
-                h = self.random(rows, n, 1) if site.kind in ("self", "cross") else self.random(rows, 1, n, 1)
-                feature(site, h)
-        e = [self.pattern(text, t, x.shape) + 0 * text.float().mean() + 0 * x for text in texts]
+                shape = (rows, h * w, 1) if site.kind in ("self", "cross") else (rows, 1, h, w)
+                flow = onward(flow, feature(site, flow + self.shown(*shape)))
+        e = [self.pattern(text, t, x.shape) + flow + 0 * x for text in texts]
         self.size *= 0.93
         self.gradients += rows if e[-1].requires_grad else 0
         return e
 
-    def sites(self, h: int, w: int) -> Iterator[tuple[Site, int, int]]:
-        """Each site in the order of a call, its cells, and the keys that its attention has."""
+    def sites(self, h: int, w: int) -> Iterator[tuple[Site, tuple[int, int], int]]:
+        """Each site in the order of a call, its grid of cells, and the keys that its attention has (0: the text's)."""
         n, last = self.config.layers_per_block, len(self.config.block_out_channels) - 1
         down: list[tuple[Any, int, int]] = [("down", level, i) for level in range(last + 1) for i in range(n)]
         up = [("up", level, i) for level in reversed(range(last + 1)) for i in range(n + 1)]
         for place, level, index in [*down, ("mid", last, 0), *up]:
-            cells = -(-h // 2**level) * -(-w // 2**level)
+            cells = -(-h // 2**level), -(-w // 2**level)
             yield Site(place, level, index, "conv"), cells, 0
             if place == "mid" or level < last:
-                yield Site(place, level, index, "self"), cells, cells
-                yield Site(place, level, index, "cross"), cells, 77
+                yield Site(place, level, index, "self"), cells, cells[0] * cells[1]
+                yield Site(place, level, index, "cross"), cells, 0
             if place == "mid":
                 yield Site(place, level, 1, "conv"), cells, 0
             yield Site(place, level, index, "block"), cells, 0
             if place == "down" and index == n - 1 and level < last:
                 yield Site(place, level, n, "block"), cells, 0  # the downsampler
+
+
+def onward(flow: Tensor, made: Tensor) -> Tensor:
+    """`flow`, with what was learned on the way where nothing was before."""
+    return flow + 0 * made.mean() if made.requires_grad and not flow.requires_grad else flow
 
 
 def plain(site: Site, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -92,6 +92,9 @@ INPUTS: dict[str, Input] = {
     "source": text_of("source"),
     "source_words": Input(lambda job: job.words("source"), "source"),
     "target_words": Input(lambda job: job.words("target"), "target"),
+    "source_embedded": Input(lambda job: job.embedded("source"), "source"),
+    "transform": Input(lambda job: (job.sd.transform, None)),
+    "projections": Input(lambda job: (job.sd.projections, None)),
     "coarsest": Input(lambda job: (job.sd.coarsest, None)),
     "negative": text_of("negative_prompt"),
     "instruction": text_of("instruction"),
@@ -99,6 +102,7 @@ INPUTS: dict[str, Input] = {
     "edits": Input(lambda job: job.pairs("edits"), "edits"),
     "edits_words": Input(lambda job: job.words("edits"), "edits"),
     "points": Input(lambda job: job.points(), "points"),
+    "places": Input(lambda job: job.places(), "points"),
     "mask": Input(lambda job: job.mask(), "mask"),
     "vae": Input(lambda job: (getattr(job.sd, "vae", None), None)),  # what only counts has none
     "pixels": Input(lambda job: (job.pixels(), None)),
@@ -670,6 +674,13 @@ class Job:
         syntax, found = self.plan.settings["prompt_syntax"], self.texts[text]
         return found, text if syntax == "plain" else [syntax, found.shape[1], text]
 
+    def embedded(self, name: str) -> tuple[Tensor, Any]:
+        """What a text's embedding is made of, to be learned. Raises ValueError for a text with weights."""
+        text, syntax = self.plan.given[name], self.plan.settings["prompt_syntax"]
+        if prompts.spoken(text, syntax) != text:
+            raise ValueError(f"{self.plan.method} learns the vectors of {name}, which takes no weights, got {text!r}")
+        return self.sd.embed([text]), text
+
     def pairs(self, name: str) -> tuple[list[tuple[Tensor, Tensor]], Any]:
         both = [[self.text(text) for text in pair] for pair in self.plan.given[name]]
         return [(source, target) for (source, _), (target, _) in both], [[key for _, key in pair] for pair in both]
@@ -689,12 +700,17 @@ class Job:
         return function_at("words:words_of")(self.sd.tokenizer, said)
 
     def points(self) -> tuple[list[tuple[tuple[int, int], ...]], Any]:
-        """Places in pixels as cells (row, column) of the latent. Raises ValueError for one outside the picture."""
+        """`places` as whole cells."""
+        found, given = self.places()
+        return [tuple((int(row), int(column)) for row, column in pair) for pair in found], given
+
+    def places(self) -> tuple[list[tuple[tuple[float, float], ...]], Any]:
+        """Places in pixels as (row, column) of the latent, 0 at its edge. ValueError for one outside the picture."""
         given = self.plan.given["points"]
         (width, height), (w, h) = self.picture.size, (side // self.sd.factor for side in self.at)  # type: ignore[union-attr]
         if any(x >= width or y >= height for pair in places(given) for x, y in pair):
             raise ValueError(f"points must lie in the picture of {width} x {height} pixels, got {given!r}")
-        return [tuple((int(y * h / height), int(x * w / width)) for x, y in pair) for pair in places(given)], given
+        return [tuple((y * h / height, x * w / width) for x, y in pair) for pair in places(given)], given
 
     def mask(self) -> tuple[Tensor | None, Any]:
         """The mask as it is used: given or found, then steered; None where the method may do without."""

@@ -1,7 +1,7 @@
 """Stable Diffusion v1 (Rombach et al., 2112.10752) as four verbs: text, encode, decode, eps."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from .fast import choose_device, choose_dtype
 from .files.addons import LearnedWords, with_add_ons
 from .files.configs import Kind, kinds
 from .files.hub import find_model
+from .learnable import Learnable
 from .prompts import many
 from .tokenizer import Tokenizer
 from .unet import UNet
@@ -30,7 +31,7 @@ GIVEN: dict[Kind, str] = {
 }
 
 
-class StableDiffusion:
+class StableDiffusion(Learnable):
     """The three networks and the tokenizer on one device, in one dtype.
 
     `evaluations` counts UNet rows (texts x latents) since construction, `gradients` those of them with a gradient;
@@ -104,11 +105,6 @@ class StableDiffusion:
             return many(prompts, syntax, self.tokenizer, self.clip, self.device)
         return self.clip(self.tokenizer(prompts).to(self.device))
 
-    def exceptional(self, token: int = 7788) -> Tensor:
-        """(1, 77, width): one token at all positions, without their embeddings (TF-ICON, 2307.12493, section 4.1)."""
-        embedded: Tensor = self.clip.embeddings.token_embedding.weight[token]
-        return self.clip.transform(embedded.expand(1, 77, -1))
-
     def encode(self, image: Tensor) -> Tensor:
         """image (b, 3, H, W) in [-1, 1], H and W multiples of 8 -> latent (b, 4, H/8, W/8) float32: the posterior's
         mode (its mean) times the scaling factor, 0.18215 in SD v1. Raises ValueError for other shapes and ranges.
@@ -139,13 +135,15 @@ class StableDiffusion:
         tap: Tap | None = None,
         feature: Feature | None = None,
         given: Tensor | None = None,
+        deltas: Mapping[str, Tensor] | None = None,
     ) -> list[Tensor]:
         """x_t (b, 4, h, w) at timestep t in 0..999; texts: k tensors (1 or b, 77 n, width) -> k predictions of noise,
         each (b, 4, h, w) in the model's dtype, from one UNet call of k b rows (which `evaluations` counts).
 
         tap stands in for every attention, feature sees and may change what the layers make (see attention.py); their
         rows are all latents under the first text, then under the second. given (1 or b, further, h, w): what the UNet
-        reads behind each latent (see GIVEN). Raises ValueError for texts, t and given that do not fit.
+        reads behind each latent (see GIVEN). deltas: what is added to weights of the UNet in this call alone, by name.
+        Raises ValueError for texts, t and given that do not fit.
         """
         b = len(x_t)
         if not texts or not b or any(len(text) not in (1, b) for text in texts):
@@ -155,7 +153,7 @@ class StableDiffusion:
         x = self.with_given(x_t, given).to(self.device, self.dtype)
         attend = self.attend if tap is None else partial(tap, self.attend)
         hooks = (attend,) if feature is None else (attend, feature)
-        predictions = self.unet(x, t, text, *hooks)
+        predictions = (self.with_deltas(deltas) if deltas else self.unet)(x, t, text, *hooks)
         self.evaluations += len(predictions)
         self.gradients += len(predictions) * predictions.requires_grad
         return list(predictions.chunk(len(texts)))

@@ -18,7 +18,16 @@ GIVEN = {
     "points": "40,60=>70,60",
 }  # fmt: skip
 FLAGS = {"edits": "--edit"}
-FEW = {"steps": 4, "strength": 0.5, "moves": 1, "iterations": 2, "inner_steps": 2}
+FEW = {
+    "steps": 4,
+    "strength": 0.5,
+    "moves": 1,
+    "iterations": 2,
+    "inner_steps": 2,
+    "lora_steps": 1,
+    "text_steps": 2,
+    "nudges": 1,
+}
 NAMES = [name for name, row in SYSTEMS.items() if row.edit and row.weights == "base" and name != "text-to-image"]
 
 

@@ -183,8 +183,8 @@ def run_candidates(args: argparse.Namespace, settled: "Plan") -> dict[str, Any]:
     for file, one in zip(files, done.edits[0]):
         write_picture(one.image, file, text_chunks(args, record_of(args, one)))
         made.append({"output": str(file), "seed": one.seed, "verdict": one.verdict, "coverage": one.coverage})
-    said: dict[str, Any] = {"method": settled.method, "output": str(output), "candidates": made}
-    return said | written(args, done, output, sd, rows) | {"seed": plans[0].settings["seed"]}
+    made_of: dict[str, Any] = {"method": settled.method, "output": str(output), "candidates": made}
+    return made_of | written(args, done, output, sd, rows) | {"seed": plans[0].settings["seed"]}
 
 
 def run_figure(args: argparse.Namespace) -> dict[str, Any]:

@@ -40,7 +40,7 @@ HINTS = get_type_hints(Result, localns={"StableDiffusion": Any})
 KEPT = {name: hint for name, hint in HINTS.items() if name not in REST}
 # What a Path is made of, and what containers are of whose annotation does not say it.
 OF_A_PATH: dict[str, Any] = {"latents": list[Tensor], "steps": int, "null": Tensor | None, "eta": float, "pinned": bool}
-OF_A_PATH |= {"nulls": dict[int, Tensor], "noises": dict[int, Tensor], "sampler": str}
+OF_A_PATH |= dict.fromkeys(("nulls", "noises", "sources"), dict[int, Tensor]) | {"sampler": str}
 OF_ANY: dict[Any, Any] = {list: (Any,), dict: (str, Any), tuple: (Any, ...)}
 # What may be raised where a made-up file is taken at its word.
 UNSOUND = (ValueError, TypeError, LookupError, AttributeError, NameError, ArithmeticError, RecursionError)
@@ -325,6 +325,7 @@ def check_sizes(result: Result) -> None:
         if isinstance(path := call.result, Path):
             latents += [*path.values(), *(path.noises[j] for j in path.down() if path.noises)]
             texts += [path.any_null, *path.nulls.values()]
+            texts += [half for one in path.sources.values() for half in one.split(77, dim=1)]
         elif call.function == result.plan.functions.get("mask"):
             masks += [call.result.mask] if call.result.verdict[0] else []
     w, h = (side // sd.factor for side in at)
