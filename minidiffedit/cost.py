@@ -151,7 +151,15 @@ def count_one(settled: Plan, counter: Counter, reuse: Sequence[Result]) -> Resul
     if "x_T" in inputs_of(settled.system.edit):
         return execute_without_picture(tiny, counter, (64, 64))  # type: ignore[arg-type]
     picture = Image.new("RGB", (64, 64), "grey")
-    return execute(tiny, counter, picture, reuse=reuse)  # type: ignore[arg-type]
+    if not settled.settings.get("crop"):
+        return execute(tiny, counter, picture, reuse=reuse)  # type: ignore[arg-type]
+    # The mask may be known, the path of a square never is, nor is it handed on.
+    tiny = replace(tiny, settings=tiny.settings | {"crop": False})
+    known, fresh = (execute(tiny, counter, picture, reuse=some) for some in (reuse, ()))  # type: ignore[arg-type]
+    rows = fresh.evaluations | {name: paid for name, paid in known.evaluations.items() if name == "mask"}
+    path, before = settled.functions.get("path"), [call for one in reuse for call in one.calls]
+    calls = tuple(call for call in known.calls if call.function != path or call in before)
+    return replace(known, evaluations=rows, calls=calls)
 
 
 def rows_at_defaults(method: str) -> int:

@@ -39,6 +39,7 @@ Scale = Annotated[float, Within(-1000, 1000, "how strictly to follow the text")]
 Seed = Annotated[int, Within(0, 2**63 - 1, "of the noise, 0 and up")]
 Share = Annotated[float, Within(0, 1, "a share, 0..1")]
 Count = Annotated[int, Within(0, 100_000, "a whole number")]
+Grey = Annotated[Literal["level", "blend"], About("of grey in a mask: the level it joins at, or a share at each level")]
 
 
 @dataclass(frozen=True)

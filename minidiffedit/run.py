@@ -34,7 +34,7 @@ from torch import Tensor
 from .ddim import Trajectory, alpha_bar, level_at, levels, noises, real, whole
 from .diffedit import finite
 from .files import images
-from .files.masks import Steering, digest
+from .files.masks import Steering, digest, largest_piece
 from .methods.table import INVERSIONS, MASKS, SYSTEMS, System
 from .options import About, Option, Seed, Within, options_of
 from .path import Path
@@ -111,11 +111,15 @@ def common(
     paste: Annotated[bool, About("put the input's own pixels back outside the mask")] = True,
     seed: Seed | None = None,
     size: Annotated[int | None, Within(64, 1024, "shorter side to work at (default: the training size)")] = None,
+    crop: Annotated[bool, About("find the mask on the whole picture, then edit a square around it alone")] = False,
+    crop_margin: Annotated[float, Within(0, 10, "what the square shows on each side, in sides of the mask")] = 0.25,
 ) -> None:
-    """The options of every run."""
+    """The options of every run; the last two of those under a mask that may be any."""
 
 
 COMMON = options_of(common)
+CROPS = ("crop", "crop_margin")
+MOST_CROPPED = 0.8  # of the picture's shorter side; a square that takes more shows hardly more than the whole
 
 
 # ---------------------------------------------------------------- the plan
@@ -174,6 +178,8 @@ def plan(method: str = "diffedit", *, inversion: str | None = None, **arguments:
     if settings["seed"] is None:
         settings["seed"] = secrets.randbelow(2**32)
     check_levels(settings)
+    if settings.get("crop") and "mask" not in found.functions and given.get("mask") is None:
+        raise ValueError(f"crop edits around a mask, and {found.method} finds none: give one")
     given = {name: check_given(name, value) for name, value in (found.given | given).items()}
     for module, _, name in (place.partition(":") for place in found.functions.values()):
         check = getattr(import_module(f"{__package__}.methods.{module}"), f"check_{name}", None)
@@ -216,7 +222,8 @@ def blank_plan(method: str, inversion: str | None = None) -> Plan:
             given.setdefault(argument, default)
     if "mask" in functions and "found" not in inputs_of(system.edit):
         given.setdefault("mask", None)  # instead of the computed one
-    options |= COMMON
+    any_mask = "mask" in given and "points" not in given  # points are places in the whole picture
+    options |= {name: one for name, one in COMMON.items() if any_mask or name not in CROPS}
     settings = {name: one.default for name, one in options.items()} | system.options
     settings = {name: value for name, value in settings.items() if name in options}
     return Plan(name, system, functions, options, settings, given, tuple(needs))
@@ -344,7 +351,9 @@ class Result(Shown):
     to do); times, clean: the timestep of each prediction of a stage, and the x_0 that it led to, outside a mask the
     source's. tensors: what else there is to see, by name. verdict: "found", "no difference", "given", "strength 0" or
     "edited" (no mask). evaluations (model rows) and seconds by stage. settings: all that decided the result.
-    given_mask, steering: as handed in, on the latent grid. calls: masks and paths, for reuse.
+    given_mask, steering: as handed in, on the latent grid. calls: masks and paths, for reuse. inside: of a run with
+    crop, what was made of the square alone, settings["crop_box"] = [left, top, right, bottom]; masks and tensors are
+    the whole picture's then, latent, stages, times and clean the square's.
     """
 
     method: str
@@ -368,6 +377,7 @@ class Result(Shown):
     sd: "StableDiffusion" = field(repr=False)
     given_mask: Tensor | None = field(default=None, repr=False)
     steering: Steering | None = field(default=None, repr=False)
+    inside: "Result | None" = field(default=None, repr=False)
 
     @property
     def seed(self) -> int:
@@ -727,11 +737,58 @@ def execute(plan: Plan, sd: "StableDiffusion", image: Picture, **options: Any) -
         job.verdict = "strength 0"
     else:
         M, _ = job.input("mask") if plan.masked else (None, None)
+        if M is not None and M.any() and (box := square_around(job, M)):
+            return edited_inside(job, M, box)
         if M is None or M.any():
             latent = finite(job.call("latent").result, "the edit")
     if latent is None:
         warnings.warn(f"nothing to edit: {nothing_to_edit(plan, job.verdict)}; the source comes back", stacklevel=3)
     return result_of(job, latent, M)
+
+
+def square_around(job: Job, M: Tensor) -> tuple[int, int, int, int] | None:
+    """The pixels (left, top, right, bottom) around a mask that the model works on alone, where that is asked for and
+    shows them larger than the whole picture would: around all of it, else around its largest piece.
+    """
+    assert job.picture
+    if not job.plan.settings.get("crop"):
+        return None
+    size, haze, side = job.picture.size, min(1 / 64, float(M.max())), 0
+    cells = M.ge(haze).float()
+    for inside in (cells, largest_piece(cells)):
+        spans = [inside[0, 0].any(axis).nonzero() for axis in (0, 1)]
+        ends = [(float(at.min()) * n / c, float(at.max() + 1) * n / c) for at, n, c in zip(spans, size, M.shape[:1:-1])]
+        side = round(max(high - low for low, high in ends) * (1 + 2 * job.plan.settings["crop_margin"]))
+        if (side := max(side, 8 * job.sd.factor)) <= MOST_CROPPED * min(size):
+            left, top = (min(max(round((a + b - side) / 2), 0), n - side) for (a, b), n in zip(ends, size))
+            if n := int((cells - inside).sum()):
+                warnings.warn(f"crop edits the mask's largest piece; {n} other cells may stay", stacklevel=4)
+            return left, top, left + side, top + side
+    said = f"the mask and its margin take {side} of {min(size)} pixels: crop gains nothing, the whole is worked on"
+    warnings.warn(said, stacklevel=4)
+    return None
+
+
+def edited_inside(job: Job, M: Tensor, box: tuple[int, int, int, int]) -> Result:
+    """The same plan on the square alone, under the mask as it was found or given, and pasted back."""
+    assert job.picture
+    whole = result_of(job, None, M)
+    places = {made: place for made, place in job.plan.functions.items() if made != "mask"}
+    given = job.plan.given | {"mask": images.grey_picture(M, job.picture.size).crop(box)}
+    mask = images.pixel_mask(job.plan.given.get("mask"), job.picture.size) if not job.steering else None
+    given |= {"mask": mask[box[1] : box[3], box[0] : box[2]]} if mask is not None else {}
+    plan = replace(job.plan, functions=places, given=given, settings=job.plan.settings | {"crop": False})
+    inside = execute(plan, job.sd, job.picture.crop(box), watch=job.watch)
+    image = job.picture.copy()
+    image.paste(inside.image, box)
+    pasted = Image.new("L", job.picture.size)
+    pasted.paste(inside.paste_mask or 255, box)
+    found: dict[str, Any] = {name: getattr(inside, name) for name in ("latent", "stages", "clean", "times")}
+    for name in ("evaluations", "seconds"):
+        one, two = getattr(whole, name), getattr(inside, name)
+        found[name] = {key: one.get(key, 0) + two.get(key, 0) for key in one | two}
+    settings = whole.settings | {"crop_box": [*box]}
+    return replace(whole, image=image, paste_mask=pasted, settings=settings, inside=inside, **found)
 
 
 def result_of(job: Job, latent: Tensor | None, M: Tensor | None) -> Result:
@@ -744,7 +801,7 @@ def result_of(job: Job, latent: Tensor | None, M: Tensor | None) -> Result:
         with job.stage("vae decode"):
             image = images.to_picture(finite(sd.decode(latent), "the VAE"), picture.size if picture else job.at)
         if M is not None and picture and plan.settings["paste"]:
-            feathered = images.paste_mask(M > 0, picture.size)  # soft values have blended in the latents already
+            feathered = images.paste_mask(M, picture.size)
             image = Image.composite(image, picture, feathered)
     if picture:
         image.info = dict(picture.info)
@@ -804,8 +861,9 @@ def edit(
     image: path, PIL image or uint8 array; its shorter side is resized to the model's training size (or `size`), and the
     result has the input's size. method: a name that `minidiffedit methods` lists, or INVERSION+EDITOR; inversion:
     another one for the method. source: what the picture shows now. mask: path, PIL image, array or tensor at picture or
-    latent size, white = edited. steering: what to do with the mask, computed or given (see files/masks.py). options:
-    the method's own (`minidiffedit methods NAME`), and paste, seed, size: seed None draws one (with reuse: takes its).
+    latent size, white = edited; where none is given, the part of the picture that is erased. steering: what to do with
+    the mask, computed or given (see files/masks.py). options: the method's own (`minidiffedit methods NAME`), and those
+    of every run (`common`): seed None draws one (with reuse: takes its).
     reuse: earlier results on the same picture by the same model, whatever the method; what still holds of them is not
     computed again (bitwise: only where that changes no bit). watch: called after each call of the model. progress:
     show a bar on stderr.
@@ -816,6 +874,8 @@ def edit(
     earlier = [reuse] if isinstance(reuse, Result) else [*reuse]
     if earlier and options.get("seed") is None:
         options["seed"] = earlier[0].seed
+    if mask is None and "mask" in blank_plan(method, inversion).given and images.has_hole(image):
+        mask = image
     given = {"target": target, "source": source, "mask": mask, "negative_prompt": negative_prompt}
     given = {name: value for name, value in given.items() if value is not None}
     settled = plan(method, inversion=inversion, **given, **options)

@@ -182,9 +182,10 @@ def test_no_clock_path_or_version_stands_in_a_picture(tmp_path, folder):
     assert record["model"] == folder.name and record["model_hash"] and record["dtype"] == "float32"
     assert record["mask"] == model_hash(tmp_path / "mask.png")
     assert set(record) == {
-        "chunk", "dtype", "edited", "encode_text", "guidance_scale", "maps", "mask", "mask_clip", "mask_strength",
-        "mask_threshold", "method", "model", "model_hash", "negative_prompt", "paste", "prompt", "refine", "seed",
-        "size", "source", "steps", "strength", "target", "working_size",
+        "chunk", "crop", "crop_margin", "dtype", "edited", "encode_text", "grey", "guidance_scale", "maps",
+        "mask", "mask_clip", "mask_strength", "mask_threshold", "method", "model", "model_hash",
+        "negative_prompt", "paste", "prompt", "refine", "seed", "size", "source", "steps", "strength", "target",
+        "working_size",
     }  # fmt: skip
     assert str(tmp_path.parent) not in (tmp_path / "out.png").read_bytes().decode("latin-1")
     with Image.open(tmp_path / "out.png") as file:
@@ -221,3 +222,17 @@ def test_a_saved_result_is_what_the_command_writes(tmp_path, folder):
     assert identity(sd)["model_hash"] == sha256(folder / "unet" / "diffusion_pytorch_model.safetensors")[:10]
     edit(sd, tmp_path / "in.png", target="a zebra", steps=2, maps=1, seed=0).save(tmp_path / "b.png")
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+@pytest.mark.parametrize("method, sampler", [
+    ("diffedit", "DDIM"), ("sdedit", "DDIM"), ("edit-friendly-ddpm", "DDPM"), ("ledits++", "DDPM"),
+    ("edit-friendly+prompt-to-prompt", "DDPM"), ("ddim+edit-friendly-ddpm", "DDIM"), ("cycle-diffusion", "DDIM"),
+    ("sde-diffedit", "DDPM"), ("sde-drag", "DDPM"), ("dds", "none: gradient descent"), ("instruct-pix2pix", "DDIM"),
+])  # fmt: skip
+def test_the_sampler_is_who_steps(method, sampler):
+    from minidiffedit.run import blank_plan
+
+    blank = blank_plan(method)
+    line = metadata({"method": blank.method} | blank.settings, "p")["parameters"].split("\n")[-1]
+    assert f"Sampler: {quoted(sampler)}, " in line + ", "
+    assert ("Eta: " in line) == ("eta" in blank.options)  # DDIM's own word for how random its steps are

@@ -123,7 +123,7 @@ def add_given(parser: Any, settled: "Plan", needed: bool = True) -> None:
     for name in settled.given:
         kind, about = GIVEN[name]
         options: dict[str, Any] = {"help": about, "default": argparse.SUPPRESS}
-        options["required"] = needed and name in settled.needs
+        options["required"] = needed and name in settled.needs and kind != "mask"  # a picture may have a hole
         if kind == "pairs":
             options |= {"action": "append", "type": prompt_pair, "metavar": "A=>B"}
         else:
@@ -164,7 +164,8 @@ def arguments(args: argparse.Namespace, settled: "Plan") -> dict[str, Any]:
     """What was given and told, by name, masks and pictures opened."""
     from ..run import GIVEN
 
-    found = {name: value for name, value in vars(args).items() if name in settled.given or name in settled.options}
+    named = vars(args).items()
+    found = {name: one for name, one in named if name in settled.options or (name in settled.given and one is not None)}
     for name in found.keys() & GIVEN.keys():
         if GIVEN[name].kind == "mask":
             found[name] = open_mask(found[name])
@@ -197,7 +198,7 @@ def settled_plan(args: argparse.Namespace) -> "Plan":
 
 def add_image(parser: argparse.ArgumentParser, output: str) -> None:
     either = parser.add_mutually_exclusive_group(required=True)
-    either.add_argument("picture", nargs="?", type=Path, metavar="IMAGE", help="any size; - for stdin")
+    either.add_argument("picture", nargs="?", type=Path, metavar="IMAGE", help="a picture, any size; - for stdin")
     either.add_argument("--image", type=Path, metavar="IMAGE", help="the same, as an option")
     add_output(parser, output)
 

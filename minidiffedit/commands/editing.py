@@ -159,13 +159,13 @@ def saved_plan(words: list[str]) -> "Plan | None":
 
 
 def add_mask(parser: argparse.ArgumentParser, words: list[str]) -> None:
-    from ..run import COMMON, INPUTS, function_at, inputs_of, options_of
+    from ..run import COMMON, CROPS, INPUTS, function_at, inputs_of, options_of
 
     settled = asked_plan(words)
     if "mask" not in settled.functions:
         raise ValueError(f"{settled.method} finds no mask")
     place = settled.functions["mask"]
-    own = options_of(function_at(place)).keys() | COMMON.keys() - {"paste"}
+    own = options_of(function_at(place)).keys() | COMMON.keys() - {"paste", *CROPS}
     read = {INPUTS[name].given for name in inputs_of(place)}
     settled = replace(settled, given={name: value for name, value in settled.given.items() if name in read})
     add_image(parser, "the mask, white = would be edited (default: NAME-mask.png here)")
@@ -205,8 +205,11 @@ def pixels(text: str) -> int:
 
 
 def run_edit(args: argparse.Namespace) -> dict[str, Any]:
-    from ..run import execute
+    from ..files.images import has_hole
+    from ..run import blank_plan, execute
 
+    if "mask" in blank_plan(args.method, args.inversion).given and not getattr(args, "mask", None):
+        args.mask = path if has_hole(path := args.picture or args.image) else None
     settled = settled_plan(args)
     say_taken(args)
     if args.count != 1:
@@ -227,7 +230,7 @@ def run_edit(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def run_resume(args: argparse.Namespace) -> dict[str, Any]:
-    from ..files.states import load_state, plan_of, read_record
+    from ..files.states import load_state, plan_of, read_record, shows_source
     from ..run import changed, resume
 
     header, record = read_record(args.state)
@@ -241,6 +244,9 @@ def run_resume(args: argparse.Namespace) -> dict[str, Any]:
     inputs = [args.state, *(getattr(args, name, None) for name in ("mask", "union", "subtract"))]
     outputs = [output, args.save_mask, args.save_heat]
     check_outputs(args, inputs, outputs, (width, height), args.save_state, args.report)
+    for path in filter(None, outputs):
+        if shows_source(args.state, path):
+            raise ValueError(f"{path} is the picture that {args.state} was made of; choose another name")
     check_masks(args, (width, height), record["settings"]["working_size"])
     steering = steering_of(args)
     check_files(args)
@@ -323,6 +329,8 @@ def check_files(args: argparse.Namespace) -> None:
 
     if args.save_heat and getattr(args, "mask", None):
         raise ValueError("--save-heat goes without --mask: under your own mask no map is sought")
+    if args.save_state and getattr(args, "crop", False):
+        raise ValueError("--save-state goes without --crop: what is made of a square cannot be gone on from")
     if args.decode_previews and not args.report:
         raise ValueError("--decode-previews goes with --report")
     whole("preview_every", args.preview_every, 1, 999)

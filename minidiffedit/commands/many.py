@@ -42,6 +42,8 @@ def add_batch(parser: argparse.ArgumentParser, words: list[str]) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace files in OUT that are no results, too")
     about = "the folder that holds all pictures (default: the manifest's)"
     parser.add_argument("--root", type=Path, metavar="DIR", help=about)
+    about = "with a folder of pictures: the folder of their masks, by name (default: NAME_mask.png beside each)"
+    parser.add_argument("--masks", type=Path, metavar="DIR", help=about)
     either = parser.add_mutually_exclusive_group()
     about = "only the I-th of N parts, 1/N to N/N (default: all, or torchrun's RANK of WORLD_SIZE)"
     either.add_argument("--shard", type=shard, metavar="I/N", help=about)
@@ -78,7 +80,7 @@ def run_batch(args: argparse.Namespace) -> dict[str, Any]:
     given = vars(args) | here | {"output": None, "manifest": None, "root": None}  # workers may stand elsewhere
     unset = {name for name in ("method", "inversion", "output", *steering_names()) if not given.get(name)}
     defaults = {name: given[name] for name in columns() if name in given and name not in unset}
-    rows = read_manifest(args.manifest, defaults)
+    rows = read_manifest(args.manifest, defaults, args.masks)
     root = args.root or (args.manifest if args.manifest.is_dir() else args.manifest.parent)
     check_folders(rows, root, args.output)
     groups = grouped(rows, root)[index - 1 :: count]

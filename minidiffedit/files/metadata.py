@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Callable
 from functools import wraps
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 NAMES = {
     "steps": "Steps",
     "sampler": "Sampler",
+    "eta": "Eta",
     "guidance_scale": "CFG scale",
     "seed": "Seed",
     "working_size": "Size",
@@ -85,13 +87,22 @@ def prompt_of(settings: dict[str, Any]) -> str:
 
 def metadata(settings: dict[str, Any], prompt: str) -> dict[str, str]:
     """Settings and the prompt -> text chunks by name: `parameters` and `minidiffedit`."""
-    known = settings | {"sampler": "DDIM"}
+    known = settings | {"sampler": sampler_of(settings.get("method", "diffedit"))}
     if known.get("working_size"):
         known["working_size"] = "x".join(str(side) for side in known["working_size"])
     values = ", ".join(f"{NAMES[key]}: {quoted(known[key])}" for key in NAMES if known.get(key) not in (None, ""))
     lines = [prompt, *([f"Negative prompt: {n}"] if (n := settings.get("negative_prompt")) else []), values]
     record = settings | {"edited": "mask" in settings, "prompt": prompt}  # runs on a picture say what their mask is
     return {"parameters": "\n".join(lines), "minidiffedit": json.dumps(record, sort_keys=True, ensure_ascii=False)}
+
+
+def sampler_of(method: str) -> str:
+    """Who steps: the method's inversion, or where it has none its editor, by its module's SAMPLER; DDIM's step else."""
+    from ..run import blank_plan
+
+    places = blank_plan(method).functions
+    module = import_module(f"minidiffedit.methods.{places.get('path', places['latent']).partition(':')[0]}")
+    return getattr(module, "SAMPLER", "DDIM")
 
 
 def quoted(value: Any) -> str:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 FORMAT = 2
 # What is kept of a Result, by type; the rest of it follows from that, from its settings and calls.
-REST = ("method", "settings", "mask", "paste_mask", "plan", "calls", "sd")
+REST = ("method", "settings", "mask", "paste_mask", "plan", "calls", "sd", "inside")
 HINTS = get_type_hints(Result, localns={"StableDiffusion": Any})
 KEPT = {name: hint for name, hint in HINTS.items() if name not in REST}
 # What a Path is made of, and what containers are of whose annotation does not say it.
@@ -55,6 +55,8 @@ def save_state(result: Result, path: str | PathLike[str]) -> None:
     check_name(pathlib.Path(path))
     if result.source is None:
         raise ValueError("no picture went into this result, so there is nothing to go on from; save its image instead")
+    if result.inside is not None:
+        raise ValueError("an edit with crop cannot be saved; leave crop out, or save its picture")
     given, steering, tensors = result.given_mask, result.steering, dict[str, Tensor]()
     calls = [call for call in result.calls if call.function in result.plan.functions.values()]
     others = [name for name, value in result.plan.given.items() if GIVEN[name].kind == "picture" and value is not None]
@@ -121,6 +123,17 @@ def read_record(path: pathlib.Path) -> tuple[Header, dict[str, Any]]:
     return header, record
 
 
+def shows_source(path: pathlib.Path, picture: pathlib.Path) -> bool:
+    """Whether a file holds, pixel for pixel, the picture that a saved edit was made of."""
+    try:
+        pixels = np.array(images.to_rgb(images.read_picture(picture)))
+    except ValueError:  # not there, or no picture
+        return False
+    with safe_open(path, framework="np") as file:
+        source = file.get_slice("source")
+        return source.get_shape() == [*pixels.shape] and bool((source[:] == pixels).all())
+
+
 def plan_of(record: dict[str, Any], header: Header | None = None) -> Plan:
     """The plan that a state's record tells of. A mask and pictures given to it are in the file; small ones stand here
     for them, at which the cost is the same. Raises ValueError for settings that no run can have had.
@@ -147,8 +160,9 @@ def packed(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
         tensors[name] = value
         return {"tensor": name}
     if isinstance(value, Image.Image):
-        tensors[f"{name}.profile"] = torch.tensor([*value.info.get("icc_profile", b"")], dtype=torch.uint8)
-        return packed(torch.from_numpy(np.array(value)), name, tensors)
+        for part, key in (("profile", "icc_profile"), ("exif", "exif")):
+            tensors[f"{name}.{part}"] = torch.tensor([*value.info.get(key, b"")], dtype=torch.uint8)
+        return packed(torch.from_numpy(np.array(value)), name, tensors) | {"dpi": value.info.get("dpi")}
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, list | tuple):
@@ -175,7 +189,8 @@ def unpacked(said: Any, hint: Any, take: Callable[[str], Tensor]) -> Any:
     if kind is Tensor:
         return take(said["tensor"])
     if kind is Image.Image:
-        return picture(take(said["tensor"]), take(f"{said['tensor']}.profile"))
+        name = said["tensor"]
+        return picture(take(name), take(f"{name}.profile"), take(f"{name}.exif"), said["dpi"])
     if isinstance(said, list) and kind in (list, tuple, Sequence):
         each = [inner[0]] * len(said) if kind is not tuple or inner[1:] == (...,) else inner
         return (tuple if kind is tuple else list)(unpacked(*one, take) for one in zip(said, each, strict=True))
@@ -190,12 +205,20 @@ def unpacked(said: Any, hint: Any, take: Callable[[str], Tensor]) -> Any:
     return said
 
 
-def picture(pixels: Tensor, profile: Tensor) -> Image.Image:
-    """(H, W, 3) and (n,), both uint8 -> PIL RGB with its colour profile."""
-    if pixels.ndim != 3 or pixels.shape[2] != 3 or profile.ndim != 1 or {pixels.dtype, profile.dtype} != {torch.uint8}:
+def picture(pixels: Tensor, profile: Tensor, exif: Tensor, dpi: Any) -> Image.Image:
+    """(H, W, 3), (n,) and (m,), all uint8 -> PIL RGB with its colour profile, EXIF data and dpi."""
+    types, dims = {pixels.dtype, profile.dtype, exif.dtype}, (pixels.ndim, profile.ndim, exif.ndim)
+    if dims != (3, 1, 1) or pixels.shape[2] != 3 or types != {torch.uint8}:
         raise ValueError(f"a picture must be uint8 (H, W, 3), got {pixels.dtype} {[*pixels.shape]}")
     made = Image.fromarray(pixels.cpu().numpy())
-    made.info = {"icc_profile": profile.cpu().numpy().tobytes()} if len(profile) else {}
+    parts = {"icc_profile": profile, "exif": exif}
+    made.info = {"dpi": dpi, **{name: part.cpu().numpy().tobytes() for name, part in parts.items() if len(part)}}
+    try:
+        checked_exif = images.describing(made)
+    except Exception as error:  # Pillow's EXIF parser raises whatever the damage leads to
+        raise ValueError("the EXIF data of its picture are damaged") from error
+    kept = {"exif": checked_exif, "dpi": images.dpi_of(made)}
+    made.info = {name: value for name, value in (made.info | kept).items() if value}
     return made
 
 
@@ -229,7 +252,7 @@ def unpacked_result(record: dict[str, Any], tensors: dict[str, Tensor], sd: "Sta
         method=settled.method,
         settings=settings,
         mask=None if M is None else images.mask_picture(checked(M), source.size),
-        paste_mask=images.paste_mask(M > 0, source.size) if pasted else None,
+        paste_mask=images.paste_mask(M, source.size) if pasted else None,
         plan=replace(settled, given=settled.given | given),
         calls=tuple(calls),
         sd=sd,

@@ -4,10 +4,11 @@ Rows of one picture come together and share its latent, and what their methods c
 finished row is known by its content: the bytes of its files, its settings, the model. So a run that was ended goes on
 where it stopped, and a row that changed is made again.
 
-Seeds follow from the picture and its two texts unless given: neither order, nor shards, nor sweeps of other settings
-change the noise. On one machine the same rows give the same bits in whatever order, shards or interruptions, as long as
-the number of threads is the same: on a CPU torch's float32 sums depend on it in the last digits, as they do on `chunk`.
-Threads, device and attention are no part of a row's content: who goes on elsewhere keeps what was made.
+Seeds follow from the picture and what is asked of it (texts, points, another picture) unless given: neither order, nor
+shards, nor sweeps of settings change the noise. On one machine the same rows give the same bits in whatever order,
+shards or interruptions, as long as the number of threads is the same: on a CPU torch's float32 sums depend on it in the
+last digits, as they do on `chunk`. Threads, device and attention are no part of a row's content: who goes on elsewhere
+keeps what was made.
 """
 
 import contextlib
@@ -21,12 +22,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..files.images import picture_format, read_picture, write_picture, write_whole
+from ..files.images import has_hole, picture_format, read_picture, write_picture, write_whole
 from ..files.masks import Steering
 from ..files.metadata import describe_result, identity, sha256
 from ..files.results import is_ours
 from ..files.states import fingerprint
-from ..run import GIVEN, Plan, Result, execute, plan
+from ..run import GIVEN, Plan, Result, blank_plan, execute, plan
 from .manifest import FILES, SHAPING, Row, check_output, files_of
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 FORMAT = 2
 MOST_ERRORS = 20  # in the summary; the table has all
+ASKED = GIVEN.keys() - {"source", "target", "negative_prompt", "mask"}  # what a seed follows from, beside two texts
 
 # "made", "already there" or "failed"; and what the table of results holds of the row.
 Outcome = tuple[str, dict[str, Any]]
@@ -87,17 +89,25 @@ def settle(row: Row, root: Path) -> Task:
     if "output" in options:
         check_output(options["output"])
     files = files_of(options, root)
+    with recorded() as said:
+        if "mask" not in files and "mask" in blank_plan(options["method"]).given and has_hole(files["image"]):
+            files["mask"] = files["image"]
     for path in files.values():
         if not os.path.isfile(path):  # a pipe would wait for ever
             raise ValueError(f"{path}: no such file" if not os.path.exists(path) else f"{path} is not a regular file")
     shaping = Steering(**{name: options[name] for name in SHAPING if name in options}).settings()
     arguments: dict[str, Any] = {n: one for n, one in options.items() if n not in ("image", "output", *FILES, *SHAPING)}
     arguments |= {name: path for name, path in files.items() if name in GIVEN}
-    with recorded() as said:
+    with recorded() as more:
         settled = plan(**arguments)
+    said += more
+    said += [f"{settled.method} takes no {name}: left out" for name in row.own if name not in {*options, "inversion"}]
     hashes = {name: sha256(path) for name, path in files.items()}
     if options.get("seed") is None:
-        seed = digest(hashes["image"], settled.given.get("source", ""), settled.given.get("target", ""))
+        asked = {name: settled.given[name] for name in settled.given.keys() & ASKED if settled.given[name] is not None}
+        asked |= {name: hashes[name] for name in hashes.keys() & ASKED}
+        two = settled.given.get("source", ""), settled.given.get("target", "")
+        seed = digest(hashes["image"], *two, *([asked] if asked else []))
         settled = replace(settled, settings=settled.settings | {"seed": int(seed[:8], 16)})
     content = digest(FORMAT, hashes, settled.record, shaping)
     return Task(row, files, hashes, settled, shaping, content, tuple(said))

@@ -24,6 +24,8 @@ RATE = 0.1 * 2000 / 4096
 Iterations = Annotated[int, Within(1, 100_000, "updates of the latent")]
 Rate = Annotated[float, Within(0, 100, "how far an update follows the predictions")]
 
+SAMPLER = "none: gradient descent"  # as metadata name it
+
 
 @torch.no_grad()
 def dds(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..diffedit import Eps, Mask, find_mask, masked_decode, threshold_maps
-from ..options import About, Scale, Seed, Steps, Within
+from ..options import About, Grey, Scale, Seed, Steps, Within
 from ..path import Path
 from .sde_diffedit import decode as by_steps
 
@@ -56,7 +56,15 @@ def contrast(
 
 
 def decode(
-    eps: Eps, mask: Tensor, path: Path, null: Any, target: Any, negative: Any = "", *, guidance_scale: Scale = 7.5
+    eps: Eps,
+    mask: Tensor,
+    path: Path,
+    null: Any,
+    target: Any,
+    negative: Any = "",
+    *,
+    guidance_scale: Scale = 7.5,
+    grey: Grey = "level",
 ) -> Tensor:
     """Guided decoding, what lies outside the mask held on the path: `diffedit.masked_decode`. Model rows: 2 K b.
 
@@ -66,8 +74,8 @@ def decode(
     if negative is not null:
         path = Path([*path.values()], path.steps, negative, noises=path.noises, eta=path.eta)
     if path.noises or path.nulls:
-        return by_steps(eps, mask, path, target, guidance_scale=guidance_scale)
-    return masked_decode(eps, path, mask, target, path.any_null, guidance_scale=guidance_scale)
+        return by_steps(eps, mask, path, target, guidance_scale=guidance_scale, grey=grey)
+    return masked_decode(eps, path, mask, target, path.any_null, guidance_scale=guidance_scale, grey=grey)
 
 
 def decode_all(

@@ -72,10 +72,11 @@ def report_page(result: Result, *, picture: File = None, state: File = None, dec
     """
     if not isinstance(result, Result):
         raise ValueError(f"a report shows one Result, got {type(result).__name__}")
-    walked, name = walk(result), Path(typed(picture)).stem if picture else "picture"
-    clean = (result.latent, result.image) if result.source is None else (result.x0, result.source)
+    seen = result.inside or result  # of an edit with crop, the levels of the square
+    walked, name = walk(seen), Path(typed(picture)).stem if picture else "picture"
+    clean = (seen.latent, seen.image) if seen.source is None else (seen.x0, seen.source)
     rgb, line = fit(*clean), commands(result, picture, state)  # type: ignore[arg-type]
-    levels = [numbers(one, result.latent_mask) for one in walked]
+    levels = [numbers(one, seen.latent_mask) for one in walked]
     data = mask_data(result) | {"name": name, "palette": plain(palette()), "commands": line}
     data |= {"frames": frames(walked, rgb), "levels": levels}
     vae = through_the_vae(result, walked) if decode_previews and edited(result) else ""
@@ -126,6 +127,8 @@ def facts(result: Result) -> str:
     said = {"verdict": result.verdict if edited(result) else nothing_to_edit(result.plan, result.verdict)}
     if result.coverage is not None:
         said["coverage"] = f"{math.floor(1000 * result.coverage + 0.5) / 10:.1f} %"
+    if box := result.settings.get("crop_box"):
+        said["edited alone"] = f"{box[2] - box[0]} x {box[3] - box[1]} pixels from {box[0]}, {box[1]}"
     said |= {"seed": str(result.seed), "cost": f"{result.rows} UNet rows, {sum(result.seconds.values()):.1f} s"}
     return "".join(f"<div><dt>{escape(key)}</dt><dd>{escape(value)}</dd></div>" for key, value in said.items())
 
@@ -223,7 +226,8 @@ def mask_data(result: Result) -> dict[str, Any]:
     The mean of the maps and the mean of that are taken here, by the very operations of `threshold_maps`: a sum depends
     on the order of its terms, while every operation after it is rounded alike wherever float32 is IEEE 754's.
     """
-    steering, settings, (h, w) = result.steering or Steering(), result.settings, result.latent.shape[2:]
+    steering, settings = result.steering or Steering(), result.settings
+    h, w = (result.latent if result.x0 is None else result.x0).shape[2:]
     data: dict[str, Any] = {"cells": [w, h], "working": [*settings["working_size"]], "mean": None}
     data |= {"widths": spread(w, result.image.width), "heights": spread(h, result.image.height)}
     data |= {"used": plain(result.latent_mask), "given": plain(result.given_mask)}
@@ -280,7 +284,7 @@ def frames(walked: list[Level], rgb: LatentRGB) -> dict[str, Any]:
     chosen = pictured(len(walked), MOST_CELLS // nothing[0, 0].numel())
     some, columns = [walked[i].shown for i in chosen], math.ceil(math.sqrt(len(chosen)))
     most = max((float(one["apart"].mean(dim=1).max()) for one in some if "apart" in one), default=0.0) or 1.0
-    made: dict[str, Any] = {"levels": chosen, "columns": columns}
+    made: dict[str, Any] = {"levels": chosen, "columns": columns, "tile": [nothing.shape[3], nothing.shape[2]]}
     for name in {name: None for one in some for name in one}:
         latents = [one.get(name, nothing) for one in some]
         tiles = [coloured(x[0].mean(dim=0) / most, hole=True) if name == "apart" else apply(rgb, x) for x in latents]

@@ -300,7 +300,7 @@
 
   // ------------------------------------------------------------ the levels
 
-  const { levels, columns, ...sheets } = data.frames;
+  const { levels, columns, tile: [across, down], ...sheets } = data.frames;
 
   // The curve, and the table from the top level down.
   function numbers() {
@@ -328,8 +328,8 @@
       const picture = new Image();
       picture.src = sheets[canvas.dataset.frame];
       await picture.decode();
-      canvas.width = w;
-      canvas.height = h;
+      canvas.width = across;
+      canvas.height = down;
       return [canvas, picture, canvas.getAttribute("aria-label")];
     }));
     const slider = $("level"), last = data.levels.length - 1;
@@ -337,8 +337,8 @@
       const i = Number(slider.value), at = levels[i], [j, t, alpha, inside, , outside] = data.levels[at];
       for (const [canvas, picture, label] of drawn) {
         const context = canvas.getContext("2d");
-        context.clearRect(0, 0, w, h);
-        context.drawImage(picture, i % columns * w, Math.floor(i / columns) * h, w, h, 0, 0, w, h);
+        context.clearRect(0, 0, across, down);
+        context.drawImage(picture, i % columns * across, Math.floor(i / columns) * down, across, down, 0, 0, across, down);
         canvas.setAttribute("aria-label", label + " at t = " + t);
       }
       $("level-value").textContent = (j === null ? "" : (sheets.x ? "" : "level ") + j + ", ") + "t = " + t + ", ᾱ = " + alpha.toFixed(4);
