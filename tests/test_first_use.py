@@ -152,6 +152,11 @@ def test_candidates_share_one_encoding_and_are_the_single_edits(here, folder, ca
     assert again["output"] == "in-candidates-2.png" and again["candidates"][0]["output"] == "in-candidates-2-seed5.png"
 
 
+def test_candidates_of_a_square_pay_what_is_predicted(here, folder, capsys):
+    done = ran(capsys, "edit", "in.png", *FAST, *SEED, "-n", "2", "--crop", "--model", folder)
+    assert done["rows"]["predicted"] >= done["rows"]["paid"] > 0 and len(done["candidates"]) == 2
+
+
 @pytest.mark.parametrize("words, said", [
     (["--count", "0"], "count"), (["--count", "101"], "count"), (["-n", "2", "--mask", "m.png"], "one picture"),
     (["-n", "2", "--save-state", "s.safetensors"], "--save-state"), (["-n", "2", "--report", "r.html"], "--report"),
