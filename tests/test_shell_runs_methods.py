@@ -15,7 +15,7 @@ SCENE = MINI / "scenes" / "horse-zebra"
 GIVEN = {
     "source": "a photo of a horse on a grass field", "target": "a photo of a zebra on a grass field",
     "mask": SCENE / "mask.png", "reference": SCENE / "target.png", "edits": "a horse=>a zebra",
-    "points": "40,60=>70,60",
+    "points": "40,60=>70,60", "reference_mask": SCENE / "mask.png",
 }  # fmt: skip
 FLAGS = {"edits": "--edit"}
 FEW = {

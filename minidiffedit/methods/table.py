@@ -62,7 +62,9 @@ MASKS = {
 PAPER = {"encode_text": "null", "strength": 0.8}  # DiffEdit's encoding: under no text, up to .8 of the noise
 IP2P = "instruct_pix2pix:instruct_pix2pix"
 P2P = "prompt_to_prompt:prompt_to_prompt"
+MASA = "masactrl:masactrl"
 HARNESS = {"cross_steps": 0.4, "self_steps": 0.6, "self_levels": 2}
+UNION = {"look": "union", "null_look": "union"}
 SKIP, CROSS = {"steps": 100, "guidance_scale": 15.0}, {"steps": 100, "strength": 0.68}
 WATCH = "watch_your_steps:watch_your_steps"
 READING, LORA = "our reading of its abstract", "by LoRA, where its authors train all weights"
@@ -102,17 +104,20 @@ SYSTEMS = {
     "sde-diffedit": System("2311.01410", "sde_diffedit:decode", "cycle-sde", mask="contrast"),
     "sde-drag": System("2311.01410", "sde_drag:sde_drag", note="without the LoRA that its authors train"),
     # attention, features, words
-    "masactrl": System("2304.08465", "masactrl:masactrl", "direct"),
+    "masactrl": System("2304.08465", MASA, "direct"),
+    "masactrl-union": System("2304.08465", MASA, "direct", UNION, note="looks at itself, too"),
+    "prox-masactrl": System("2306.05414", MASA, "negative-prompt", {"guidance": "prox"}, note="ProxEdit's"),
     "prompt-to-prompt": System("2208.01626", P2P, "direct"),
     "plug-and-play": System("2211.12572", "plug_and_play:plug_and_play", "direct"),
     "pfb-diff": System("2306.16894", "pfb_diff:pfb_diff", "ddim"),
-    "ti-guided-edit": todo("2401.02126", "A"),
+    "ti-guided-edit": System("2401.02126", "ti_guided:ti_guided_edit", "ddim"),
     "cross-image-attention": System("2311.03335", "cross_image:cross_image_attention", "edit-friendly", CROSS),
-    "tf-icon": todo("2307.12493", "A"),
-    "tic-inversion": todo("2312.14611", "A", "known from its abstract only"),
+    "tf-icon": System("2307.12493", "tf_icon:tf_icon"),
+    "tic-inversion": System("2312.14611", "tic_inversion:tic", "ddim-paper", note="our reading of its abstract"),
     # gradients, drags, weights of one picture
     "dds": System("2304.07090", "dds:dds", letter="B"),
     "sds": System("2209.14988", "dds:sds", letter="B"),
+    "pix2pix-zero": System("2302.03027", "pix2pix_zero:pix2pix_zero", "direct", letter="B"),
     "cds": System("2311.18608", "cds:cds", letter="B"),
     "dpl": System("2309.15664", P2P, "dpl", {"self_levels": 2}, letter="B"),
     "style-diffusion": System("2303.15649", P2P, "style-diffusion", STYLE, letter="B", note="its direct variant"),

@@ -353,7 +353,7 @@ def reach(result: Result) -> str:
         runs = [*zip(edges[::2], [*edges[1::2], len(one.steps)])]
         bars = "".join(f'<rect x="{a}" y="0" width="{b - a}" height="1"/>' for a, b in runs)
         said = ", ".join(f"{a + 1}{NONE}{b}" if b > a + 1 else f"{b}" for a, b in runs) + f" of {len(one.steps)}"
-        box = f'viewBox="0 0 {len(one.steps)} 1" preserveAspectRatio="none" aria-hidden="true"'
+        box = f'viewBox="0 0 {len(one.steps)} 1" preserveAspectRatio="none" role="img" aria-label="steps {said}"'
         bar = f'<svg class="bar" {box}>{bars}</svg>'
         made.append(f"<tr>{cells(one.where, one.stage, one.what, said)}<td>{bar}</td></tr>")
     return "\n".join(made)
