@@ -197,8 +197,9 @@ def prompt_pair(text: str) -> tuple[str, str]:
 def add_model(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
     group.add_argument(
-        "--model", metavar="MODEL", help="folder, .safetensors file or hub id (default: SD v1.5 from the cache)"
+        "--model", metavar="MODEL", help="folder, .safetensors file, hub id or mini (default: SD v1.5 from the cache)"
     )
+    group.add_argument("--vae", metavar="VAE", help="another VAE for it: file, folder or hub id")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (%(default)s)")
     group.add_argument(
         "--dtype",
@@ -263,15 +264,26 @@ def check_masks(args: argparse.Namespace, size: tuple[int, int], at: tuple[int, 
 
 def model_configs(args: argparse.Namespace) -> dict[str, Any] | None:
     """The networks' configs, from the model's small files; None where only loading can tell."""
-    from ..files.configs import KINDS, read_configs
-    from ..files.hub import DEFAULT, HubError, find_model
+    from ..files.configs import configs_of
+    from ..files.hub import DEFAULT, HubError, find_model, find_vae
 
     where = args.revision, args.cache_dir
     try:
         path = find_model(args.model or DEFAULT, *where, local_files_only=True, variant=args.variant)
-        return read_configs(path) if path.is_dir() else {network: kind() for network, kind in KINDS.items()}
+        vae = find_vae(args.vae, args.cache_dir, True, half=False) if args.vae else None
+        return configs_of(path, vae) if path.exists() else None
     except HubError:
         return None
+
+
+def check_weights(args: argparse.Namespace, plans: "Iterable[Plan]", configs: dict[str, Any] | None) -> None:
+    """Refuse, before any weights are read, a method that needs another kind of them; configs: of `model_configs`."""
+    from ..files.configs import kinds
+    from ..run import check_fits
+
+    for one in plans if configs else ():
+        assert configs
+        check_fits(one, kinds(configs["vae"].latent_channels)[configs["unet"].in_channels], args.model)
 
 
 def predicted(args: argparse.Namespace, *plans: "Plan") -> list[dict[str, int]]:
@@ -286,6 +298,7 @@ def predicted(args: argparse.Namespace, *plans: "Plan") -> list[dict[str, int]]:
         last = replace(last, given=last.given | {"mask": Image.new("L", (8, 8), 255)})  # an empty one is filled
         plans = (*before, last)
     configs = model_configs(args)
+    check_weights(args, plans, configs)
     return costs(plans, configs["unet"] if configs else UNetConfig())
 
 
@@ -357,8 +370,13 @@ def same_file(a: Path, b: Path) -> bool:
     return os.path.realpath(a) == os.path.realpath(b) or (a.exists() and b.exists() and a.samefile(b))
 
 
-def load(args: argparse.Namespace) -> Any:
-    """The model of the options; here the heavy imports are over, and an interrupt that they swallowed takes effect."""
+def load(args: argparse.Namespace, plans: "Sequence[Plan]" = ()) -> Any:
+    """The model of the options; here the heavy imports are over, and an interrupt that they swallowed takes effect.
+
+    plans: what it is for, checked before its weights are read where `predicted` has not.
+    """
+    if plans:
+        check_weights(args, plans, model_configs(args))
     sd = load_model(args)
     if args.interrupted:
         raise KeyboardInterrupt
@@ -366,12 +384,12 @@ def load(args: argparse.Namespace) -> Any:
 
 
 def load_model(args: argparse.Namespace) -> Any:
-    from ..files.hub import DEFAULT, HubError
+    from ..files.hub import DEFAULT, HubError, no_model
     from ..sd import StableDiffusion
 
-    options = {"device": args.device, "dtype": args.dtype, "variant": args.variant, "revision": args.revision}
-    options |= {"cache_dir": args.cache_dir, "local_files_only": args.local_files_only or args.model is None}
-    options |= {"attention": args.attention, "compile": args.compile, "low_memory": args.low_memory}
+    names = ("vae", "device", "dtype", "variant", "revision", "cache_dir", "attention", "compile", "low_memory")
+    options = {name: getattr(args, name) for name in names}
+    options["local_files_only"] = args.local_files_only or args.model is None
     try:
         sd = StableDiffusion.load(args.model or DEFAULT, **options)
         if args.compile and not args.quiet:
@@ -380,10 +398,7 @@ def load_model(args: argparse.Namespace) -> Any:
     except HubError as error:
         if args.model:
             raise
-        raise HubError(
-            f"no --model given, and {DEFAULT} is not in the cache: fetch it (4.3 GB) with `minidiffedit download`, "
-            "or use the miniature of the repository with --model weights/mini"
-        ) from error
+        raise HubError(no_model(args.cache_dir)) from error
 
 
 def say_note(line: str) -> None:
