@@ -23,7 +23,16 @@ PACKAGES = {"torch", "safetensors", "tokenizers", "numpy", "PIL", "huggingface_h
 CORE = {f"{name}" for name in SPINE}
 RUNNING = CORE | {"options", "path", "run", "cost", "files", "methods.table"}
 ROOMS = {
-    "core": {"kernels", "fast", "files.addons", "files.configs", "files.unsupported", "files.hub", "learnable", "prompts"},
+    "core": {
+        "kernels",
+        "fast",
+        "files.addons",
+        "files.configs",
+        "files.unsupported",
+        "files.hub",
+        "learnable",
+        "prompts",
+    },
     "learnable": {"clip", "tokenizer", "unet"},
     "prompts": {"attention", "clip", "tokenizer"},
     "kernels": set(),

@@ -305,11 +305,13 @@ def run_generate(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def name_model(args: argparse.Namespace, record: dict[str, Any]) -> None:
-    """Where the options name no model: the hub id that the state names, from the cache, never the hub."""
-    from ..files.hub import is_id
+    """Where the options name no model: the hub id that the state names, from the cache, never the hub; the VAE too."""
+    from ..files.hub import MINI, is_id
 
-    if args.model is None and is_id(record.get("model_name", "")):
-        args.model, args.local_files_only = record["model_name"], True
+    name, vae = record.get("model_name", ""), record.get("vae_name", "")
+    if args.model is None and (is_id(name) or name == MINI):
+        args.model, args.local_files_only = name, True
+        args.vae = args.vae or (vae if is_id(vae) or vae == MINI else None)
 
 
 def load_named(args: argparse.Namespace, record: dict[str, Any]) -> Any:
