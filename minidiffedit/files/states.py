@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 FORMAT = 3
 # What is kept of a Result, by type; the rest of it follows from that, from its settings and calls.
-REST = ("method", "settings", "mask", "paste_mask", "plan", "calls", "sd", "inside")
+REST = ("method", "settings", "mask", "paste_mask", "plan", "calls", "sd", "inside", "witness")
 HINTS = get_type_hints(Result, localns={"StableDiffusion": Any})
 KEPT = {name: hint for name, hint in HINTS.items() if name not in REST}
 # What a Path is made of, and what containers are of whose annotation does not say it.
