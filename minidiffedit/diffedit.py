@@ -216,13 +216,12 @@ def encode(
 
 
 def mask_at(M: Tensor, j: int, K: int, grey: str = "level") -> Tensor:
-    """M_j, what the blend at level j takes for M when the decoding starts from level K: what grey means.
+    """M_j, what the blend y_j <- M_j y_j + (1 - M_j) x_j takes for M where the decoding starts from level K.
 
-    y_j <- M_j y_j + (1 - M_j) x_j. "level" (differential diffusion, 2306.00950): a cell of value v joins where noise
-    is v of level K's, below level 1 + v (K - 1), as t_j = 1 + s (j - 1); between two levels it takes part of a step,
-    M_j = clamp(min(1, v K) + v (K - 1) - j, 0, 1), the minimum so that haze does little. "blend": M_j = v at every
-    level; what an edit adds is cut K times, so that grey does less the more steps there are. 0 and 1 are 0 and 1 in
-    both. Raises ValueError for another word.
+    "level" (differential diffusion, 2306.00950): a cell of value v joins where noise is v of level K's, below level
+    1 + v (K - 1), as t_j = 1 + s (j - 1); between two levels it takes part of a step, M_j = clamp(min(1, v K) +
+    v (K - 1) - j, 0, 1), the minimum so that haze does little. "blend": M_j = v at every level, so that grey does less
+    the more steps there are. 0 and 1 stay 0 and 1. Raises ValueError for another word.
     """
     if grey not in ("level", "blend"):
         raise ValueError(f"grey must be level or blend, got {grey!r}")

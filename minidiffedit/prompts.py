@@ -99,12 +99,12 @@ SIGNS = r'\s()",.+\-='  # that mean something
 WORD = re.compile(rf'(?:\\[()",.+\-=]|[-+](?![{SIGNS}]|\Z)|[^{SIGNS}])+')
 QUOTED = re.compile(r'"((?:\\"|[^"\n])*)"')
 FACTOR = re.compile(r"\++|-+|[+-]?(?:\d+\.\d*|\.\d+)|-?\d+")
-CALL = re.compile(r'[)"\w]\.(?:swap|blend|and|add|attend)\s*\(|\b(?:use|with)Lora\s*\(')
+CALL = re.compile(r'(?<=[)"\w])\.(?:swap|blend|and|add|attend)\s*\(|\b(?:use|with)Lora\s*\(')
 
 
 def read_compel(text: str) -> Parts:
     if found := CALL.search(text):
-        raise ValueError(f"compel's {found[0].lstrip(')')!r} is not supported; its weights (+, -, numbers) are")
+        raise ValueError(f"compel's {found[0]!r} is not supported; its weights (+, -, numbers) are")
     text, at = re.sub(r",(\S)", r", \1", text), 0
     parts: Parts = []
     try:

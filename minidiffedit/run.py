@@ -791,11 +791,12 @@ def check_takes_picture(plan: Plan) -> Plan:
     return plan
 
 
-def check_fits(plan: Plan, sd: "StableDiffusion") -> None:
-    if plan.system.weights != sd.kind:
+def check_fits(plan: Plan, kind: str, name: str | None) -> None:
+    """Raise ValueError where a method needs weights of another kind."""
+    if plan.system.weights != kind:
         raise ValueError(
             f"{plan.method} needs {plan.system.weights} weights (a UNet with other input channels), and "
-            f"{sd.name or 'this model'} is {sd.kind}; give another --model"
+            f"{name or 'this model'} is {kind}; give another --model"
         )
 
 
@@ -818,7 +819,7 @@ def begin(
     bitwise: bool = False,
 ) -> Job:
     """A job with its picture, texts and given mask in hand; errors as `edit`."""
-    check_fits(plan, sd)
+    check_fits(plan, sd.kind, sd.name)
     check_takes_picture(plan)
     picture, at = open_picture(sd, image, plan.settings["size"])
     check_near(plan.settings["size"], sd.side)
@@ -1095,7 +1096,7 @@ def execute_without_picture(
     settled: Plan, sd: "StableDiffusion", size: tuple[int | None, int | None], watch: Watch | None = None
 ) -> Result:
     """Run a plan that starts from noise; size: (width, height) in pixels, None: the training size."""
-    check_fits(settled, sd)
+    check_fits(settled, sd.kind, sd.name)
     check_near(min((side for side in size if side), default=None), sd.side)
     job = Job(settled, sd, None, picture_size(*size, sd.side, sd.factor))
     job.watch = watch

@@ -79,13 +79,8 @@ def read_words(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
     raise ValueError(f"{folder}: neither vocab.json with merges.txt nor tokenizer.json is there")
 
 
-class Token(NamedTuple):
-    """id; whether a word ends with it; where it stands in the text."""
-
-    id: int
-    ends: bool
-    start: int
-    stop: int
+# A token: its id, whether a word ends with it, and where it stands in the text.
+Token = NamedTuple("Token", [("id", int), ("ends", bool), ("start", int), ("stop", int)])  # noqa: UP014
 
 
 class Tokenizer:

@@ -41,6 +41,15 @@ def picture():
     return tiny.picture()
 
 
+@pytest.fixture
+def small_single_files(monkeypatch):
+    """A single file carries no config, SD v1's is assumed: here the tiny one."""
+    from minidiffedit.files.configs import KINDS
+
+    for network, config in zip(tiny.FILES, (tiny.UNET, tiny.VAE_, tiny.CLIP)):
+        monkeypatch.setitem(KINDS, network, lambda config=config: config)
+
+
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
     """The tiny model on disk; tests that change files copy it."""

@@ -13,7 +13,7 @@ import pytest
 import tiny
 import torch
 from commands import failed, ran
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from stubs import Model
 
 from minidiffedit import cli, contact_sheet, edit
@@ -152,6 +152,11 @@ def test_candidates_share_one_encoding_and_are_the_single_edits(here, folder, ca
     assert again["output"] == "in-candidates-2.png" and again["candidates"][0]["output"] == "in-candidates-2-seed5.png"
 
 
+def test_candidates_of_a_square_pay_what_is_predicted(here, folder, capsys):
+    done = ran(capsys, "edit", "in.png", *FAST, *SEED, "-n", "2", "--crop", "--model", folder)
+    assert done["rows"]["predicted"] >= done["rows"]["paid"] > 0 and len(done["candidates"]) == 2
+
+
 @pytest.mark.parametrize("words, said", [
     (["--count", "0"], "count"), (["--count", "101"], "count"), (["-n", "2", "--mask", "m.png"], "one picture"),
     (["-n", "2", "--save-state", "s.safetensors"], "--save-state"), (["-n", "2", "--report", "r.html"], "--report"),
@@ -204,6 +209,23 @@ def test_like_of_what_is_no_result(here, capsys, content):
         out, err = capsys.readouterr()
         assert ended.value.code == 2 and out == "" and str(word) in err and err.count("\n") == 2
     assert "holds no settings" in failed(capsys, "info", "in.png")
+
+
+@pytest.mark.parametrize("change", [
+    {"method": "-x"}, {"method": "../x"}, {"method": "a+b+c"}, {"method": "text-to-image"}, {"target": 5},
+    {"steps": "x"}, {"steps": [1]}, {"steering": {"dilate": "x"}}, {"seed": -1}, {"guidance_scale": {}},
+    {"method": "diffedit-regions", "edits": [["a"]]},
+], ids=str)  # fmt: skip
+def test_settings_that_no_run_can_have_had_are_refused(here, capsys, change):
+    info = PngImagePlugin.PngInfo()
+    info.add_text("minidiffedit", json.dumps({"method": "diffedit", "target": "a", "run": 1, "parser": 2} | change))
+    tiny.picture().save("odd.png", pnginfo=info)
+    try:
+        code = cli.main(["edit", "in.png", "--like", "odd.png", "--quiet", "--model", "no-such-model"])
+    except SystemExit as ended:
+        code = ended.code
+    err = capsys.readouterr().err
+    assert code in (1, 2) and err.startswith("error: ") and "Traceback" not in err and "--debug" not in err, err
 
 
 # ---------------------------------------------------------------- stdin and stdout

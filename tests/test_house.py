@@ -23,14 +23,25 @@ PACKAGES = {"torch", "safetensors", "tokenizers", "numpy", "PIL", "huggingface_h
 CORE = {f"{name}" for name in SPINE}
 RUNNING = CORE | {"options", "path", "run", "cost", "files", "methods.table"}
 ROOMS = {
-    "core": {"kernels", "fast", "files.configs", "files.unsupported", "files.hub"},
+    "core": {
+        "kernels",
+        "fast",
+        "files.addons",
+        "files.configs",
+        "files.unsupported",
+        "files.hub",
+        "learnable",
+        "prompts",
+    },
+    "learnable": {"clip", "tokenizer", "unet"},
+    "prompts": {"attention", "clip", "tokenizer"},
     "kernels": set(),
     "fast": {"attention", "unet", "vae"},
     "options": {"ddim"},
     "path": {"ddim"},
     "methods": {*CORE, "options", "path"},
     "files": {*CORE, "__version__"},
-    "run": {*CORE, "files", "methods.table", "options", "path", "progress"},
+    "run": {*CORE, "files", "methods.table", "options", "path", "progress", "prompts"},
     "cost": {*CORE, "files", "run", "fast"},
     "progress": {"cost", "run"},
     "views": {*RUNNING, "__version__", "many.metrics"},
@@ -241,10 +252,13 @@ def test_functions_are_short():
         assert node.end_lineno - node.lineno + 1 - said <= 60, f"{name}.{node.name}"
 
 
+DOORS = (("run", "edit"), ("sd", "load"), ("diffedit", "find_mask"))
+
+
 def test_functions_take_few_arguments():
-    """`edit` is the door; a method's options are declared, not passed on; a kernel takes pointers and strides."""
+    """But for the doors; a method's options are declared, not passed on; a kernel takes pointers and strides."""
     for name, node in functions():
-        if room_of(name) != "kernels" and (name, node.name) not in (("run", "edit"), ("diffedit", "find_mask")):
+        if room_of(name) != "kernels" and (name, node.name) not in DOORS:
             own, options = [*node.args.posonlyargs, *node.args.args], node.args.kwonlyargs
             counted = own if room_of(name) == "methods" else [*own, *options]
             assert len(counted) <= 12, f"{name}.{node.name} takes {len(counted)}"

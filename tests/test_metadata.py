@@ -184,8 +184,8 @@ def test_no_clock_path_or_version_stands_in_a_picture(tmp_path, folder):
     assert set(record) == {
         "chunk", "crop", "crop_margin", "dtype", "edited", "encode_text", "grey", "guidance_scale", "maps",
         "mask", "mask_clip", "mask_strength", "mask_threshold", "method", "model", "model_hash",
-        "negative_prompt", "paste", "prompt", "refine", "sampler", "seed", "size", "source", "steps", "strength",
-        "target", "working_size",
+        "negative_prompt", "paste", "prompt", "prompt_syntax", "refine", "sampler", "seed", "size", "source",
+        "steps", "strength", "target", "working_size",
     }  # fmt: skip
     assert str(tmp_path.parent) not in (tmp_path / "out.png").read_bytes().decode("latin-1")
     with Image.open(tmp_path / "out.png") as file:

@@ -774,7 +774,7 @@ MUTATIONS = {
         test_nan_is_an_error_not_a_picture),
     "pixels put back unasked": ("result_of", 'and plan.settings["paste"]', "",
         test_outside_the_paste_mask_every_pixel_is_the_inputs),
-    "all weights fit": ("check_fits", "plan.system.weights != sd.kind", "False",
+    "all weights fit": ("check_fits", "plan.system.weights != kind", "False",
         test_weights_of_another_kind_are_refused_before_any_row),
 }  # fmt: skip
 

@@ -6,7 +6,7 @@ Pictures of 1,500 x 1,000 pixels, drawn with the scenes' code: a place, and on i
 shorter side. Each object is edited into another at the defaults, by the mask that DiffEdit finds and
 by the true one, with crop and without. The judge sees a square around the object: right, if it names the new object
 alone. Sharpness: the mean slope of grey values inside the new object, by that of the true edit, drawn in its place.
-Writes photographs.jsonl, a line for each picture (finished ones are kept), and sheet.png of the first ones.
+Writes photographs.jsonl, a line for each picture (finished ones are kept), and sheet.jpg of the first ones.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from weights import scenes
 from weights.judge import Judge, load_judge
 
 SIZE, SHARES, FIRST = (1500, 1000), (0.12, 0.16, 0.20), 10_200_000
-SHOWN = 6  # pictures on the sheet
+SHOWN, COLUMNS = 6, (0, 1, 2, 4, 5)  # pictures on the sheet, and what of each
 
 
 def drawn(thing: scenes.Thing, side: int) -> tuple[np.ndarray, np.ndarray]:
@@ -98,7 +98,7 @@ def summary(lines: list[dict[str, Any]]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m weights.photographs", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("-o", "--output", type=Path, default=Path(".photographs"), metavar="DIR")
-    parser.add_argument("--count", type=int, default=30, help="pictures (%(default)s)")
+    parser.add_argument("--count", type=int, default=12, help="pictures (%(default)s)")
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
     table = args.output / "photographs.jsonl"
@@ -113,11 +113,12 @@ def main() -> None:
             file.write(json.dumps(line) + "\n")
         lines.append(line)
     rows = range(min(SHOWN, args.count))
-    sheet = Image.new("RGB", (6 * 228, len(rows) * 228), "white")
-    for index in rows:
-        for i in range(6):
-            sheet.paste(Image.open(args.output / f"{index}-{i}.png"), (228 * i, 228 * index))
-    sheet.save(args.output / "sheet.png")
+    sheet = Image.new("RGB", (len(COLUMNS) * 164 - 4, len(rows) * 164 - 4), "white")
+    for row in rows:
+        for column, i in enumerate(COLUMNS):
+            tile = Image.open(args.output / f"{row}-{i}.png").resize((160, 160), Image.Resampling.LANCZOS)
+            sheet.paste(tile, (164 * column, 164 * row))
+    sheet.save(args.output / "sheet.jpg", quality=88)
     print(json.dumps(summary(lines), indent=1))
 
 

@@ -247,6 +247,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--model", metavar="MODEL", help="mini, folder, .safetensors file or hub id (default: SD v1.5 from the cache)"
     )
+    group.add_argument("--vae", metavar="VAE", help="another VAE for it: file, folder or hub id")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (%(default)s)")
     group.add_argument(
         "--dtype",
@@ -314,16 +315,26 @@ def check_masks(args: argparse.Namespace, size: tuple[int, int], at: tuple[int, 
 
 def model_configs(args: argparse.Namespace) -> dict[str, Any] | None:
     """The networks' configs, from the model's small files; None where only loading can tell."""
-    from ..files.configs import KINDS, read_configs
-    from ..files.hub import DEFAULT, HubError, find_model
+    from ..files.configs import configs_of
+    from ..files.hub import DEFAULT, HubError, find_model, find_vae
 
     where = args.revision, args.cache_dir
     try:
         path = find_model(args.model or DEFAULT, *where, local_files_only=True, variant=args.variant)
-        known = {network: kind() for network, kind in KINDS.items()} if path.is_file() else None
-        return read_configs(path) if path.is_dir() else known
+        vae = find_vae(args.vae, args.cache_dir, True, half=False) if args.vae else None
+        return configs_of(path, vae) if path.exists() else None
     except HubError:
         return None
+
+
+def check_weights(args: argparse.Namespace, plans: "Iterable[Plan]", configs: dict[str, Any] | None) -> None:
+    """Refuse, before any weights are read, a method that needs another kind of them; configs: of `model_configs`."""
+    from ..files.configs import kinds
+    from ..run import check_fits
+
+    for one in plans if configs else ():
+        assert configs
+        check_fits(one, kinds(configs["vae"].latent_channels)[configs["unet"].in_channels], args.model)
 
 
 def predicted(args: argparse.Namespace, *plans: "Plan", old: "Plan | None" = None) -> list[dict[str, int]]:
@@ -339,6 +350,7 @@ def predicted(args: argparse.Namespace, *plans: "Plan", old: "Plan | None" = Non
         filled = {"mask": Image.new("L", (8, 8), 255)}
         plans = tuple(replace(p, given=p.given | filled) if p.given.get("mask") is not None else p for p in plans)
     configs, before = model_configs(args), [old] if old else []
+    check_weights(args, plans, configs)
     return costs([*before, *plans], configs["unet"] if configs else UNetConfig())[len(before) :]
 
 
@@ -415,8 +427,13 @@ def same_file(a: Path, b: Path) -> bool:
     return os.path.realpath(a) == os.path.realpath(b) or (a.exists() and b.exists() and a.samefile(b))
 
 
-def load(args: argparse.Namespace) -> Any:
-    """The model of the options; here the heavy imports are over, and an interrupt that they swallowed takes effect."""
+def load(args: argparse.Namespace, plans: "Sequence[Plan]" = ()) -> Any:
+    """The model of the options; here the heavy imports are over, and an interrupt that they swallowed takes effect.
+
+    plans: what it is for, checked before its weights are read where `predicted` has not.
+    """
+    if plans:
+        check_weights(args, plans, model_configs(args))
     sd = load_model(args)
     if args.interrupted:
         raise KeyboardInterrupt
@@ -424,13 +441,12 @@ def load(args: argparse.Namespace) -> Any:
 
 
 def load_model(args: argparse.Namespace) -> Any:
-    from ..files.hub import DEFAULT, HubError
+    from ..files.hub import DEFAULT, HubError, no_model
     from ..sd import StableDiffusion
 
-    options = {"device": args.device, "dtype": args.dtype, "variant": args.variant, "revision": args.revision}
-    options |= {"cache_dir": args.cache_dir, "local_files_only": args.local_files_only or args.model is None}
-    options |= {"lora": args.lora, "embeddings": args.embedding}
-    options |= {"attention": args.attention, "compile": args.compile, "low_memory": args.low_memory}
+    names = ("vae", "device", "dtype", "variant", "revision", "cache_dir", "attention", "compile", "low_memory", "lora")
+    options = {name: getattr(args, name) for name in names} | {"embeddings": args.embedding}
+    options["local_files_only"] = args.local_files_only or args.model is None
     try:
         sd = StableDiffusion.load(args.model or DEFAULT, **options)
         if args.compile and not args.quiet:
@@ -439,10 +455,7 @@ def load_model(args: argparse.Namespace) -> Any:
     except HubError as error:
         if args.model:
             raise
-        raise HubError(
-            f"no --model given, and {DEFAULT} is not in the cache: fetch it (4.3 GB) with `minidiffedit download`, "
-            "or use the miniature that comes with minidiffedit: --model mini"
-        ) from error
+        raise HubError(no_model(args.cache_dir)) from error
 
 
 def say_note(line: str) -> None:

@@ -37,6 +37,7 @@ from .common import (
     say_note,
     settled_plan,
     shown,
+    steering_names,
     steering_of,
     text_chunks,
 )
@@ -77,7 +78,7 @@ def liked(words: list[str]) -> dict[str, Any]:
         raise ValueError(f"{known.like}: {why}; --like takes a picture that `minidiffedit edit` wrote")
     own, *rest = parts_of(method)
     parts = rest if known.inversion else [own, *rest]
-    return {"settings": settings, "method": ["--method", "+".join(filter(None, parts))]}
+    return {"settings": settings, "method": [f"--method={'+'.join(filter(None, parts))}"]}
 
 
 def take(parser: argparse.ArgumentParser, settled: "Plan", settings: dict[str, Any], words: list[str]) -> None:
@@ -86,17 +87,17 @@ def take(parser: argparse.ArgumentParser, settled: "Plan", settings: dict[str, A
 
     said = {word.partition("=")[0].replace("--no-", "--") for word in words}
     plain = {name for name in settled.given if GIVEN[name].kind in ("text", "pairs", "points")}
-    steering = settings.get("steering", {}) if settled.steerable else {}
+    steering = told if isinstance(told := settings.get("steering"), dict) and settled.steerable else {}
     found = {name: value for name, value in settings.items() if name in plain or name in settled.options}
-    found |= {name: value for name, value in steering.items() if name not in ("union", "subtract")}
+    found |= {name: steering[name] for name in {*steering_names()} & steering.keys() - {"union", "subtract"}}
     found = {name: value for name, value in found.items() if flag(name) not in said}
     for action in parser._actions:
         action.required = action.required and action.dest not in found
-    told = {"method": settled.method} | {name: value for name, value in found.items() if value not in (None, "")}
+    taken = {"method": settled.method} | {name: value for name, value in found.items() if value not in (None, "")}
     no_file = (None, "none", "computed", "everywhere")
     files = [name for name in settled.given if name not in plain and settings.get(name) not in no_file]
     files += sorted({"union", "subtract"} & steering.keys())
-    parser.set_defaults(**found, taken=told if settings else {}, lacking=[n for n in files if flag(n) not in said])
+    parser.set_defaults(**found, taken=taken if settings else {}, lacking=[n for n in files if flag(n) not in said])
 
 
 def say_taken(args: argparse.Namespace) -> None:
@@ -304,11 +305,13 @@ def run_generate(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def name_model(args: argparse.Namespace, record: dict[str, Any]) -> None:
-    """Where the options name no model: the hub id that the state names, from the cache, never the hub."""
-    from ..files.hub import is_id
+    """Where the options name no model: the hub id that the state names, from the cache, never the hub; the VAE too."""
+    from ..files.hub import MINI, is_id
 
-    if args.model is None and is_id(record.get("model_name", "")):
-        args.model, args.local_files_only = record["model_name"], True
+    name, vae = record.get("model_name", ""), record.get("vae_name", "")
+    if args.model is None and (is_id(name) or name == MINI):
+        args.model, args.local_files_only = name, True
+        args.vae = args.vae or (vae if is_id(vae) or vae == MINI else None)
 
 
 def load_named(args: argparse.Namespace, record: dict[str, Any]) -> Any:

@@ -84,8 +84,9 @@ def run_batch(args: argparse.Namespace) -> dict[str, Any]:
     root = args.root or (args.manifest if args.manifest.is_dir() else args.manifest.parent)
     check_folders(rows, root, args.output)
     groups = grouped(rows, root)[index - 1 :: count]
-    if args.model and os.path.exists(args.model):
-        args.model = os.path.abspath(args.model)
+    for name in ("model", "vae"):
+        if (given_path := getattr(args, name)) and os.path.exists(given_path):
+            setattr(args, name, os.path.abspath(given_path))
     if args.cache_dir:
         args.cache_dir = here["cache_dir"]
     if table.is_file() and b"\n" in table.read_bytes() and not any(sound_lines(table)) and not args.overwrite:
@@ -203,7 +204,7 @@ def run_eval(args: argparse.Namespace) -> dict[str, Any]:
     items = open_dataset(args.dataset)[: args.limit]
     if args.plots:
         pyplot()
-    sd = load(args)
+    sd = load(args, [blank_plan(name) for name in args.methods])
     networks, model = load_networks(args.metrics, str(sd.device)), identity(sd) | fingerprint(sd)
     options: dict[str, Any] = {"metrics": args.metrics, "seed": args.seed, "identity": model, "networks": networks}
     options |= {"save_pictures": args.save_pictures, "track": tracker(args.quiet)}

@@ -17,7 +17,7 @@ TRAINED = {"base": "", "inpainting": ", inpainting", "instruct": ", InstructPix2
 
 
 def add_info(parser: argparse.ArgumentParser, words: list[str]) -> None:
-    about = "folder, .safetensors file or cached hub id; or a result's picture, whose settings are shown"
+    about = "model, VAE, LoRA, learned word, saved edit or result: a folder, a file or a cached hub id"
     parser.add_argument("model", metavar="MODEL", help=about)
     parser.add_argument("--variant", choices=("fp16", "non_ema"), help="which of a folder's weights")
     add_hub(parser)
@@ -54,7 +54,7 @@ def run_info(args: argparse.Namespace) -> dict[str, Any]:
     import math
 
     from ..checkpoint import open_checkpoint
-    from ..files.hub import find_model
+    from ..files.hub import HubError, find_model, find_vae
     from ..files.images import FORMATS
 
     if settings := settings_in(Path(args.model)):
@@ -64,7 +64,15 @@ def run_info(args: argparse.Namespace) -> dict[str, Any]:
         raise ValueError(
             f"{args.model} holds no settings of minidiffedit: another tool wrote it, or they were left out"
         )
-    path = find_model(args.model, args.revision, args.cache_dir, local_files_only=True, variant=args.variant)
+    try:
+        path = find_model(args.model, args.revision, args.cache_dir, local_files_only=True, variant=args.variant)
+    except HubError as error:
+        try:
+            path = find_vae(args.model, args.cache_dir, True, half=False)
+        except HubError:
+            raise error from None
+    if other := part_of_a_model(path):
+        return {"model": args.model} | other
     found = open_checkpoint(path, variant=args.variant)
     networks = {}
     for name, part in found.parts.items():
@@ -77,12 +85,34 @@ def run_info(args: argparse.Namespace) -> dict[str, Any]:
         }
     return {
         "model": args.model,
-        "kind": f"Stable Diffusion v1{TRAINED[found.kind]}",
+        "kind": f"Stable Diffusion v1{TRAINED[found.kind]}{', v-prediction' if found.prediction == 'v' else ''}",
+        "use": "--model",
         "layout": found.layout,
         "training_size": found.configs["unet"].sample_size * found.configs["vae"].factor,
         "tokenizer": str(found.tokenizer or "packaged"),
         "networks": networks,
     }
+
+
+def part_of_a_model(path: Path) -> dict[str, Any] | None:
+    """What a file or folder is that goes beside a model: its kind, for which model, what takes it. None for others."""
+    from ..files.configs import lone_vae, vae_config
+    from ..files.states import read_record
+    from ..files.unsupported import Known, add_on, read_header
+
+    header = read_header(path) if path.is_file() else None
+    if header and "minidiffedit" in header.metadata:
+        _, record = read_record(path)
+        return {"kind": f"a saved edit by {record['settings']['method']}", "for": record["model_name"], "use": "resume"}
+    known = add_on(header) if header else None
+    if isinstance(known, Known) and known.fits:
+        return {"kind": known.what, "for": known.model or "a model that its names do not tell", "use": known.option}
+    if vae := lone_vae(path):
+        config, scale = vae_config(vae, None), "Stable Diffusion v1"
+        if config != type(config)():
+            scale = f"a model whose latents are scaled by {config.scaling_factor}"
+        return {"kind": "a VAE", "for": scale, "use": "--vae"}
+    return None
 
 
 def run_verify(args: argparse.Namespace) -> dict[str, Any]:
@@ -117,6 +147,9 @@ def say_settings(found: dict[str, Any]) -> str:
 
 
 def say_info(result: dict[str, Any]) -> str:
+    if "for" in result:
+        command = "minidiffedit resume" if result["use"] == "resume" else f"{result['use']} of every command that edits"
+        return f"{result['model']}: {result['kind']} for {result['for']}; taken by {command}"
     lines = [f"{result['model']}: {result['kind']}, {result['layout']}, trained at {result['training_size']} px"]
     for name, network in result["networks"].items():
         lines.append(

@@ -143,7 +143,7 @@ def run_sheet(args: argparse.Namespace) -> dict[str, Any]:
     steering, cost = steering_of(args), costs(found.plans)
     if args.dry_run:
         return dry_run(args, found.plans, cost, picture.size) | {"seed": None, "settings": found.settings}
-    sd = load(args)
+    sd = load(args, found.plans)
     with progress(args.quiet, cost) as watch:
         done = draw_sheet(found, sd, picture, args.height, steering=steering, watch=watch)
     result = {"output": str(output)}
@@ -207,7 +207,7 @@ def run_figure(args: argparse.Namespace) -> dict[str, Any]:
     cost = costs(found.plans)
     if args.dry_run:
         return dry_run(args, found.plans, cost, picture.size) | {"seed": None, "settings": found.settings}
-    sd = load(args)
+    sd = load(args, found.plans)
     with progress(args.quiet, cost) as watch:
         done = draw_figure(found, sd, picture, args.height, args.decode, watch)
     return {"output": str(output)} | written(args, done, output, sd, cost) | {"numbers": done.numbers}

@@ -28,6 +28,8 @@ NAMES = {
     "model": "Model",
     "lora": "Lora hashes",
     "embeddings": "TI hashes",
+    "vae_hash": "VAE hash",
+    "vae": "VAE",
     "strength": "Denoising strength",
     "source": "Source prompt",
 }
@@ -68,16 +70,23 @@ def model_hash(path: Path) -> str:
 
 
 def identity(sd: "StableDiffusion") -> dict[str, str]:
-    """The model as a picture's settings name it: its name, the hash of the UNet's file if it has one, its add-ons, the
-    dtype.
+    """The model as a picture's settings name it: its name, the hash of the UNet's file if it has one, the dtype; a VAE
+    from elsewhere in the same way; its add-ons; that the UNet predicts v.
     """
-    dtype = {"dtype": str(sd.dtype).removeprefix("torch.")}
+    said = {"dtype": str(sd.dtype).removeprefix("torch.")} | ({"prediction": "v"} if sd.prediction == "v" else {})
     if sd.checkpoint is None:
-        return {"model": "in memory"} | dtype
-    name = Path(sd.name).resolve().name if Path(sd.name).exists() else sd.name  # no path
-    model = os.fsencode(name).decode(errors="replace")
-    hashed = {"model_hash": model_hash(sd.checkpoint.parts["unet"].path)}
-    return {"model": model} | hashed | sd.checkpoint.add_ons | dtype
+        return {"model": "in memory"} | said
+    parts = sd.checkpoint.parts
+    if sd.vae_name:
+        said |= {"vae": plain_name(sd.vae_name), "vae_hash": model_hash(parts["vae"].path)}
+    hashed = {"model": plain_name(sd.name), "model_hash": model_hash(parts["unet"].path)}
+    return hashed | sd.checkpoint.add_ons | said
+
+
+def plain_name(name: str) -> str:
+    """A model's name without its path, as text; a hub id as it is."""
+    here = Path(name)
+    return os.fsencode(here.resolve().name if here.exists() else name).decode(errors="replace")
 
 
 def describe_result(result: "Result") -> dict[str, str]:

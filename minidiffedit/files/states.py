@@ -65,7 +65,8 @@ def save_state(result: Result, path: str | PathLike[str]) -> None:
         "format": FORMAT,
         "settings": result.settings,
         "model": fingerprint(result.sd),
-        "model_name": str(model.resolve()) if (model := pathlib.Path(result.sd.name)).exists() else result.sd.name,
+        "model_name": whole_name(result.sd.name),
+        "vae_name": whole_name(result.sd.vae_name),
         "mask_edits": given is not None and bool((steering(given) if steering else given).any()),
         "content": {name: packed(getattr(result, name), name, tensors) for name in KEPT},
         "pictures": packed(pictures, "pictures", tensors),
@@ -90,7 +91,7 @@ def load_state(path: str | PathLike[str], sd: "StableDiffusion") -> Result:
     """
     path = pathlib.Path(path)
     header, record = read_record(path)
-    check_model(path, record["model"], sd)
+    check_model(path, record, sd)
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name).to(copy=True) for name in header}  # a copy: the file may change
     if record.pop("sha256", None) != checksum(record, tensors):
@@ -106,7 +107,7 @@ def read_record(path: pathlib.Path) -> tuple[Header, dict[str, Any]]:
 
     Raises ValueError, naming the path, for anything that is not one.
     """
-    header = read_header(path)
+    header = read_header(path, again="save the edit again")
     with safe_open(path, framework="pt") as file:
         said = (file.metadata() or {}).get("minidiffedit")
     if said is None:
@@ -297,7 +298,8 @@ def check_record(record: dict[str, Any]) -> None:
             raise ValueError(f"{function!r} is no function of {settled.method}")
         for name in given.keys() - INPUTS.keys():
             settled.options[name].check(given[name])
-    texts, beside = [settings["mask"], record["model_name"]], {"working_size", "mask", "steering", *record["pictures"]}
+    texts = [settings["mask"], record["model_name"], record.get("vae_name", "")]
+    beside = {"working_size", "mask", "steering", *record["pictures"]}
     if not (
         {name: value for name, value in settings.items() if name not in beside} == settled.record
         and all(isinstance(one, str) for one in texts)
@@ -348,14 +350,23 @@ def fingerprint(sd: "StableDiffusion") -> dict[str, str]:
     if sd.checkpoint is None:
         raise ValueError("a model that was built in memory has no files to tell it by; load it from a folder or file")
     hashes = {network: model_hash(part.path) for network, part in sd.checkpoint.parts.items()}
-    return hashes | sd.checkpoint.add_ons | {"dtype": str(sd.dtype).removeprefix("torch.")}
+    predicts = {"prediction": "v"} if sd.prediction == "v" else {}  # one file may stand for both
+    return hashes | sd.checkpoint.add_ons | {"dtype": str(sd.dtype).removeprefix("torch.")} | predicts
 
 
-def check_model(path: pathlib.Path, saved: dict[str, str], sd: "StableDiffusion") -> None:
-    here = fingerprint(sd)
+def whole_name(name: str) -> str:
+    return str(here.resolve()) if name and (here := pathlib.Path(name)).exists() else name
+
+
+def check_model(path: pathlib.Path, record: dict[str, Any], sd: "StableDiffusion") -> None:
+    here, saved = fingerprint(sd), record["model"]
     options = {"dtype": f"--dtype {saved.get('dtype')}", "lora": "--lora", "embeddings": "--embedding"}
     for what in [*here, *sorted(saved.keys() - here.keys())]:
-        theirs, ours = saved.get(what, "none"), here.get(what, "none")
+        missing = "epsilon" if what == "prediction" else "none"
+        theirs, ours = saved.get(what, missing), here.get(what, missing)
         if theirs != ours:
+            vae = record.get("vae_name") or ("" if sd.vae_name else None)
             advice = f"give the {options.get(what, '--model')} it was made with"
+            if what == "vae" and vae is not None:
+                advice = f"pass --vae {vae}" if vae else "leave out --vae"
             raise ValueError(f"{path} was made by another model: its {what} is {theirs}, here it is {ours}; {advice}")

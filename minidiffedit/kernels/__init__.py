@@ -15,7 +15,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from ..attention import Site
 
-OLDEST = (3, 6)  # of Triton, that the tests run; 2.2, which torch 2.2 brings, cannot run these kernels
+OLDEST = (3, 6)  # of Triton, that the tests run; 2.2 fails at these kernels
 WIDEST = 160  # numbers per head, SD v1's widest; the keys and values of wider ones would not fit on the chip together
 # (kind, d) where the kernel was faster on a GPU than every SDPA of torch, so that "auto" takes it. Nothing has been
 # measured yet; the command is tests/bench/gpu.py, figure G5.

@@ -178,7 +178,8 @@ def commands(result: Result, picture: File, state: File) -> dict[str, Any]:
     said = ["minidiffedit", "resume", typed(state)] if state else words(result, picture, CUT if maps else ())
     if sd.checkpoint is not None:
         usual = "float16" if sd.device.type == "cuda" else "float32"
-        said += option("model", named(sd.name)) + option("dtype", str(sd.dtype).removeprefix("torch."), usual)
+        said += option("model", named(sd.name)) + option("vae", named(sd.vae_name) if sd.vae_name else "", "")
+        said += option("dtype", str(sd.dtype).removeprefix("torch."), usual)
     laid = steering is not None and (steering.union is not None or steering.subtract is not None)
     options = not laid and (maps or (state is not None and result.given_mask is not None))
     return {"start": shlex.join(said), "steered": bool(state and steering), "options": options}

@@ -10,6 +10,7 @@ import faulthandler
 import io
 import os
 import pickle
+import signal
 import socket
 import subprocess
 import sys
@@ -82,6 +83,7 @@ def serve(number: int, root: str, usual: list[str], threads: int) -> None:
     from .harness import one_model
 
     tqdm.tqdm.monitor_interval = 0  # its bars start no thread
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # for a child that is not yet the command
     model, work = Path(root) / "model", Path(root) / "server"
     work.mkdir()
     os.link(f"{root}/in.png", work / "in.png")
@@ -126,6 +128,7 @@ def run(job: tuple[str, list[str], Callable[[], object]], streams: list[int], nu
         folder, argv, surroundings = job
         os.chdir(folder)
         surroundings()
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # as Python starts
         code = cli.main(argv)
     except SystemExit as leaving:
         code = leaving.code if isinstance(leaving.code, int) else 98
