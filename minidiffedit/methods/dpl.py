@@ -68,7 +68,7 @@ def dpl(
                 look = Maps(coarsest, source_words.end)
                 eps(x, path.t[j], [transform(put(now, at, vectors))], tap=look)
                 one, other = apart(look.maps(x.shape[2:]), at)
-                terms[:] = [float(one), float(other)]
+                terms[:] = [float(one.detach()), float(other.detach())]
                 return one + 0.05 * other
 
             vectors = learned[:, [p for word in at for p in word]]
