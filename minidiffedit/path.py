@@ -14,8 +14,8 @@ from torch import Tensor
 
 from .ddim import Trajectory, alpha_bar, levels
 
-# eps(x, t, texts, *, tap=None, feature=None, given=None) -> one prediction per text: `sd.eps`, whose hooks see and
-# change what happens inside the UNet (attention.py). Methods that use no hook ask for diffedit's `Eps`.
+# eps(x, t, texts, *, tap=None, feature=None, given=None, deltas=None) -> one prediction per text: `sd.eps`, whose hooks
+# see and change what happens inside the UNet (attention.py). Methods that use no hook ask for diffedit's `Eps`.
 HookedEps = Callable[..., Sequence[Tensor]]
 
 
@@ -23,8 +23,9 @@ class Path(Trajectory):
     """Levels 0..K of x0 (b, c, h, w), and what belongs to them.
 
     null: the text of unguided predictions, or nulls: one for each level (null-text inversion). noises: what a step from
-    level j adds (none: DDIM, eta = 0). pinned: an editor's source row is put back on the path at every level. sampler:
-    see `improvement`.
+    level j adds (none: DDIM, eta = 0). pinned: an editor's source row is put back on the path at every level. sources:
+    a source text of their own for some levels; one of twice the length gives keys by its first half, values by its
+    second (see `texts`). sampler: see `improvement`.
     """
 
     def __init__(
@@ -35,13 +36,14 @@ class Path(Trajectory):
         *,
         nulls: Mapping[int, Any] | None = None,
         noises: Mapping[int, Tensor] | None = None,
+        sources: Mapping[int, Tensor] | None = None,
         eta: float = 1.0,
         pinned: bool = False,
         sampler: str = "ddim",
     ):
         super().__init__(latents, steps)
         self.any_null, self.nulls, self.noises = null, dict(nulls or {}), dict(noises or {})
-        self.eta, self.pinned, self.sampler = eta, pinned, sampler
+        self.sources, self.eta, self.pinned, self.sampler = dict(sources or {}), eta, pinned, sampler
         self.t, self.a = levels(steps)
         self.improve = improvement(sampler, steps)
 
@@ -58,12 +60,20 @@ class Path(Trajectory):
         """The text of the unguided prediction at level j."""
         return self.nulls.get(j, self.any_null)
 
+    def source(self, j: int, text: Any) -> Any:
+        """The source's text at level j: `text`, unless the path has learned one."""
+        return self.sources.get(j, text)
+
     def rows(self, roles: int) -> Tensor:
         """The top level, once for each role: (roles b, c, h, w)."""
         return torch.cat([self[self.top]] * roles)
 
     def texts(self, *texts: Tensor) -> Tensor:
-        """One text a role, each (1 or b, 77, width) -> (roles b, 77, width), in the order of `rows`."""
+        """One text a role, each (1 or b, 77, width) -> (roles b, 77, width), in the order of `rows`; beside one that is
+        twice as long (see `sources`) the others are said twice.
+        """
+        longest = max(text.shape[1] for text in texts)
+        texts = tuple(text.repeat(1, longest // text.shape[1], 1) for text in texts)
         return torch.cat([text.expand(len(self[0]), -1, -1) for text in texts])
 
     def pin(self, x: Tensor, j: int) -> Tensor:
@@ -90,7 +100,7 @@ class Path(Trajectory):
 
     def of(self, latents: Sequence[Tensor], **other: Any) -> "Path":
         """A path through these levels with what belongs to this one, but for what is given."""
-        own = {name: getattr(self, name) for name in ("nulls", "noises", "eta", "pinned", "sampler")}
+        own = {name: getattr(self, name) for name in ("nulls", "noises", "sources", "eta", "pinned", "sampler")}
         return Path(latents, self.steps, **{"null": self.any_null} | own | other)
 
 

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..ddim import level_at, levels, move
-from ..diffedit import Eps, checked_mask, working
-from ..options import About, Scale, Seed, Steps, Strength, Within
+from ..diffedit import Eps, checked_mask, mask_at, working
+from ..options import About, Grey, Scale, Seed, Steps, Strength, Within
 from .decoder_fit import fitted
 from .sdedit import draws, vp_noised
 
@@ -35,6 +35,7 @@ def blended_latent(
     guidance_scale: Scale = 7.5,
     start: Annotated[Literal["noise", "picture"], About("what is inside the mask at first")] = "noise",
     grow: Annotated[int, Within(0, 64, "cells by which the mask is larger at first")] = 0,
+    grey: Grey = "level",
     fit_steps: Annotated[int, Within(0, 10_000, "steps in which a decoder learns the pixels outside; slow")] = 0,
     seed: Seed = 0,
     record: dict[str, Tensor] | None = None,
@@ -52,7 +53,7 @@ def blended_latent(
         e_null, e_text = eps(x, t[j], [negative, target])
         x = move(x, e_null + guidance_scale * (e_text - e_null), a[j], a[j - 1])
         around = vp_noised(x0, next(draw).to(x0), a[j - 1]) if j > 1 else x0
-        wide = grown(M, round(grow * (j - 1) / max(K - 1, 1)))
+        wide = mask_at(grown(M, round(grow * (j - 1) / max(K - 1, 1))), j - 1, K, grey)
         x = wide * x + (1 - wide) * around
     if fit_steps and record is not None and vae is not None and pixels is not None:
         record["pixels"] = fitted(vae, x, pixels, M, fit_steps)

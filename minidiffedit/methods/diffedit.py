@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..diffedit import Eps, Mask, find_mask, masked_decode, threshold_maps
-from ..options import About, Sampler, Scale, Seed, Steps, Within
+from ..options import About, Grey, Sampler, Scale, Seed, Steps, Within
 from ..path import Path
 from .sde_diffedit import decode as by_steps
 
@@ -100,6 +100,7 @@ def decode(
     negative: Any = "",
     *,
     guidance_scale: Scale = 7.5,
+    grey: Grey = "level",
     sampler: Sampler = "ddim",
 ) -> Tensor:
     """Guided decoding, what lies outside the mask held on the path: `diffedit.masked_decode`. Model rows: 2 K b.
@@ -111,8 +112,8 @@ def decode(
     if negative is not null:
         path = path.of([*path.values()], null=negative, nulls={})
     if path.noises or path.nulls or path.sampler != "ddim":
-        return by_steps(eps, mask, path, target, guidance_scale=guidance_scale)
-    return masked_decode(eps, path, mask, target, path.any_null, guidance_scale=guidance_scale)
+        return by_steps(eps, mask, path, target, guidance_scale=guidance_scale, grey=grey)
+    return masked_decode(eps, path, mask, target, path.any_null, guidance_scale=guidance_scale, grey=grey)
 
 
 def decode_all(

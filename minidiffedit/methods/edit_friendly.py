@@ -19,6 +19,8 @@ from ..path import Path, improvement, mean_and_sigma
 from .guidance import cfg
 from .sdedit import draws, vp_noised
 
+SAMPLER = "DDPM"  # as metadata name it
+
 
 @torch.no_grad()
 def edit_friendly(

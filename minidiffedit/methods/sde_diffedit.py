@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 
 from ..ddim import level_at, levels
-from ..diffedit import Eps, checked_mask, working
-from ..options import Sampler, Scale, Seed, Steps, Strength
+from ..diffedit import Eps, checked_mask, mask_at, working
+from ..options import Grey, Sampler, Scale, Seed, Steps, Strength
 from ..path import Path
 from .edit_friendly import visited
 from .sdedit import draws
+
+SAMPLER = "DDPM"  # as metadata name it
 
 
 @torch.no_grad()
@@ -43,7 +45,9 @@ def cycle_sde(
 
 
 @torch.no_grad()
-def decode(eps: Eps, mask: Tensor, path: Path, target: Any, *, guidance_scale: Scale = 7.5) -> Tensor:
+def decode(
+    eps: Eps, mask: Tensor, path: Path, target: Any, *, guidance_scale: Scale = 7.5, grey: Grey = "level"
+) -> Tensor:
     """mask (b or 1, 1, h, w) in [0, 1], 1 = edited; path: any, which says how to step (DDIM's: DiffEdit's decoding)."""
     M, y = checked_mask(mask, path[0]), path.rows(1)
     for j in path.down():
@@ -52,5 +56,6 @@ def decode(eps: Eps, mask: Tensor, path: Path, target: Any, *, guidance_scale: S
         else:
             e_null, e_text = eps(y, path.t[j], [path.null(j), target])
             e = e_null + guidance_scale * (e_text - e_null)
-        y = M * path.step(y, e, j) + (1 - M) * path[j - 1]
+        m = mask_at(M, j - 1, path.top, grey)
+        y = m * path.step(y, e, j) + (1 - m) * path[j - 1]
     return y

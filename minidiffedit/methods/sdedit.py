@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from ..ddim import Trajectory, level_at, levels, whole
-from ..diffedit import Eps, checked_mask, finite, working
-from ..options import About, Sampler, Scale, Seed, Steps, Strength, Within
+from ..diffedit import Eps, checked_mask, finite, mask_at, working
+from ..options import About, Grey, Sampler, Scale, Seed, Steps, Strength, Within
 from ..path import improvement
 
 Form = Literal["vp", "ve"]
@@ -76,6 +76,7 @@ def denoise(
     guidance_scale: float = 7.5,
     eta: float = 0.0,
     form: Form = "vp",
+    grey: str = "level",
     sampler: str = "ddim",
 ) -> Tensor:
     """`masked_decode` with eta: what it computes at eta = 0, bit for bit in the form "vp"; M (b or 1, 1, h, w) checked.
@@ -89,8 +90,8 @@ def denoise(
         *e_null, e = (e.to(y) for e in eps(y, t[j], texts))
         if e_null:
             e = e_null[0] + guidance_scale * (e - e_null[0])
-        e = improve(y, e, a[j], a[j - 1])
-        y = M * step(y, e, a[j], a[j - 1], eta, draw) + (1 - M) * start[j - 1]
+        e, m = improve(y, e, a[j], a[j - 1]), mask_at(M, j - 1, K, grey)
+        y = m * step(y, e, a[j], a[j - 1], eta, draw) + (1 - m) * start[j - 1]
     return finite(y, "the decoding")
 
 
@@ -108,6 +109,7 @@ def sdedit(
     eta: Annotated[float, Within(0, 1, "0: deterministic steps, 1: ancestral")] = 0.0,
     repeats: Annotated[int, Within(1, 100, "times that noise is laid and taken away")] = 1,
     form: Annotated[Form, About("how the process is written")] = "vp",
+    grey: Grey = "level",
     sampler: Sampler = "ddim",
     seed: Seed = 0,
 ) -> Tensor:
@@ -119,7 +121,7 @@ def sdedit(
     """
     y = x0 = working(x0)
     texts = [target] if target is negative or guidance_scale == 1 else [negative, target]
-    draw, process = draws(x0.shape, seed), dict[str, Any](eta=eta, form=form, sampler=sampler)
+    draw, process = draws(x0.shape, seed), dict[str, Any](eta=eta, form=form, grey=grey, sampler=sampler)
     outside = noised(x0, next(draw), steps=steps, strength=strength, form=form)
     M, K = torch.ones_like(x0[:, :1]) if mask is None else checked_mask(mask, x0), max(outside)
     for repeat in range(repeats if K and M.any() else 0):

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from ..ddim import level_at, levels, move, noises
-from ..diffedit import Mask, threshold_maps, working
-from ..options import Scale, Seed, Steps
+from ..diffedit import Mask, mask_at, threshold_maps, working
+from ..options import Grey, Scale, Seed, Steps
 from ..path import HookedEps
 from .diffedit import Fences, MapLevel, Maps, Threshold, fenced
 from .instruct_pix2pix import PictureScale, predictor
@@ -67,6 +67,7 @@ def watch_your_steps(
     steps: Steps = 100,
     guidance_scale: Scale = 7.5,
     picture_scale: PictureScale = 1.5,
+    grey: Grey = "level",
     seed: Seed = 0,
 ) -> Tensor:
     """mask (b or 1, 1, h, w) in [0, 1], 1 = edited."""
@@ -77,5 +78,6 @@ def watch_your_steps(
     for j in range(steps, 0, -1):
         x = move(x, predict(x, t[j]), a[j], a[j - 1])
         kept = math.sqrt(a[j - 1]) * x0 + math.sqrt(1 - a[j - 1]) * outside if j > 1 else x0
-        x = M * x + (1 - M) * kept
+        m = mask_at(M, j - 1, steps, grey)
+        x = m * x + (1 - m) * kept
     return x
