@@ -139,8 +139,8 @@ class Counter:
 
 
 def onward(flow: Tensor, made: Tensor) -> Tensor:
-    """`flow`, with what was learned on the way where nothing was before."""
-    return flow + 0 * made.mean() if made.requires_grad and not flow.requires_grad else flow
+    """`flow`, with what was put in on the way and is learned."""
+    return flow + 0 * made.mean() if made.requires_grad else flow
 
 
 def plain(site: Site, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
