@@ -85,9 +85,9 @@ class Path(Trajectory):
 
     def prefix(self, level: int) -> "Path":
         """Levels 0..level with what belongs to them."""
-        options = {"nulls": self.nulls, "noises": self.noises, "sources": self.sources}
+        options: dict[str, Any] = {"nulls": self.nulls, "noises": self.noises, "sources": self.sources}
         options |= {"eta": self.eta, "pinned": self.pinned}
-        return Path([*super().prefix(level).values()], self.steps, self.any_null, **options)  # type: ignore[arg-type]
+        return Path([*super().prefix(level).values()], self.steps, self.any_null, **options)
 
 
 def mean_and_sigma(x: Tensor, e: Tensor, a: float, a_to: float, eta: float) -> tuple[Tensor, float]:

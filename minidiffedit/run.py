@@ -88,9 +88,7 @@ INPUTS: dict[str, Input] = {
     "source": text_of("source"),
     "source_words": Input(lambda job: job.words("source"), "source"),
     "target_words": Input(lambda job: job.words("target"), "target"),
-    "source_embedded": Input(
-        lambda job: (job.sd.embed([job.plan.given["source"]]), job.plan.given["source"]), "source"
-    ),
+    "source_embedded": Input(lambda job: job.embedded("source"), "source"),
     "transform": Input(lambda job: (job.sd.transform, None)),
     "projections": Input(lambda job: (job.sd.projections, None)),
     "coarsest": Input(lambda job: (job.sd.coarsest, None)),
@@ -572,6 +570,10 @@ class Job:
     def pairs(self, name: str) -> tuple[list[tuple[Tensor, Tensor]], Any]:
         pairs = self.plan.given[name]
         return [(self.texts[source], self.texts[target]) for source, target in pairs], pairs
+
+    def embedded(self, name: str) -> tuple[Tensor, Any]:
+        given = self.plan.given[name]
+        return self.sd.embed([given]), given
 
     def words(self, name: str) -> tuple[Any, Any]:
         """Which positions the words of a text have, or those of pairs of texts, see methods/words.py."""

@@ -107,7 +107,9 @@ class StableDiffusion:
     def projections(self) -> dict[str, tuple[int, int]]:
         """The shapes (out, in) of the weights of all the UNet's attentions, by name."""
         found = ((f"{name}.weight", module) for name, module in self.unet.named_modules() if ".attn" in name)
-        return {name: tuple(module.weight.shape) for name, module in found if isinstance(module, nn.Linear)}
+        return {
+            name: (module.out_features, module.in_features) for name, module in found if isinstance(module, nn.Linear)
+        }
 
     def encode(self, image: Tensor) -> Tensor:
         """image (b, 3, H, W) in [-1, 1], H and W multiples of 8 -> latent (b, 4, H/8, W/8) float32: the posterior's
