@@ -67,9 +67,11 @@ class Counter:
         return torch.randn(shape, generator=self.generator)
 
     def shown(self, *shape: int) -> Tensor:
-        """What taps and features see: the same at each call, so that nothing that is followed moves."""
+        """What taps and features see: the same at each call, so that nothing that is followed moves; and small, so that
+        no word draws a map to itself: what learns to be looked at goes on to its end.
+        """
         if shape not in self.seen:
-            self.seen[shape] = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+            self.seen[shape] = 0.1 * torch.randn(shape, generator=torch.Generator().manual_seed(0))
         return self.seen[shape]
 
     def pattern(self, text: Tensor, t: int, shape: torch.Size) -> Tensor:
@@ -107,14 +109,20 @@ class Counter:
         self.most = max(self.most, rows)  # at once
         # What gradients run along, from all that can be learned through all that is shown to the predictions.
         flow = 0 * sum((one.float().mean() for one in (x, *texts, *(deltas or {}).values())), torch.zeros(()))
+        seen: dict[tuple[int, ...], Tensor] = {}  # one sum for all sites of a shape: the graph stays small
         for site, (h, w), m in self.sites(*x.shape[2:]) if tap or feature else ():
+            queries, keys = (rows, 1, h * w, 1), (rows, 1, m or texts[0].shape[1], 1)
+            shape = (rows, h * w, 1) if site.kind in ("self", "cross") else (rows, 1, h, w)
+            for one in (queries, keys, shape):
+                if one not in seen:
+                    seen[one] = flow + self.shown(*one)
+            made = []
             if tap and site.kind in ("self", "cross"):
-                # Small, so that no word draws a map to itself: what learns to be looked at goes on to its end.
-                q, k = (flow + 0.1 * self.shown(rows, 1, n, 1) for n in (h * w, m or texts[0].shape[1]))
-                flow = onward(flow, tap(plain, site, q, k, k))
+                made.append(tap(plain, site, seen[queries], seen[keys], seen[keys]))
             if feature:
-                shape = (rows, h * w, 1) if site.kind in ("self", "cross") else (rows, 1, h, w)
-                flow = onward(flow, feature(site, flow + self.shown(*shape)))
+                made.append(feature(site, seen[shape]))
+            if not flow.requires_grad and any(one.requires_grad for one in made):  # put in on the way, and learned
+                flow, seen = flow + 0 * sum(one.mean() for one in made), {}
         e = [self.pattern(text, t, x.shape) + flow + 0 * x for text in texts]
         self.size *= 0.93
         self.gradients += rows if e[-1].requires_grad else 0
@@ -136,11 +144,6 @@ class Counter:
             yield Site(place, level, index, "block"), cells, 0
             if place == "down" and index == n - 1 and level < last:
                 yield Site(place, level, n, "block"), cells, 0  # the downsampler
-
-
-def onward(flow: Tensor, made: Tensor) -> Tensor:
-    """`flow`, with what was put in on the way and is learned."""
-    return flow + 0 * made.mean() if made.requires_grad else flow
 
 
 def plain(site: Site, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
