@@ -109,7 +109,8 @@ class Counter:
         flow = 0 * sum((one.float().mean() for one in (x, *texts, *(deltas or {}).values())), torch.zeros(()))
         for site, (h, w), m in self.sites(*x.shape[2:]) if tap or feature else ():
             if tap and site.kind in ("self", "cross"):
-                q, k = flow + self.shown(rows, 1, h * w, 1), flow + self.shown(rows, 1, m or texts[0].shape[1], 1)
+                # Small, so that no word draws a map to itself: what learns to be looked at goes on to its end.
+                q, k = (flow + 0.1 * self.shown(rows, 1, n, 1) for n in (h * w, m or texts[0].shape[1]))
                 flow = onward(flow, tap(plain, site, q, k, k))
             if feature:
                 shape = (rows, h * w, 1) if site.kind in ("self", "cross") else (rows, 1, h, w)
@@ -138,13 +139,13 @@ class Counter:
 
 
 def onward(flow: Tensor, made: Tensor) -> Tensor:
-    """`flow`, with what was learned on the way where nothing was before."""
-    return flow + 0 * made.mean() if made.requires_grad and not flow.requires_grad else flow
+    """`flow`, with what was put in on the way and is learned."""
+    return flow + 0 * made.mean() if made.requires_grad else flow
 
 
 def plain(site: Site, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """An attention's shape, and what must be counted of its gradients."""
-    return q + 0 * v.mean(dim=2, keepdim=True)
+    return q + 0 * (k + v).mean(dim=2, keepdim=True)
 
 
 def cost(settled: Plan, config: UNetConfig = UNetConfig()) -> dict[str, int]:

@@ -104,7 +104,7 @@ class StableDiffusion(Learnable):
         return sd
 
     def text(self, prompts: Sequence[str], syntax: str = "plain") -> Tensor:
-        """n prompts -> (n, 77, width); by another syntax (prompts.py) (n, 77 k, width). ValueError for what is no text."""
+        """n prompts -> (n, 77, width); with another syntax (prompts.py) (n, 77 k, width). ValueError for no text."""
         if syntax != "plain":
             return many(prompts, syntax, self.tokenizer, self.clip, self.device)
         return self.clip(self.tokenizer(prompts).to(self.device))

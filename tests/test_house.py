@@ -256,7 +256,7 @@ DOORS = (("run", "edit"), ("sd", "load"), ("diffedit", "find_mask"))
 
 
 def test_functions_take_few_arguments():
-    """`edit` and `load` are doors; a method's options are declared, not passed on; a kernel takes pointers and strides."""
+    """But for the doors; a method's options are declared, not passed on; a kernel takes pointers and strides."""
     for name, node in functions():
         if room_of(name) != "kernels" and (name, node.name) not in DOORS:
             own, options = [*node.args.posonlyargs, *node.args.args], node.args.kwonlyargs
