@@ -685,10 +685,6 @@ class Job:
         both = [[self.text(text) for text in pair] for pair in self.plan.given[name]]
         return [(source, target) for (source, _), (target, _) in both], [[key for _, key in pair] for pair in both]
 
-    def embedded(self, name: str) -> tuple[Tensor, Any]:
-        given = self.plan.given[name]
-        return self.sd.embed([given]), given
-
     def words(self, name: str) -> tuple[Any, Any]:
         """Which positions the words of a text have, or those of pairs of texts, see methods/words.py."""
         given = self.plan.given[name]
