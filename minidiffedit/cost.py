@@ -8,6 +8,7 @@ import warnings
 import weakref
 from collections import Counter as Counting
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -164,12 +165,23 @@ def costs(plans: Sequence[Plan], config: UNetConfig = UNetConfig()) -> list[dict
     for settled in plans:
         kind = settled.system.weights
         counter = counters.setdefault(kind, Counter(kind, config))
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), one_thread():
             warnings.simplefilter("ignore")  # they are said when the edit is made
             made = count_one(settled, counter, done.get(kind, []))
         done[kind] = [made]
         found.append(made.evaluations)
     return found
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Tensors this small are done before a second thread wakes up."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def count_one(settled: Plan, counter: Counter, reuse: Sequence[Result]) -> Result:
