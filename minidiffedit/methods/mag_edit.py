@@ -64,6 +64,7 @@ def mag_edit(
 
     def exchange(plain: Attend, site: Site, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """The last two rows are the source's and the target's."""
+        k, v = (k[:, :, :77], v[:, :, -77:]) if site.kind == "cross" else (k, v)  # of paired texts (path.Path.sources)
         (qs, qt), (ks, kt), vt = q[-2:].split(1), k[-2:].split(1), v[-1:]
         if site.kind == "self":
             if i >= first(self_steps, K) or site.level < coarsest:
