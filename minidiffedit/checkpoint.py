@@ -8,7 +8,7 @@ does not fit before memory is spent; `load_network` fills a module that was buil
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from .clip import CLIPText
 from .files.configs import Kind, Prediction, header_configs, kinds, prediction_of, read_configs, weights_file
-from .files.unsupported import Header, read_header, refuse_folder, refuse_header
+from .files.unsupported import Header, TensorInfo, read_header, refuse_folder, refuse_header
 from .unet import UNet
 from .vae import VAE
 
@@ -74,7 +74,8 @@ def open_checkpoint(
     configs = header_configs(header, vae)
     networks = [network for network in NETWORKS if network != "vae" or not vae]
     parts = {network: find_part(network, configs[network], path, header, SINGLE[network]) for network in networks}
-    check_tensors(path, header, [*parts.values()], [*SINGLE.values()])
+    own = {key: one for key, one in header.items() if not (vae and key.startswith("first_stage_model."))}
+    check_tensors(path, own, [*parts.values()], [*SINGLE.values()])
     return Checkpoint(path, "single file", configs, with_vae(parts, configs, vae), None, prediction_of(path, header))
 
 
@@ -98,13 +99,11 @@ def open_folder(folder: Path, variant: str | None, dtype: torch.dtype, vae: Path
 def with_vae(parts: dict[str, Part], configs: dict[str, Any], vae: Path | None) -> dict[str, Part]:
     """The parts in the networks' order, the VAE's from a file of its own: alone, or with the rest of a model."""
     if vae:
-        found, prefix = read_header(vae), "first_stage_model."
-        whole = any(key.startswith(prefix) for key in found)
-        names: Names = SINGLE["vae"] if whole else vae_names
-        if whole:
-            found = Header({key: one for key, one in found.items() if key.startswith(prefix)}, found.metadata)
+        found = read_header(vae)
+        own = {key: one for key, one in found.items() if key.startswith("first_stage_model.")}
+        names: Names = SINGLE["vae"] if own else vae_names
         parts["vae"] = find_part("vae", configs["vae"], vae, found, names)
-        check_tensors(vae, found, [parts["vae"]], [names])
+        check_tensors(vae, own or found, [parts["vae"]], [names])
     return {network: parts[network] for network in NETWORKS}
 
 
@@ -209,7 +208,7 @@ BUILT_IN = re.compile(
 )
 
 
-def check_tensors(path: Path, header: Header, parts: list[Part], names: Sequence[Names] = ()) -> None:
+def check_tensors(path: Path, header: Mapping[str, TensorInfo], parts: list[Part], names: Sequence[Names] = ()) -> None:
     """Raise ValueError naming the first tensors that the parts lack, do not know, or hold in another shape or type.
 
     names: of a file in which trainers leave what they like; there what is no part of a network, or one under a second
@@ -232,8 +231,8 @@ def check_tensors(path: Path, header: Header, parts: list[Part], names: Sequence
         said = [f"{len(keys)} {word}: {', '.join(sorted(keys)[:3])}" for word, keys in faults.items() if keys]
         raise ValueError(f"{path} does not have the tensors of SD v1 as configured ({'; '.join(said)}); use another")
     if extra:
-        said = f"{len(extra)} tensor{'s' * (len(extra) > 1)} that SD v1 has not: {', '.join(sorted(extra)[:3])}"
-        warnings.warn(f"{path}: ignored {said}", stacklevel=2)
+        count = f"{len(extra)} tensor{'s' * (len(extra) > 1)}"
+        warnings.warn(f"{path}: ignored {count} that SD v1 has not: {', '.join(sorted(extra)[:3])}", stacklevel=2)
 
 
 # ---------------------------------------------------------------- loading
