@@ -8,7 +8,7 @@ does not fit before memory is spent; `load_network` fills a module that was buil
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -19,8 +19,9 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from .clip import CLIPText
+from .files import unsupported
 from .files.configs import Kind, Prediction, header_configs, kinds, prediction_of, read_configs, weights_file
-from .files.unsupported import BUILT_IN, Header, is_leftover, read_header, refuse_folder, refuse_header
+from .files.unsupported import Header, TensorInfo, read_header, refuse_folder, refuse_header
 from .unet import UNet
 from .vae import VAE
 
@@ -77,7 +78,8 @@ def open_checkpoint(
     configs = header_configs(header, vae)
     networks = [network for network in NETWORKS if network != "vae" or not vae]
     parts = {network: find_part(network, configs[network], path, header, SINGLE[network]) for network in networks}
-    check_tensors(path, header, [*parts.values()], [*SINGLE.values()])
+    own = {key: one for key, one in header.items() if not (vae and key.startswith("first_stage_model."))}
+    check_tensors(path, own, [*parts.values()], [*SINGLE.values()])
     return Checkpoint(path, "single file", configs, with_vae(parts, configs, vae), None, prediction_of(path, header))
 
 
@@ -93,19 +95,17 @@ def open_folder(folder: Path, variant: str | None, dtype: torch.dtype, vae: Path
         parts[network] = find_part(network, configs[network], file, headers[network], FOLDER[network])
         check_tensors(file, headers[network], [parts[network]])
     found = tokenizer if (tokenizer := folder / "tokenizer").is_dir() else None
-    predicted = prediction_of(folder, headers["unet"])
-    return Checkpoint(folder, "folder", configs, with_vae(parts, configs, vae), found, predicted)
+    parts, predicted = with_vae(parts, configs, vae), prediction_of(folder, headers["unet"])
+    return Checkpoint(folder, "folder", configs, parts, found, predicted)
 
 
 def with_vae(parts: dict[str, Part], configs: dict[str, Any], vae: Path | None) -> dict[str, Part]:
     """The parts in the networks' order, the VAE's from a file of its own: alone, or with the rest of a model."""
-    if vae:
-        found, prefix = read_header(vae), "first_stage_model."
-        inside = {key: one for key, one in found.items() if key.startswith(prefix)}  # a whole model's file
-        names: Names = SINGLE["vae"] if inside else vae_names
-        found = Header(inside or found, found.metadata)
+    if vae and (found := read_header(vae)):
+        own = {key: one for key, one in found.items() if key.startswith("first_stage_model.")}
+        names: Names = SINGLE["vae"] if own else vae_names
         parts["vae"] = find_part("vae", configs["vae"], vae, found, names)
-        check_tensors(vae, found, [parts["vae"]], [names])
+        check_tensors(vae, own or found, [parts["vae"]], [names])
     return {network: parts[network] for network in NETWORKS}
 
 
@@ -190,7 +190,7 @@ def find_part(network: str, config: Any, path: Path, header: Header, names: Name
     return Part(path, header, keys, shapes)
 
 
-def check_tensors(path: Path, header: Header, parts: list[Part], names: Sequence[Names] = ()) -> None:
+def check_tensors(path: Path, header: Mapping[str, TensorInfo], parts: list[Part], names: Sequence[Names] = ()) -> None:
     """Raise ValueError naming the first tensors that the parts lack, do not know, or hold in another shape or type.
 
     names: of a file in which trainers leave what they like; there what is no part of a network, or one under a second
@@ -204,17 +204,17 @@ def check_tensors(path: Path, header: Header, parts: list[Part], names: Sequence
             misfits.append(f"{key} is {list(shape)}, not {list(expected)}")
         elif dtype not in ("F16", "BF16", "F32", "F64"):
             misfits.append(f"{key} is {dtype}, not a float type")
-    extra = [key for key in header if key not in wanted and not is_leftover(key)]
+    extra = [key for key in header if key not in wanted and not unsupported.is_leftover(key)]
     missing = wanted.keys() - header.keys()
     again = {key for part in parts for name in part.keys for known in names for key in known(name)} if extra else {}
-    strange = [key for key in extra if not names or (BUILT_IN.match(key) and key not in again)]
+    strange = [key for key in extra if not names or (unsupported.BUILT_IN.match(key) and key not in again)]
     faults = {"missing": missing, "unknown": extra if missing or misfits else strange, "misshaped": misfits}
     if any(faults.values()):
         said = [f"{len(keys)} {word}: {', '.join(sorted(keys)[:3])}" for word, keys in faults.items() if keys]
         raise ValueError(f"{path} does not have the tensors of SD v1 as configured ({'; '.join(said)}); use another")
     if extra:
-        ignored = f"{len(extra)} tensor{'s' * (len(extra) > 1)} that SD v1 has not: {', '.join(sorted(extra)[:3])}"
-        warnings.warn(f"{path}: ignored {ignored}", stacklevel=2)
+        count = f"{len(extra)} tensor{'s' * (len(extra) > 1)}"
+        warnings.warn(f"{path}: ignored {count} that SD v1 has not: {', '.join(sorted(extra)[:3])}", stacklevel=2)
 
 
 # ---------------------------------------------------------------- loading

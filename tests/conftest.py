@@ -1,5 +1,6 @@
 import os
 import sys
+from dataclasses import field, fields, make_dataclass
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,8 @@ def small_single_files(monkeypatch):
     from minidiffedit.files.configs import KINDS
 
     for network, config in zip(tiny.FILES, (tiny.UNET, tiny.VAE_, tiny.CLIP)):
-        monkeypatch.setitem(KINDS, network, lambda config=config: config)
+        own = [(one.name, one.type, field(default=getattr(config, one.name))) for one in fields(config)]
+        monkeypatch.setitem(KINDS, network, make_dataclass("Small", own, bases=(type(config),), frozen=True))
 
 
 @pytest.fixture(scope="session")

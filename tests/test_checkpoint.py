@@ -10,10 +10,10 @@ from files import CONFIGS, MANIFESTS, SHAPES, hollow, hollow_folder, manifest, r
 from safetensors.torch import load_file
 
 from minidiffedit import StableDiffusion
-from minidiffedit.checkpoint import FOLDER, SINGLE, build, check_tensors, find_part, is_leftover, open_checkpoint
+from minidiffedit.checkpoint import FOLDER, SINGLE, build, check_tensors, find_part, open_checkpoint
 from minidiffedit.cli import main
 from minidiffedit.files.configs import KINDS, read_configs
-from minidiffedit.files.unsupported import TensorInfo, read_header
+from minidiffedit.files.unsupported import TensorInfo, is_leftover, read_header
 
 PARAMETERS = {"unet": 859_520_964, "vae": 83_653_863, "text_encoder": 123_060_480}
 

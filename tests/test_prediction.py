@@ -198,7 +198,7 @@ def test_a_walk_equals_diffusers_for_v_prediction():
     "old, new",
     [
         ("(a**0.5 * predictions", "(predictions"),
-        ("(1 - a) ** 0.5 * z", "(a - 1) ** 0.5 * 0 * z"),
+        ("(1 - a) ** 0.5 * z", "(1 - a) * z"),
         ("torch.cat([x_t] * len(texts))", "torch.cat([x_t] * len(texts)).flip(-1)"),
     ],
 )

@@ -222,7 +222,7 @@ def test_what_goes_beside_a_model_is_named_with_what_takes_it(kind, tmp_path, re
     assert what in told["kind"] and model in told["for"] and told["use"] == option
 
 
-def test_a_saved_edit_is_none_either(tmp_path, refused, sd, picture, folder, capsys):
+def test_a_saved_edit_is_none_either(tmp_path, picture, folder, capsys):
     loaded = StableDiffusion.load(folder, device="cpu")
     state = tmp_path / "s.safetensors"
     save_state(edit(loaded, picture, target="a zebra", steps=4, maps=1, seed=0), state)

@@ -106,7 +106,7 @@ def wide(state, channels):
 
 
 def named(*keys, shape=(4, 24)):
-    return dict.fromkeys(keys, torch.zeros(shape))
+    return {key: torch.zeros(shape) for key in keys}
 
 
 WRONG = {

@@ -322,7 +322,7 @@ def model_configs(args: argparse.Namespace) -> dict[str, Any] | None:
     try:
         path = find_model(args.model or DEFAULT, *where, local_files_only=True, variant=args.variant)
         vae = find_vae(args.vae, args.cache_dir, True, half=False) if args.vae else None
-        return configs_of(path, vae) if path.exists() else None
+        return configs_of(path, vae) if os.path.exists(path) else None
     except HubError:
         return None
 

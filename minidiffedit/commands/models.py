@@ -100,7 +100,7 @@ def part_of_a_model(path: Path) -> dict[str, Any] | None:
     from ..files.states import read_record
     from ..files.unsupported import Known, add_on, read_header
 
-    header = read_header(path) if path.is_file() else None
+    header = read_header(path) if os.path.isfile(path) else None
     if header and "minidiffedit" in header.metadata:
         _, record = read_record(path)
         return {"kind": f"a saved edit by {record['settings']['method']}", "for": record["model_name"], "use": "resume"}

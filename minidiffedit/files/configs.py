@@ -3,6 +3,7 @@ the UNet predicts, and whether a VAE from elsewhere fits. No weights are read.
 """
 
 import json
+import os
 import re
 import warnings
 from dataclasses import fields, replace
@@ -84,7 +85,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def configs_of(path: Path, vae: Path | None = None) -> dict[str, Any]:
     """The networks' configs of a folder or a single file; vae: the file of another VAE, which brings its own."""
-    return read_configs(path, vae) if path.is_dir() else header_configs(read_header(path), vae)
+    return read_configs(path, vae) if os.path.isdir(path) else header_configs(read_header(path), vae)
 
 
 def header_configs(header: Header, vae: Path | None) -> dict[str, Any]:
@@ -159,7 +160,7 @@ def weights_file(sub: Path, network: str, variant: str | None, dtype: torch.dtyp
 
 def vae_file(path: Path, half: bool) -> Path:
     """The file of a VAE: itself, that of a VAE's folder, or the VAE of a model's folder."""
-    if not path.is_dir():
+    if not os.path.isdir(path):
         return path
     alone = sorted(path.glob("*.safetensors"))
     if len(alone) == 1 and not (path / "vae").exists():
@@ -177,10 +178,12 @@ SDXL_VAES = ("235745af8d",)
 
 def lone_vae(path: Path) -> Path | None:
     """The file of a VAE that stands alone, in a folder or not; None for anything else."""
-    if path.is_dir():
+    if os.path.isdir(path):
         if (path / "unet").exists() or not [*path.glob(f"{STEMS['vae']}*.safetensors")]:
             return None
         path = vae_file(path, half=False)
+    if not os.path.isfile(path):
+        return None
     return path if other_model(path, read_header(path), whole=True, vae=False) == ONLY_VAE else None
 
 

@@ -140,7 +140,7 @@ def snapshot(path: Path, revision: str | None) -> Path:
     path as it is.
     """
     root = path.parent if path.name == "snapshots" else path
-    if not (root / "snapshots").is_dir():
+    if not os.path.isdir(root / "snapshots"):
         return path
     there = sorted(one for one in (root / "snapshots").iterdir() if one.is_dir())
     named = root / "refs" / (revision or "main")

@@ -86,7 +86,7 @@ def identity(sd: "StableDiffusion") -> dict[str, str]:
 def plain_name(name: str) -> str:
     """A model's name without its path, as text; a hub id as it is."""
     here = Path(name)
-    return os.fsencode(here.resolve().name if here.exists() else name).decode(errors="replace")
+    return os.fsencode(here.resolve().name if os.path.exists(here) else name).decode(errors="replace")
 
 
 def describe_result(result: "Result") -> dict[str, str]:

@@ -71,8 +71,8 @@ def read_header(path: Path, again: str = "download it again") -> Header:
     again: what to do about a damaged one. Raises ValueError, naming the path, for anything that is not a whole, sound
     safetensors file.
     """
-    if not path.is_file():  # a pipe would be waited for
-        raise ValueError(f"{path}: {'not a regular file' if path.exists() else 'no such file'}")
+    if not os.path.isfile(path):  # a pipe would be waited for
+        raise ValueError(f"{path}: {'not a regular file' if os.path.exists(path) else 'no such file'}")
     refuse_name(path)
     try:
         size = path.stat().st_size
@@ -250,10 +250,10 @@ def made_for(header: Header) -> str:
     if any(key.startswith(("lora_te1_", "lora_te2_", "text_encoder_2.")) for key in header):
         return "SDXL"
     widths = [i.shape[1] for key, i in header.items() if TAKES_TEXT.search(key) and len(i.shape) > 1]
-    if not widths and len(header) < 3:  # a word, with its count of steps perhaps
-        widths = [info.shape[-1] for info in header.values() if info.shape[-1:] > (1,)]
     if not widths and any(part in key for key in header for part in ("down_blocks.0.att", "down_blocks_0_att")):
         return "Stable Diffusion v1 or v2"  # SDXL has no attention there
+    if not widths and len(header) < 3:  # a word, with its count of steps perhaps
+        widths = [info.shape[-1] for info in header.values() if info.shape[-1:] > (1,)]
     return WIDTHS.get(widths[0], f"a model whose texts are {widths[0]} wide") if widths else ""
 
 
