@@ -1,12 +1,14 @@
 """The table of systems: no name of the field is missing, each row says what it is, and what is L1 has what L1 asks."""
 
 import inspect
+import json
 import re
 
 import pytest
 import test_cost
 
 from minidiffedit import run as R
+from minidiffedit.cost import rows_at_defaults
 from minidiffedit.methods.table import INVERSIONS, MASKS, SYSTEMS
 
 # The names of the survey's table 1 (2402.17525) in its order, and those that the field mentions beside it.
@@ -106,3 +108,14 @@ def test_the_methods_command_and_the_page_come_from_it(capsys):
     table = capsys.readouterr().out.strip()
     page = (R.pathlib.Path(R.__file__).parent / "methods" / "README.md").read_text()
     assert table in page, "minidiffedit/methods/README.md: put the output of `minidiffedit methods --markdown` in"
+
+
+def test_the_rows_that_are_stored_are_those_of_the_table():
+    stored = json.loads((R.pathlib.Path(R.__file__).parent / "data" / "rows.json").read_text())
+    assert stored.keys() == {repr(system) for system in SYSTEMS.values() if system.edit}, "run `make table`"
+
+
+@pytest.mark.slow
+def test_the_rows_that_are_stored_are_counted():
+    stored = json.loads((R.pathlib.Path(R.__file__).parent / "data" / "rows.json").read_text())
+    assert stored == {repr(system): rows_at_defaults(name) for name, system in SYSTEMS.items() if system.edit}
