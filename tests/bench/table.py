@@ -1,4 +1,4 @@
-"""`make table`: count the rows of every method at its defaults, and render the table of minidiffedit/methods/README.md."""
+"""`make table`: count the rows of every method at its defaults, and render the table of methods/README.md."""
 
 import json
 import re
