@@ -148,7 +148,8 @@ class Plan:
         """What decides the result, as plain values; of pictures only whether they are given."""
         kinds = {name: GIVEN[name].kind for name in self.given}
         plain = {name: value for name, value in self.given.items() if kinds[name] in ("text", "pairs", "points")}
-        return {"method": self.method, **plain, **self.settings}
+        told = {name: value for name, value in self.settings.items() if (name, value) != ("prompt_syntax", "plain")}
+        return {"method": self.method, **plain, **told}
 
 
 def plan(method: str = "diffedit", *, inversion: str | None = None, **arguments: Any) -> Plan:
@@ -173,11 +174,11 @@ def plan(method: str = "diffedit", *, inversion: str | None = None, **arguments:
         settings["seed"] = secrets.randbelow(2**32)
     check_levels(settings)
     given = {name: check_given(name, value) for name, value in (found.given | given).items()}
-    said = check_prompts(found.functions, settings, given)
+    spoken = check_prompts(found.functions, settings, given)
     for module, _, name in (place.partition(":") for place in found.functions.values()):
         check = getattr(import_module(f"{__package__}.methods.{module}"), f"check_{name}", None)
         if check:  # a function's own, of how options and texts fit together
-            check(settings, said)
+            check(settings, spoken)
     return Plan(found.method, found.system, found.functions, found.options, settings, given, found.needs)
 
 
@@ -575,8 +576,9 @@ class Job:
         self.begun = self.sd.evaluations
         asked, syntax = dict.fromkeys(["", *texts_of(self.plan.given)]), self.plan.settings["prompt_syntax"]
         with self.stage("text"):
-            self.texts = {text: self.sd.text([text], syntax) for text in asked}
-        if syntax != "plain":
+            plain = syntax == "plain"
+            self.texts = {text: self.sd.text([text]) if plain else self.sd.text([text], syntax) for text in asked}
+        if not plain:
             self.texts = dict(zip(asked, prompts.same_length([*self.texts.values()], syntax)))
         if self.picture:
             with self.stage("vae encode"):
