@@ -214,9 +214,10 @@ def check_one_chunk(tokenizer: Tokenizer, text: str, syntax: str) -> None:
 def words_in(tokenizer: Tokenizer, text: str) -> Iterator[list[int]]:
     """A text's ids one by one, those of a learned word together."""
     count = itertools.count(1)
-    tokens = tokenizer.encode(text)[1:-1]
-    for _, group in itertools.groupby(tokens, lambda token: token.start if token.id > EOS else -next(count)):
-        yield [token.id for token in group]
+    found = tokenizer.encode(text)
+    tokens = [*zip(found.ids, found.offsets)][1:-1]
+    for _, group in itertools.groupby(tokens, lambda token: token[1][0] if token[0] > EOS else -next(count)):
+        yield [i for i, _ in group]
 
 
 def chunks_a1111(tokenizer: Tokenizer, parts: Parts) -> list[Chunk]:
@@ -245,7 +246,8 @@ def chunks_a1111(tokenizer: Tokenizer, parts: Parts) -> list[Chunk]:
 def chunks_compel(tokenizer: Tokenizer, parts: Parts) -> list[Chunk]:
     left: list[tuple[int, float, int, bool]] = []
     for i, (text, weight) in enumerate(parts):
-        left += [(token.id, weight, i, token.ends) for token in tokenizer.encode(text or "")[1:-1]]
+        found = tokenizer.encode(text or "")
+        left += [(one, weight, i, spelled.endswith("</w>")) for one, spelled in zip(found.ids, found.tokens)][1:-1]
     marks = {mark: tokenizer.bpe.token_to_id(f"{mark}</w>") for mark in ".,;:"}
     chunks: list[Chunk] = []
     while left or not chunks:

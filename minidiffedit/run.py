@@ -652,8 +652,9 @@ class Job:
         self.begun = self.sd.evaluations
         asked, syntax = dict.fromkeys(["", *texts_of(self.plan.given)]), self.plan.settings["prompt_syntax"]
         with self.stage("text"):
-            self.texts = {text: self.sd.text([text], syntax) for text in asked}
-        if syntax != "plain":
+            plain = syntax == "plain"
+            self.texts = {text: self.sd.text([text]) if plain else self.sd.text([text], syntax) for text in asked}
+        if not plain:
             self.texts = dict(zip(asked, prompts.same_length([*self.texts.values()], syntax)))
         if self.witness:
             self.witness.meet(self.texts, self.words_of)

@@ -146,8 +146,8 @@ def test_inpaint_anything_fills_a_mask_or_replaces_what_surrounds_it(inpainting,
         == {"decode": 2 * N}
         == cost(R.plan("inpaint-anything", mask=box(), **OPTIONS))
     )
-    kept = np.asarray(replace.paste_mask) == 0
-    assert kept.any() and (np.asarray(replace.image)[kept] == np.asarray(picture)[kept]).all()
+    kept = np.asarray(fill.paste_mask) == 0
+    assert kept.any() and (np.asarray(fill.image)[kept] == np.asarray(picture)[kept]).all()
 
 
 # name: (where, what stands there, what a mistake would put, the test that must fail)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from safetensors import safe_open
@@ -23,7 +23,7 @@ from tokenizers import AddedToken
 from torch import Tensor
 
 from ..ddim import real
-from ..tokenizer import Token, Tokenizer, build_vocab, packaged_merges
+from ..tokenizer import Tokenizer, build_vocab, packaged_merges
 from .metadata import model_hash
 from .unsupported import Header, read_header
 
@@ -255,9 +255,8 @@ def read_word(path: Path, found: "Checkpoint") -> Word:
     header = read_header(path)
     if {"clip_l", "clip_g"} & header.keys():
         raise ValueError(f"{path} is a learned word for SDXL (clip_l, clip_g); one for SD v1 is needed")
-    found_here: list[tuple[str, Any]] = [*sorted(header.items())] or [("", None)]
-    (key, info), *others = found_here
-    if info is None or others or not 1 <= len(info.shape) <= 2 or info.dtype not in FLOATS:
+    key = next(iter(header), "")
+    if len(header) != 1 or not 1 <= len((info := header[key]).shape) <= 2 or info.dtype not in FLOATS:
         said = f"{len(header)} tensors" if len(header) != 1 else f"{key} {info.dtype} {list(info.shape)}"
         raise ValueError(f"{path} is no learned word, which is one tensor of one or more vectors; it has {said}")
     width, count = info.shape[-1], info.shape[0] if len(info.shape) == 2 else 1
@@ -273,6 +272,12 @@ def read_word(path: Path, found: "Checkpoint") -> Word:
     return Word(path, word, key, count)
 
 
+class Encoding(NamedTuple):
+    ids: list[int]
+    tokens: list[str]
+    offsets: list[tuple[int, int]]
+
+
 class LearnedWords(Tokenizer):
     """CLIP's tokenizer with further words, whole and in any case of letters, and how many tokens each of them is."""
 
@@ -284,13 +289,15 @@ class LearnedWords(Tokenizer):
         for i, count in enumerate(words.values(), start=first):
             self.learned[i], end = range(end, end + count), end + count
 
-    def encode(self, text: str) -> list[Token]:
-        """The same; a learned word's tokens all stand where it does."""
-        tokens: list[Token] = []
-        for token in super().encode(text):
-            ids = self.learned.get(token.id)
-            tokens += [Token(one, one == ids[-1], token.start, token.stop) for one in ids] if ids else [token]
-        return tokens
+    def encode(self, text: str) -> Encoding:
+        """The same; a learned word's tokens all stand where it does, and the last one is spelled as a word's end."""
+        found, made = super().encode(text), Encoding([], [], [])
+        for i, spelled, span in zip(found.ids, found.tokens, found.offsets):
+            ids = self.learned.get(i, [i])
+            made.ids.extend(ids)
+            made.tokens.extend([*[""] * (len(ids) - 1), "</w>"] if i in self.learned else [spelled])
+            made.offsets.extend([span] * len(ids))
+        return made
 
 
 def longer_table(words: Sequence[Word], name: str, tensor: Tensor) -> Tensor:

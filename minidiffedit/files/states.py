@@ -33,7 +33,7 @@ from .unsupported import Header, read_header
 if TYPE_CHECKING:
     from ..sd import StableDiffusion
 
-FORMAT = 3
+FORMAT = 2
 # What is kept of a Result, by type; the rest of it follows from that, from its settings and calls.
 REST = ("method", "settings", "mask", "paste_mask", "plan", "calls", "sd", "inside", "witness")
 HINTS = get_type_hints(Result, localns={"StableDiffusion": Any})
@@ -288,7 +288,7 @@ def refusal(path: pathlib.Path, error: Exception) -> ValueError:
 def check_record(record: dict[str, Any]) -> None:
     """Raise for a record that `save_state` cannot have written; the working size becomes a tuple again."""
     if record["format"] != FORMAT:
-        by = "an older version" if record["format"] in (1, 2) else "another version"
+        by = "an older version" if record["format"] == 1 else "another version"
         raise ValueError(f"it was saved by {by} of minidiffedit (format {record['format']!r}, expected {FORMAT})")
     settings, settled = record["settings"], plan_of(record)
     width, height = settings["working_size"]
