@@ -4,13 +4,13 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 MODEL ?= weights/mini
 VENV ?= .venv
-# Processes that share the tests, a file each at a time.
+# Processes that share the tests; one that has nothing left takes over half of what another still has to run.
 WORKERS ?= 2
 RUN := $(VENV)/bin/python
 # Threads that wait asleep: spinning ones bring small models to a halt on a machine that is busy otherwise.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test check test-browser clean parity-full load-peak full-size-edit diffusers-edit bench-gpu bench-mini evidence evidence-quick lines bench bench-peers bench-steps figures batch-1000 test-scale fuzz faults audit same-results
+.PHONY: demo test check test-browser clean parity-full load-peak full-size-edit diffusers-edit bench-gpu bench-mini matrix evidence evidence-quick lines bench bench-peers bench-steps bench-busy figures batch-1000 test-scale fuzz faults test-versions audit same-results
 
 demo: $(VENV)/run.stamp
 	$(RUN) -m weights.demo --model $(MODEL)
@@ -19,10 +19,10 @@ check: $(VENV)/test.stamp
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
-	$(RUN) -m pytest -n $(WORKERS) --dist loadfile -m "not slow"
+	$(RUN) -m pytest -n $(WORKERS) --dist worksteal -m "not slow"
 
 test: check
-	$(RUN) -m pytest -n $(WORKERS) --dist loadfile -m slow
+	$(RUN) -m pytest -n $(WORKERS) --dist worksteal -m slow
 
 parity-full: $(VENV)/test.stamp  ## the networks at full size against diffusers and transformers
 	$(RUN) tests/bench/parity_full.py
@@ -44,6 +44,13 @@ bench-peers: $(VENV)/test.stamp  ## against diffusers in one process, in turn; P
 
 bench-steps: $(VENV)/test.stamp  ## what each step towards speed bought; STEPS="--only compile" for others
 	$(RUN) tests/bench/each_step.py $(STEPS)
+
+bench-busy: $(VENV)/run.stamp  ## an edit quiet and beside one busy process, by how threads wait; BUSY="--values 1000 5000" for others
+	$(RUN) tests/bench/busy.py $(BUSY)
+
+VERSIONS ?= .versions
+test-versions:  ## the fast tests with the lowest declared versions and the newest, on the Pythons here; TRIED="--only lowest" for others
+	$(PYTHON) tests/versions.py --into $(VERSIONS) --workers $(WORKERS) $(TRIED)
 
 fuzz: $(VENV)/test.stamp  ## bad input of every kind, over 5,000 cases, counts by category; FUZZ="--seed 1 --only masks" for others
 	$(RUN) tests/fuzz $(FUZZ)
@@ -85,6 +92,10 @@ bench-mini: $(VENV)/run.stamp  ## the miniature's edits against known truth, JSO
 	test -e weights/mini/judge/judge.safetensors || $(RUN) -m weights.judge
 	$(RUN) -m weights.bench --model $(MODEL)
 
+matrix: $(VENV)/run.stamp  ## every inversion before every editor on the miniature, table in .compare; resumes; MATRIX="--scenes 3" for less
+	test -e weights/mini/judge/judge.safetensors || $(RUN) -m weights.judge
+	$(RUN) -m weights.compare matrix --model $(MODEL) $(MATRIX)
+
 evidence: $(VENV)/run.stamp  ## the paper's claims on the miniature, with intervals and verdicts, in .evidence; resumes; EVIDENCE="..." for options
 	$(RUN) -m pip install --quiet --editable '.[figures]'
 	test -e weights/mini/judge/judge.safetensors || $(RUN) -m weights.judge
@@ -115,5 +126,5 @@ lines:  ## the reading order with line counts
 	@cd minidiffedit && wc -l diffedit.py ddim.py sd.py unet.py attention.py vae.py clip.py tokenizer.py checkpoint.py
 
 clean:
-	rm -rf $(VENV) demo .bench-mini .evidence .screenshots build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) $(VERSIONS) demo .bench-mini .compare .evidence .screenshots build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -5,6 +5,8 @@ vae, clip, tokenizer, checkpoint; then path, options and run, which runs any fil
 are resolved on first use, so that importing the package costs nothing.
 """
 
+import os
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +25,14 @@ if TYPE_CHECKING:
     from .views.previews import Previews
     from .views.report import report_page, save_report
     from .views.sheet import Sheet, contact_sheet
+    from .views.witness import Witness
 
 __version__ = "0.2.0"
+
+# Threads of OpenMP spin while they wait, by default so long that a machine that is busy otherwise comes to a halt. They
+# shall sleep soon, not at once (see kernels/README.md). libgomp reads this once, when torch is loaded.
+if "torch" not in sys.modules and not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+    os.environ["GOMP_SPINCOUNT"] = "10000"
 
 _HOME = {
     "ddim": "Trajectory alpha_bar level_at levels move noises",
@@ -41,13 +49,14 @@ _HOME = {
     "views.previews": "Previews",
     "views.report": "report_page save_report",
     "views.sheet": "Sheet contact_sheet",
+    "views.witness": "Witness",
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names.split()}
 
 __all__ = [
     "Eps", "Figure", "HubError", "Mask", "Path", "Plan", "Previews", "Result", "Sheet", "StableDiffusion",
-    "Steering", "Step", "Tokenizer", "Track", "Trajectory", "alpha_bar", "composite", "contact_sheet", "download",
-    "edit", "encode", "execute", "figure", "find_mask", "generate", "level_at", "levels", "load_state",
+    "Steering", "Step", "Tokenizer", "Track", "Trajectory", "Witness", "alpha_bar", "composite", "contact_sheet",
+    "download", "edit", "encode", "execute", "figure", "find_mask", "generate", "level_at", "levels", "load_state",
     "masked_decode", "move", "noises", "picture_mask", "plan", "report_page", "resume", "sample", "save_report",
     "save_state", "threshold_maps",
 ]  # fmt: skip

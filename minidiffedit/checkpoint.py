@@ -7,8 +7,9 @@ does not fit before memory is spent; `load_network` fills a module that was buil
 
 import os
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,12 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from .clip import CLIPText
-from .files.configs import KINDS, Kind, kinds, read_configs
-from .files.unsupported import Header, input_channels, read_header, refuse_folder, refuse_header, refuse_name
+from .files.configs import Kind, Prediction, header_configs, kinds, prediction_of, read_configs, weights_file
+from .files.unsupported import BUILT_IN, Header, is_leftover, read_header, refuse_folder, refuse_header
 from .unet import UNet
 from .vae import VAE
 
 NETWORKS: dict[str, Callable[[Any], nn.Module]] = {"unet": UNet, "vae": VAE, "text_encoder": CLIPText}
-STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 
 
 @dataclass(frozen=True)
@@ -35,80 +35,78 @@ class Part:
     header: Header
     keys: dict[str, str]
     shapes: dict[str, torch.Size]
+    changes: tuple[Callable[[str, Tensor], Tensor], ...] = ()  # of tensors as they are read: files/addons.py
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What `open_checkpoint` found: configs and parts by network, the tokenizer's folder (None: the packaged one)."""
+    """What `open_checkpoint` found: configs and parts by network, the tokenizer's folder (None: the packaged one), and
+    what the UNet predicts. Of add-ons: learned words, how many positions each takes; by kind, names and hashes.
+    """
 
     path: Path
     layout: str
     configs: dict[str, Any]
     parts: dict[str, Part]
     tokenizer: Path | None
+    prediction: Prediction = "epsilon"
+    words: dict[str, int] = field(default_factory=dict)
+    add_ons: dict[str, str] = field(default_factory=dict)
 
     @property
     def kind(self) -> Kind:
         return kinds(self.configs["vae"].latent_channels)[self.configs["unet"].in_channels]
 
 
-def open_checkpoint(path: Path, *, variant: str | None = None, dtype: torch.dtype = torch.float32) -> Checkpoint:
+def open_checkpoint(
+    path: Path, *, variant: str | None = None, dtype: torch.dtype = torch.float32, vae: Path | None = None
+) -> Checkpoint:
     """A folder or a single .safetensors file -> what it holds, checked name by name and shape by shape.
 
-    variant: None (of a folder's files the one nearest to dtype), "fp16" or "non_ema". Raises ValueError, saying what
-    was found and what to do, for everything that is not a whole SD v1 model.
+    variant: None (of a folder's files the one nearest to dtype), "fp16" or "non_ema". vae: a file that holds another
+    VAE. Raises ValueError, saying what was found and what to do, for everything that is not a whole SD v1 model.
     """
     if variant not in (None, "fp16", "non_ema"):
         raise ValueError(f"variant must be 'fp16', 'non_ema' or none, got {variant!r}")
     if os.path.isdir(path):
-        return open_folder(path, variant, dtype)
+        return open_folder(path, variant, dtype, vae)
     if not os.path.exists(path):
         raise ValueError(f"{path}: no such file or folder, and not a hub id (owner/name)")
-    refuse_name(path)
     header = read_header(path)
-    refuse_header(path, header, whole=True)
-    configs: dict[str, Any] = {network: kind() for network, kind in KINDS.items()}
-    inputs = input_channels(header)  # all that a single file tells of its configs
-    if inputs in kinds(configs["vae"].latent_channels):
-        configs["unet"] = replace(configs["unet"], in_channels=inputs)
-    parts = {network: find_part(network, configs[network], path, header, SINGLE[network]) for network in NETWORKS}
-    check_tensors(path, header, list(parts.values()))
-    return Checkpoint(path, "single file", configs, parts, tokenizer=None)
+    refuse_header(path, header, whole=True, vae=vae is not None)
+    configs = header_configs(header, vae)
+    networks = [network for network in NETWORKS if network != "vae" or not vae]
+    parts = {network: find_part(network, configs[network], path, header, SINGLE[network]) for network in networks}
+    check_tensors(path, header, [*parts.values()], [*SINGLE.values()])
+    return Checkpoint(path, "single file", configs, with_vae(parts, configs, vae), None, prediction_of(path, header))
 
 
-def open_folder(folder: Path, variant: str | None, dtype: torch.dtype) -> Checkpoint:
+def open_folder(folder: Path, variant: str | None, dtype: torch.dtype, vae: Path | None) -> Checkpoint:
     refuse_folder(folder)
-    files = {network: weights_file(folder, network, variant, dtype) for network in NETWORKS}
+    networks = [network for network in NETWORKS if network != "vae" or not vae]
+    files = {network: weights_file(folder / network, network, variant, dtype) for network in networks}
     headers = {network: read_header(file) for network, file in files.items()}
     for network, file in files.items():
         refuse_header(file, headers[network], whole=False)
-    configs, parts = read_configs(folder), {}
+    configs, parts = read_configs(folder, vae), {}
     for network, file in files.items():
         parts[network] = find_part(network, configs[network], file, headers[network], FOLDER[network])
         check_tensors(file, headers[network], [parts[network]])
-    tokenizer = folder / "tokenizer"
-    return Checkpoint(folder, "folder", configs, parts, tokenizer if tokenizer.is_dir() else None)
+    found = tokenizer if (tokenizer := folder / "tokenizer").is_dir() else None
+    predicted = prediction_of(folder, headers["unet"])
+    return Checkpoint(folder, "folder", configs, with_vae(parts, configs, vae), found, predicted)
 
 
-def weights_file(folder: Path, network: str, variant: str | None, dtype: torch.dtype) -> Path:
-    """The file of a network: as asked for, else the one whose numbers are nearest to the run's dtype."""
-    sub, stem = folder / network, STEMS[network]
-    if not sub.is_dir():
-        raise ValueError(f"{folder} has no folder {network}/: not a Stable Diffusion v1 model in the hub's layout")
-    plain, half, other = (sub / f"{stem}{v}.safetensors" for v in ("", ".fp16", ".non_ema"))
-    wanted = [plain, half] if dtype == torch.float32 else [half, plain]
-    if variant == "fp16":
-        wanted = [half]
-    elif variant == "non_ema" and network == "unet":  # the other networks have no such variant
-        wanted = [other]
-    for file in wanted:
-        if file.exists():
-            return file
-    names = sorted(p.name for p in sub.iterdir())
-    if not {plain.name, half.name, other.name} & {*names}:  # what stands there instead may say why
-        for name in names:
-            refuse_name(sub / name)
-    raise ValueError(f"{sub} has no {' or '.join(f.name for f in wanted)}; it has {', '.join(names) or 'nothing'}")
+def with_vae(parts: dict[str, Part], configs: dict[str, Any], vae: Path | None) -> dict[str, Part]:
+    """The parts in the networks' order, the VAE's from a file of its own: alone, or with the rest of a model."""
+    if vae:
+        found, prefix = read_header(vae), "first_stage_model."
+        inside = {key: one for key, one in found.items() if key.startswith(prefix)}  # a whole model's file
+        names: Names = SINGLE["vae"] if inside else vae_names
+        found = Header(inside or found, found.metadata)
+        parts["vae"] = find_part("vae", configs["vae"], vae, found, names)
+        check_tensors(vae, found, [parts["vae"]], [names])
+    return {network: parts[network] for network in NETWORKS}
 
 
 # ---------------------------------------------------------------- names
@@ -162,11 +160,20 @@ def compvis_vae(name: str) -> str:
     return swap(name, INNER_VAE)
 
 
+def vae_names(name: str) -> list[str]:
+    """Module name -> its keys in a VAE's own file: CompVis', with the attention's names as others spell them, ours."""
+    spelled = [compvis_vae(name)]
+    for q, k, v, out in (("to_q", "to_k", "to_v", "to_out.0"), ("query", "key", "value", "proj_attn")):
+        spelled.append(swap(spelled[0], {"q": q, "k": k, "v": v, "proj_out": out}))
+        spelled.append(swap(spelled[-1], {"attn_1.norm": "attn_1.group_norm"}))
+    return [*spelled, *FOLDER["vae"](name)]
+
+
 # Module name -> the keys under which a file may hold its tensor, the first being the official one.
 Names = Callable[[str], list[str]]
 SINGLE: dict[str, Names] = {
     "unet": lambda name: [f"model.diffusion_model.{compvis_unet(name)}"],
-    "vae": lambda name: [f"first_stage_model.{compvis_vae(name)}"],
+    "vae": lambda name: [f"first_stage_model.{key}" for key in vae_names(name)],
     "text_encoder": lambda name: [f"cond_stage_model.transformer.{p}{name}" for p in ("text_model.", "")],
 }
 FOLDER: dict[str, Names] = {
@@ -178,24 +185,17 @@ FOLDER: dict[str, Names] = {
 
 def find_part(network: str, config: Any, path: Path, header: Header, names: Names) -> Part:
     shapes = {name: tensor.shape for name, tensor in build(network, config).state_dict().items()}
-    keys = {name: next((key for key in names(name) if key in header), names(name)[0]) for name in shapes}
+    known = {name: names(name) for name in shapes}
+    keys = {name: next((key for key in said if key in header), said[0]) for name, said in known.items()}
     return Part(path, header, keys, shapes)
 
 
-SCHEDULE_BUFFERS = re.compile(
-    "betas|alphas_cumprod(_prev)?|(sqrt|sqrt_one_minus|log_one_minus|sqrt_recip|sqrt_recipm1)_alphas_cumprod"
-    "|posterior_(variance|log_variance_clipped|mean_coef1|mean_coef2)"
-)
+def check_tensors(path: Path, header: Header, parts: list[Part], names: Sequence[Names] = ()) -> None:
+    """Raise ValueError naming the first tensors that the parts lack, do not know, or hold in another shape or type.
 
-
-def is_leftover(key: str) -> bool:
-    """What training left in official files and nobody needs."""
-    ends = ("position_ids", "logit_scale")
-    return bool(SCHEDULE_BUFFERS.fullmatch(key)) or key.startswith("model_ema.") or key.endswith(ends)
-
-
-def check_tensors(path: Path, header: Header, parts: list[Part]) -> None:
-    """Raise ValueError naming the first tensors that the parts lack, do not know, or hold in another shape or type."""
+    names: of a file in which trainers leave what they like; there what is no part of a network, or one under a second
+    name, is passed over, with a warning that counts it.
+    """
     wanted = {key: part.shapes[name] for part in parts for name, key in part.keys.items()}
     misfits = []
     for key in header.keys() & wanted.keys():
@@ -205,10 +205,16 @@ def check_tensors(path: Path, header: Header, parts: list[Part]) -> None:
         elif dtype not in ("F16", "BF16", "F32", "F64"):
             misfits.append(f"{key} is {dtype}, not a float type")
     extra = [key for key in header if key not in wanted and not is_leftover(key)]
-    faults = {"missing": wanted.keys() - header.keys(), "unknown": extra, "misshaped": misfits}
+    missing = wanted.keys() - header.keys()
+    again = {key for part in parts for name in part.keys for known in names for key in known(name)} if extra else {}
+    strange = [key for key in extra if not names or (BUILT_IN.match(key) and key not in again)]
+    faults = {"missing": missing, "unknown": extra if missing or misfits else strange, "misshaped": misfits}
     if any(faults.values()):
         said = [f"{len(keys)} {word}: {', '.join(sorted(keys)[:3])}" for word, keys in faults.items() if keys]
         raise ValueError(f"{path} does not have the tensors of SD v1 as configured ({'; '.join(said)}); use another")
+    if extra:
+        ignored = f"{len(extra)} tensor{'s' * (len(extra) > 1)} that SD v1 has not: {', '.join(sorted(extra)[:3])}"
+        warnings.warn(f"{path}: ignored {ignored}", stacklevel=2)
 
 
 # ---------------------------------------------------------------- loading
@@ -237,6 +243,8 @@ def load_network(network: str, config: Any, part: Part, device: torch.device, dt
     state = {}
     for name, tensor in read_tensors(part):
         tensor = tensor.reshape(part.shapes[name])
+        for change in part.changes:
+            tensor = change(name, tensor)
         order = torch.channels_last if device.type == "cpu" and tensor.ndim == 4 else torch.preserve_format  # faster so
         state[name] = tensor.to(device, dtype, copy=True, memory_format=order)
         if not all(bound.isfinite() for bound in torch.aminmax(state[name])):

@@ -7,27 +7,28 @@ The commands stand in `commands/`.
 
 import argparse
 import contextlib
-import difflib
 import json
 import os
-import re
 import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
 
 from . import __version__
-from .commands import editing, many, methods, models, pages
+from .commands import editing, learn, many, methods, models, pages, word_maps
 from .commands.common import Command, shown
+from .commands.streams import streams
+from .commands.typos import strange_command, strange_option, strange_words
 
 # What torch, its libraries and the system say when memory ends; the third is oneDNN's, as terse as it stands.
 NO_MEMORY = ("out of memory", "allocate memory", "could not create a primitive", "bad_alloc", "failed to map segment")
 COMMANDS: dict[str, Command] = {
-    name: command for group in (editing, methods, pages, many, models) for name, command in group.COMMANDS.items()
+    name: command
+    for group in (editing, learn, methods, word_maps, pages, many, models)
+    for name, command in group.COMMANDS.items()
 }
-GONE = {"sdedit": "edit --method sdedit"}  # commands of before, and what they are now
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -56,51 +57,55 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(argv: list[str] | None, interrupted: list[int]) -> int:
     words = sys.argv[1:] if argv is None else argv
-    if words and words[0] in GONE:
-        print(f"error: `{words[0]}` is `minidiffedit {GONE[words[0]]}` now", file=sys.stderr)
-        return 2
     args, unknown = build_parser(words).parse_known_args(words)
     parser = vars(args).pop("parser")  # the command's own; the rest of the arguments must pickle
     if unknown:
-        misuse(parser, args, unknown)
+        parser.error(strange_words(unknown, COMMANDS))
     args.interrupted = interrupted  # for commands that had to import much
+    say: Callable[[str], None] = print
     try:
-        with spoken_warnings(args.quiet):
+        with spoken_warnings(args.quiet), streams(args) as say:
             result = args.run(args)
+    except BrokenPipeError:  # of stdout, which took the picture
+        raise
     except Exception as error:
         if args.debug:
             traceback.print_exc()
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
     code = result.pop("exit", 0) if isinstance(result, dict) else 0  # of a command that can fail in part
-    print(json.dumps(result) if args.json else args.say(result))
+    say(json.dumps(result) if args.json else args.say(result))
     return code
+
+
+class Parser(argparse.ArgumentParser):
+    """What is wrong is said in two lines, not below the usage of every option."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {shown(message)}\n`{self.prog} --help` shows what it takes\n")
 
 
 def build_parser(words: list[str]) -> argparse.ArgumentParser:
     """The parser for these words: every command by name, the options of the one that is among them."""
-    parser = argparse.ArgumentParser(
-        prog="minidiffedit", description="Text-driven image editing on Stable Diffusion v1: DiffEdit and its family."
-    )
+    first = (COMMANDS[name].examples[0] for name in ("edit", "generate", "batch"))
+    about = "Text-driven image editing on Stable Diffusion v1: DiffEdit and its family.\n"
+    about = "\n  minidiffedit ".join([about, *first, "edit photo.png --target TEXT --model mini"])
+    how = argparse.RawDescriptionHelpFormatter
+    parser = Parser(prog="minidiffedit", usage="%(prog)s COMMAND ...", description=about, formatter_class=how)
     parser.add_argument("--version", action="version", version=f"minidiffedit {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", prog="minidiffedit")
     for name, command in COMMANDS.items():
         own = command.parser(commands, name)
         if words[:1] == [name]:
             try:
-                command.add(own, words[1:])
+                command.fill(own, words[1:])
+                if said := strange_option(words[1:], own):
+                    own.error(said)
             except ValueError as error:  # a method that there is not, say
-                own.error(shown(str(error)))
+                own.error(str(error))
+    if words and not words[0].startswith("-") and words[0] not in COMMANDS:
+        parser.error(strange_command(words[0], COMMANDS))
     return parser
-
-
-def misuse(parser: argparse.ArgumentParser, args: argparse.Namespace, unknown: list[str]) -> None:
-    """Say which words nobody takes and what was meant perhaps; ends with code 2."""
-    known = re.findall(r"--[\w-]+", parser.format_usage())
-    close = difflib.get_close_matches(unknown[0].partition("=")[0], known, 1, 0.75)
-    whose = f" of {args.method}" if getattr(args, "method", None) else ""
-    suggestion = f" (did you mean {close[0]}?)" if close else ""
-    parser.error(shown(f"unrecognized arguments{whose}: {' '.join(unknown)}") + suggestion)
 
 
 def one_line(error: Exception) -> str:

@@ -5,15 +5,22 @@ No weights are read. Predicted rows are the rows paid where the method finds som
 """
 
 import warnings
+import weakref
+from collections import Counter as Counting
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from .attention import Site
+from .checkpoint import build
+from .diffedit import default_chunk
+from .fast import decode_by_rows
 from .files.images import read_mask
 from .run import GIVEN, Plan, Result, blank_plan, execute, execute_without_picture, inputs_of, plan
 from .tokenizer import Tokenizer
@@ -30,8 +37,10 @@ class Counter:
         self.kind, self.name, self.config = weights, "a counting model", config
         self.factor, self.side, self.channels, self.device = 8, 64, 4, torch.device("cpu")
         self.scale, self.coarsest = 1.0, len(config.block_out_channels) - 2
-        self.dtype, self.evaluations, self.gradients = torch.float32, 0, 0
+        self.projections = {"attn1.to_q.weight": (1, 1)}
+        self.dtype, self.evaluations, self.gradients, self.most = torch.float32, 0, 0, 0
         self.t, self.size, self.patterns = -1, 0.0, dict[Any, Tensor]()
+        self.seen: dict[tuple[int, ...], Tensor] = {}
         self.generator = torch.Generator().manual_seed(0)
         self._tokenizer: Tokenizer | None = None
 
@@ -43,11 +52,25 @@ class Counter:
     def clock(self) -> float:
         return 0.0
 
-    def text(self, prompts: Sequence[str]) -> Tensor:
+    def exceptional(self) -> Tensor:
+        return torch.zeros(1, 77, 1)
+
+    def text(self, prompts: Sequence[str], syntax: str = "plain") -> Tensor:
         return torch.zeros(len(prompts), 77, 1)
+
+    embed = text
+
+    def transform(self, embedded: Tensor) -> Tensor:
+        return embedded + 0
 
     def random(self, *shape: int) -> Tensor:
         return torch.randn(shape, generator=self.generator)
+
+    def shown(self, *shape: int) -> Tensor:
+        """What taps and features see: the same at each call, so that nothing that is followed moves."""
+        if shape not in self.seen:
+            self.seen[shape] = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        return self.seen[shape]
 
     def pattern(self, text: Tensor, t: int, shape: torch.Size) -> Tensor:
         """For each text drawn anew at each arrival at a level; the calls there change by less and less, so that what
@@ -67,35 +90,47 @@ class Counter:
         return torch.zeros(len(latent), 3, h, w)
 
     def eps(
-        self, x: Tensor, t: int, texts: Sequence[Tensor], *, tap: Any = None, feature: Any = None, given: Any = None
+        self,
+        x: Tensor,
+        t: int,
+        texts: Sequence[Tensor],
+        *,
+        tap: Any = None,
+        feature: Any = None,
+        given: Any = None,
+        deltas: Any = None,
     ) -> list[Tensor]:
         if (0 if given is None else given.shape[1]) != FURTHER[self.kind]:
             raise ValueError(f"a part of this method needs other weights than {self.kind} ones")
         rows = len(x) * len(texts)
         self.evaluations += rows
-        for site, n, m in self.sites(*x.shape[2:]) if tap or feature else ():
+        self.most = max(self.most, rows)  # at once
+        # What gradients run along, from all that can be learned through all that is shown to the predictions.
+        flow = 0 * sum((one.float().mean() for one in (x, *texts, *(deltas or {}).values())), torch.zeros(()))
+        for site, (h, w), m in self.sites(*x.shape[2:]) if tap or feature else ():
             if tap and site.kind in ("self", "cross"):
-                q, k = self.random(rows, 1, n, 1), self.random(rows, 1, m, 1)
-                tap(plain, site, q, k, k)
+                # Small, so that no word draws a map to itself: what learns to be looked at goes on to its end.
+                q, k = (flow + 0.1 * self.shown(rows, 1, n, 1) for n in (h * w, m or texts[0].shape[1]))
+                flow = onward(flow, tap(plain, site, q, k, k))
             if feature:
-                h = self.random(rows, n, 1) if site.kind in ("self", "cross") else self.random(rows, 1, n, 1)
-                feature(site, h)
-        e = [self.pattern(text, t, x.shape) + 0 * text.float().mean() + 0 * x for text in texts]
+                shape = (rows, h * w, 1) if site.kind in ("self", "cross") else (rows, 1, h, w)
+                flow = onward(flow, feature(site, flow + self.shown(*shape)))
+        e = [self.pattern(text, t, x.shape) + flow + 0 * x for text in texts]
         self.size *= 0.93
         self.gradients += rows if e[-1].requires_grad else 0
         return e
 
-    def sites(self, h: int, w: int) -> Iterator[tuple[Site, int, int]]:
-        """Each site in the order of a call, its cells, and the keys that its attention has."""
+    def sites(self, h: int, w: int) -> Iterator[tuple[Site, tuple[int, int], int]]:
+        """Each site in the order of a call, its grid of cells, and the keys that its attention has (0: the text's)."""
         n, last = self.config.layers_per_block, len(self.config.block_out_channels) - 1
         down: list[tuple[Any, int, int]] = [("down", level, i) for level in range(last + 1) for i in range(n)]
         up = [("up", level, i) for level in reversed(range(last + 1)) for i in range(n + 1)]
         for place, level, index in [*down, ("mid", last, 0), *up]:
-            cells = -(-h // 2**level) * -(-w // 2**level)
+            cells = -(-h // 2**level), -(-w // 2**level)
             yield Site(place, level, index, "conv"), cells, 0
             if place == "mid" or level < last:
-                yield Site(place, level, index, "self"), cells, cells
-                yield Site(place, level, index, "cross"), cells, 77
+                yield Site(place, level, index, "self"), cells, cells[0] * cells[1]
+                yield Site(place, level, index, "cross"), cells, 0
             if place == "mid":
                 yield Site(place, level, 1, "conv"), cells, 0
             yield Site(place, level, index, "block"), cells, 0
@@ -103,9 +138,14 @@ class Counter:
                 yield Site(place, level, n, "block"), cells, 0  # the downsampler
 
 
+def onward(flow: Tensor, made: Tensor) -> Tensor:
+    """`flow`, with what was put in on the way and is learned."""
+    return flow + 0 * made.mean() if made.requires_grad else flow
+
+
 def plain(site: Site, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """An attention's shape, and what must be counted of its gradients."""
-    return q + 0 * v.mean(dim=2, keepdim=True)
+    return q + 0 * (k + v).mean(dim=2, keepdim=True)
 
 
 def cost(settled: Plan, config: UNetConfig = UNetConfig()) -> dict[str, int]:
@@ -135,15 +175,23 @@ def count_one(settled: Plan, counter: Counter, reuse: Sequence[Result]) -> Resul
     if given.get("mask") is not None:
         some = torch.ones if read_mask(given["mask"]).any() else torch.zeros
         given["mask"] = some(1, 1, CELLS, CELLS)
-    if "reference" in given:
-        given["reference"] = Image.new("RGB", (64, 64), "grey")
+    shown = {name for name, one in given.items() if GIVEN[name].kind == "picture" and one is not None}
+    given |= dict.fromkeys(shown, Image.new("RGB", (64, 64), "grey"))
     if "points" in given:
         given["points"] = "0,0=>63,63"
     tiny = replace(settled, settings=settled.settings | small | {"paste": False}, given=given)
     if "x_T" in inputs_of(settled.system.edit):
         return execute_without_picture(tiny, counter, (64, 64))  # type: ignore[arg-type]
     picture = Image.new("RGB", (64, 64), "grey")
-    return execute(tiny, counter, picture, reuse=reuse)  # type: ignore[arg-type]
+    if not settled.settings.get("crop"):
+        return execute(tiny, counter, picture, reuse=reuse)  # type: ignore[arg-type]
+    # The mask may be known, the path of a square never is, nor is it handed on.
+    tiny = replace(tiny, settings=tiny.settings | {"crop": False})
+    known, fresh = (execute(tiny, counter, picture, reuse=some) for some in (reuse, ()))  # type: ignore[arg-type]
+    rows = fresh.evaluations | {name: paid for name, paid in known.evaluations.items() if name == "mask"}
+    path, before = settled.functions.get("path"), [call for one in reuse for call in one.calls]
+    calls = tuple(call for call in known.calls if call.function != path or call in before)
+    return replace(known, evaluations=rows, calls=calls)
 
 
 def rows_at_defaults(method: str) -> int:
@@ -153,3 +201,67 @@ def rows_at_defaults(method: str) -> int:
     wanted = {*found.needs, "target"} & found.given.keys()
     given: dict[str, Any] = {name: made_up.get(GIVEN[name].kind, name) for name in wanted}  # a text is its own name
     return sum(cost(plan(method, seed=0, **given)).values())
+
+
+# ---------------------------------------------------------------- memory
+
+
+class Held(TorchDispatchMode):
+    """Bytes of the tensors that are alive at once, `most` of them so far; on the meta device nothing is computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now, self.most, self.alive = 0, 0, Counting[int]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for one in made if isinstance(made, tuple | list) else (made,):
+            if isinstance(one, Tensor):
+                storage = one.untyped_storage()
+                key, size = storage._cdata, storage.nbytes()
+                self.now += 0 if self.alive[key] else size
+                self.most, self.alive[key] = max(self.most, self.now), self.alive[key] + 1
+                weakref.finalize(one, self.gone, key, size)
+        return made
+
+    def gone(self, key: int, size: int) -> None:
+        self.alive[key] -= 1
+        self.now -= 0 if self.alive[key] else size
+
+
+def fused(site: Site, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """An attention's shape; torch's own for this device would hold the whole map, which no fused kernel does."""
+    return torch.empty_like(q)
+
+
+@torch.no_grad()
+def memory(settled: Plan, configs: dict[str, Any], at: tuple[int, int], dtype: torch.dtype) -> int | None:
+    """Bytes that a run of a plan at the working size `at` (width, height) holds at most: the weights, and what the UNet
+    or the autoencoder holds at once. None for methods that keep what gradients need, which no shape tells.
+    """
+    counter = Counter(settled.system.weights)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        count_one(settled, counter, [])
+    if counter.gradients:
+        return None
+    w, h = (side // configs["vae"].factor for side in at)
+    rows = 2 * (settled.settings["chunk"] or default_chunk(h, w)) if "chunk" in settled.settings else counter.most
+    networks: dict[str, Any] = {name: build(name, config).to(dtype) for name, config in configs.items()}
+    weights = sum(p.numel() * p.element_size() for one in networks.values() for p in one.parameters())
+    unet, vae = networks["unet"], networks["vae"]
+    with torch.device("meta"):
+        x = torch.empty(rows, configs["unet"].in_channels, h, w, dtype=dtype)
+        text = torch.empty(rows, 77, configs["unet"].cross_attention_dim, dtype=dtype)
+        z, picture = x[:1, : configs["vae"].latent_channels], torch.empty(1, 3, at[1], at[0], dtype=dtype)
+        decode = partial(decode_by_rows, vae) if h * w > 96 * 96 else partial(vae.decode, attend=fused)
+        most = []
+        for call in (
+            partial(unet, x, 500, text, fused),
+            partial(decode, z),
+            partial(vae.encode, picture, attend=fused),
+        ):
+            with Held() as held:
+                call()
+            most.append(held.most)
+    return weights + max(most)

@@ -215,6 +215,19 @@ def encode(
 # ---------------------------------------------------------------- 3. the decoding under the mask
 
 
+def mask_at(M: Tensor, j: int, K: int, grey: str = "level") -> Tensor:
+    """M_j, what the blend y_j <- M_j y_j + (1 - M_j) x_j takes for M where the decoding starts from level K.
+
+    "level" (differential diffusion, 2306.00950): a cell of value v joins where noise is v of level K's, below level
+    1 + v (K - 1), as t_j = 1 + s (j - 1); between two levels it takes part of a step, M_j = clamp(min(1, v K) +
+    v (K - 1) - j, 0, 1), the minimum so that haze does little. "blend": M_j = v at every level, so that grey does less
+    the more steps there are. 0 and 1 stay 0 and 1. Raises ValueError for another word.
+    """
+    if grey not in ("level", "blend"):
+        raise ValueError(f"grey must be level or blend, got {grey!r}")
+    return M if grey == "blend" else ((M * K).clamp(max=1) + M * (K - 1) - j).clamp(0, 1)
+
+
 @torch.no_grad()
 def masked_decode(
     eps: Eps,
@@ -224,13 +237,14 @@ def masked_decode(
     null: Any,
     *,
     guidance_scale: float = 7.5,
+    grey: str = "level",
     record: list[Tensor] | None = None,
     track: Track = untracked,
 ) -> Tensor:
     """Guided DDIM from the trajectory's top level, the outside held on the trajectory (2210.11427, step 3).
 
-    mask (b or 1, 1, h, w), bool or float in [0, 1], 1 = edited; soft values blend and are never binarised. After each
-    step y_{j-1} is blended with x_{j-1}, the encoded latent of the level just reached; at the end with x_0 itself.
+    mask (b or 1, 1, h, w), bool or float in [0, 1], 1 = edited; what lies between is never binarised (`mask_at`). After
+    each step y_{j-1} is blended with x_{j-1}, the encoded latent of the level just reached; at the end with x_0 itself.
     guidance_scale = 1 needs no null prediction (2207.12598); an empty mask or K = 0 needs none at all.
     Returns y_0 (b, 4, h, w). Model rows: 2 K b, or K b at guidance 1. record: a list that receives y_K, ..., y_0, or
     nothing where no step was made. Raises ValueError for a mask that does not fit, ArithmeticError for NaN or infinity.
@@ -252,7 +266,8 @@ def masked_decode(
             e = e_null + g * (e_text - e_null)
         predicted_x0 = (y - math.sqrt(1 - a[j]) * e) / math.sqrt(a[j])
         y = math.sqrt(a[j - 1]) * predicted_x0 + math.sqrt(1 - a[j - 1]) * e
-        y = M * y + (1 - M) * trajectory[j - 1]
+        m = mask_at(M, j - 1, K, grey)
+        y = m * y + (1 - m) * trajectory[j - 1]
         if record is not None:
             record.append(y)
     return finite(y, "the decoding")

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 
 from .ddim import real, whole
 
-HANDLES = ("record", "earlier")  # keyword-only too, but the runner's: see run.py
+HANDLES = ("record", "earlier", "told")  # keyword-only too, but the runner's: see run.py
 
 
 class Within(NamedTuple):
@@ -36,9 +36,11 @@ class About(NamedTuple):
 Steps = Annotated[int, Within(1, 999, "sampling steps, 1..999")]
 Strength = Annotated[float, Within(0, 1, "how far up the noise the picture is taken, 0..1; less keeps more of it")]
 Scale = Annotated[float, Within(-1000, 1000, "how strictly to follow the text")]
+Sampler = Annotated[Literal["ddim", "dpmsolver++"], About("of first order, or of second, which needs fewer steps")]
 Seed = Annotated[int, Within(0, 2**63 - 1, "of the noise, 0 and up")]
 Share = Annotated[float, Within(0, 1, "a share, 0..1")]
 Count = Annotated[int, Within(0, 100_000, "a whole number")]
+Grey = Annotated[Literal["level", "blend"], About("of grey in a mask: the level it joins at, or a share at each level")]
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,8 @@ class Option:
             if value not in self.choices:
                 raise ValueError(f"{self.name} must be one of {', '.join(map(str, self.choices))}, got {value!r}")
             return self.choices[self.choices.index(value)]
+        if self.name == "seed" and type(value) is int and value < 0:  # -1 is other tools' way to say "any"
+            raise ValueError(f"seed must be 0 and up, got {value}; leave it out for a random one, which is told")
         if self.numeric:
             low, high = (-1e9, 1e9) if self.low is None or self.high is None else (self.low, self.high)
             return (whole if self.type is int else real)(self.name, value, *map(self.type, (low, high)))

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .ddim import Trajectory, levels
+from .ddim import Trajectory, alpha_bar, levels
 
-# eps(x, t, texts, *, tap=None, feature=None, given=None) -> one prediction per text: `sd.eps`, whose hooks see and
-# change what happens inside the UNet (attention.py). Methods that use no hook ask for diffedit's `Eps`.
+# eps(x, t, texts, *, tap=None, feature=None, given=None, deltas=None) -> one prediction per text: `sd.eps`, whose hooks
+# see and change what happens inside the UNet (attention.py). Methods that use no hook ask for diffedit's `Eps`.
 HookedEps = Callable[..., Sequence[Tensor]]
 
 
@@ -23,7 +23,9 @@ class Path(Trajectory):
     """Levels 0..K of x0 (b, c, h, w), and what belongs to them.
 
     null: the text of unguided predictions, or nulls: one for each level (null-text inversion). noises: what a step from
-    level j adds (none: DDIM, eta = 0). pinned: an editor's source row is put back on the path at every level.
+    level j adds (none: DDIM, eta = 0). pinned: an editor's source row is put back on the path at every level. sources:
+    a source text of their own for some levels; one of twice the length gives keys by its first half, values by its
+    second (see `texts`). sampler: see `improvement`.
     """
 
     def __init__(
@@ -34,13 +36,16 @@ class Path(Trajectory):
         *,
         nulls: Mapping[int, Any] | None = None,
         noises: Mapping[int, Tensor] | None = None,
+        sources: Mapping[int, Tensor] | None = None,
         eta: float = 1.0,
         pinned: bool = False,
+        sampler: str = "ddim",
     ):
         super().__init__(latents, steps)
         self.any_null, self.nulls, self.noises = null, dict(nulls or {}), dict(noises or {})
-        self.eta, self.pinned = eta, pinned
+        self.sources, self.eta, self.pinned, self.sampler = dict(sources or {}), eta, pinned, sampler
         self.t, self.a = levels(steps)
+        self.improve = improvement(sampler, steps)
 
     @property
     def top(self) -> int:
@@ -55,12 +60,20 @@ class Path(Trajectory):
         """The text of the unguided prediction at level j."""
         return self.nulls.get(j, self.any_null)
 
+    def source(self, j: int, text: Any) -> Any:
+        """The source's text at level j: `text`, unless the path has learned one."""
+        return self.sources.get(j, text)
+
     def rows(self, roles: int) -> Tensor:
         """The top level, once for each role: (roles b, c, h, w)."""
         return torch.cat([self[self.top]] * roles)
 
     def texts(self, *texts: Tensor) -> Tensor:
-        """One text a role, each (1 or b, 77, width) -> (roles b, 77, width), in the order of `rows`."""
+        """One text a role, each (1 or b, 77, width) -> (roles b, 77, width), in the order of `rows`; beside one that is
+        twice as long (see `sources`) the others are said twice.
+        """
+        longest = max(text.shape[1] for text in texts)
+        texts = tuple(text.repeat(1, longest // text.shape[1], 1) for text in texts)
         return torch.cat([text.expand(len(self[0]), -1, -1) for text in texts])
 
     def pin(self, x: Tensor, j: int) -> Tensor:
@@ -68,14 +81,27 @@ class Path(Trajectory):
         return torch.cat([self[j], x[len(self[j]) :]]) if self.pinned else x
 
     def step(self, x: Tensor, e: Tensor, j: int) -> Tensor:
-        """All rows from level j to j - 1 along their predictions e: DDIM, or with noises the DDPM step."""
+        """All rows from level j to j - 1 along their predictions e: DDIM, or with noises the DDPM step, second order by
+        the sampler "dpmsolver++", which remembers the step from level j + 1.
+        """
+        if j == self.top:
+            self.improve = improvement(self.sampler, self.steps)
+        e = self.improve(x, e, self.a[j], self.a[j - 1])
         mean, sigma = mean_and_sigma(x, e, self.a[j], self.a[j - 1], self.eta if self.noises else 0.0)
         return mean if not self.noises else mean + sigma * self.noises[j].repeat(len(x) // len(self.noises[j]), 1, 1, 1)
 
     def prefix(self, level: int) -> "Path":
         """Levels 0..level with what belongs to them."""
-        options = {"nulls": self.nulls, "noises": self.noises, "eta": self.eta, "pinned": self.pinned}
-        return Path([*super().prefix(level).values()], self.steps, self.any_null, **options)  # type: ignore[arg-type]
+        return self.of([*super().prefix(level).values()])
+
+    def by(self, sampler: str) -> "Path":
+        """The same path, walked by a sampler; one with noises is walked by that which its noises were made for."""
+        return self if self.noises or sampler == self.sampler else self.of([*self.values()], sampler=sampler)
+
+    def of(self, latents: Sequence[Tensor], **other: Any) -> "Path":
+        """A path through these levels with what belongs to this one, but for what is given."""
+        own = {name: getattr(self, name) for name in ("nulls", "noises", "sources", "eta", "pinned", "sampler")}
+        return Path(latents, self.steps, **{"null": self.any_null} | own | other)
 
 
 def mean_and_sigma(x: Tensor, e: Tensor, a: float, a_to: float, eta: float) -> tuple[Tensor, float]:
@@ -83,3 +109,30 @@ def mean_and_sigma(x: Tensor, e: Tensor, a: float, a_to: float, eta: float) -> t
     sigma = eta * math.sqrt((1 - a_to) / (1 - a) * (1 - a / a_to))
     predicted_x0 = (x - math.sqrt(1 - a) * e) / math.sqrt(a)
     return math.sqrt(a_to) * predicted_x0 + math.sqrt(1 - a_to - sigma**2) * e, sigma
+
+
+# improved(x, e, a, a_to): the prediction to step along from alpha_bar a down to a_to, in place of e, the model's of x.
+Improvement = Callable[[Tensor, Tensor, float, float], Tensor]
+
+
+def improvement(sampler: str, steps: int) -> Improvement:
+    """What a sampler makes of the predictions of one walk, asked from step to step in their order.
+
+    "ddim": nothing. "dpmsolver++": DPM-Solver++(2M) (Lu et al., 2211.01095, algorithm 2; diffusers' "midpoint"): the
+    clean latent D that a prediction leads to is drawn on along its change since the step before, D + (D - D_before)
+    h / (2 h_before), h being the steps of lambda = log(sqrt(a) / sqrt(1 - a)). DDIM's step along that is the paper's,
+    and the step with eta = 1 its stochastic form, diffusers' "sde-dpmsolver++". The first step has nothing to go by,
+    and, as in diffusers, of fewer than 15 the last one does not.
+    """
+    before: list[tuple[float, Tensor]] = []
+
+    def improved(x: Tensor, e: Tensor, a: float, a_to: float) -> Tensor:
+        here, there = (0.5 * math.log(one / (1 - one)) for one in (a, a_to))
+        D, known = (x - math.sqrt(1 - a) * e) / math.sqrt(a), [*before]
+        before[:] = [(here, D)]
+        if not known or (steps < 15 and a_to == alpha_bar()[0]):
+            return e
+        ((above, D_before),) = known
+        return e - math.sqrt(a / (1 - a)) * (there - here) / (2 * (here - above)) * (D - D_before)
+
+    return improved if sampler == "dpmsolver++" else lambda x, e, a, a_to: e

@@ -8,8 +8,11 @@ hands the model over as `eps`, wrapped: counted, watched and in the latents' dty
     done = execute(settled, sd, "horse.png")                                      # or `edit`, which is both
 """
 
+import base64
 import difflib
+import html
 import inspect
+import io
 import math
 import pathlib
 import secrets
@@ -17,10 +20,9 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
 from importlib import import_module
 from os import PathLike
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -28,10 +30,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from . import prompts
 from .ddim import Trajectory, alpha_bar, level_at, levels, noises, real, whole
 from .diffedit import finite
 from .files import images
-from .files.masks import Steering, digest
+from .files.masks import Steering, digest, largest_piece
 from .methods.table import INVERSIONS, MASKS, SYSTEMS, System
 from .options import About, Option, Seed, Within, options_of
 from .path import Path
@@ -59,6 +62,7 @@ GIVEN = {
     "instruction": Given("text", "what is to be done to the picture"),
     "mask": Given("mask", "your own mask: white = edited, grey = partly"),
     "reference": Given("picture", "another picture, whose look or parts are taken"),
+    "reference_mask": Given("picture", "which part of the reference is taken: white (default: all of it)"),
     "edits": Given("pairs", "pairs of texts, source and target, each edited where they differ"),
     "points": Given("points", "places in pixels and where they go: x,y=>x,y; ..."),
 }
@@ -74,7 +78,7 @@ class Input(NamedTuple):
 
 
 def text_of(name: str) -> Input:
-    return Input(lambda job: (job.texts[job.plan.given[name]], job.plan.given[name]), name)
+    return Input(lambda job: job.text(job.plan.given[name]), name)
 
 
 # A new kind of input is one line here, a new method none.
@@ -83,11 +87,14 @@ INPUTS: dict[str, Input] = {
     "raw_eps": Input(lambda job: (job.raw_eps, None)),
     "x0": Input(lambda job: (job.x0, None)),
     "x_T": Input(lambda job: job.x_T()),
-    "null": Input(lambda job: (job.texts[""], "")),
+    "null": Input(lambda job: job.text("")),
     "target": text_of("target"),
     "source": text_of("source"),
     "source_words": Input(lambda job: job.words("source"), "source"),
     "target_words": Input(lambda job: job.words("target"), "target"),
+    "source_embedded": Input(lambda job: job.embedded("source"), "source"),
+    "transform": Input(lambda job: (job.sd.transform, None)),
+    "projections": Input(lambda job: (job.sd.projections, None)),
     "coarsest": Input(lambda job: (job.sd.coarsest, None)),
     "negative": text_of("negative_prompt"),
     "instruction": text_of("instruction"),
@@ -95,9 +102,15 @@ INPUTS: dict[str, Input] = {
     "edits": Input(lambda job: job.pairs("edits"), "edits"),
     "edits_words": Input(lambda job: job.words("edits"), "edits"),
     "points": Input(lambda job: job.points(), "points"),
+    "places": Input(lambda job: job.places(), "points"),
     "mask": Input(lambda job: job.mask(), "mask"),
+    "vae": Input(lambda job: (getattr(job.sd, "vae", None), None)),  # what only counts has none
+    "pixels": Input(lambda job: (job.pixels(), None)),
     "x0_outside": Input(lambda job: job.x0_outside(), "mask"),
     "reference": Input(lambda job: job.encoded("reference"), "reference"),
+    "placed": Input(lambda job: job.placed("placed"), "reference"),
+    "shape": Input(lambda job: job.placed("shape"), "reference_mask"),
+    "exceptional": Input(lambda job: (job.sd.exceptional(), None)),
     "path": Input(lambda job: job.path()),
     "found": Input(lambda job: job.found()),
 }
@@ -108,11 +121,16 @@ def common(
     paste: Annotated[bool, About("put the input's own pixels back outside the mask")] = True,
     seed: Seed | None = None,
     size: Annotated[int | None, Within(64, 1024, "shorter side to work at (default: the training size)")] = None,
+    prompt_syntax: Annotated[Literal["plain", "a1111", "compel"], About("whose weights in texts, if any")] = "plain",
+    crop: Annotated[bool, About("find the mask on the whole picture, then edit a square around it alone")] = False,
+    crop_margin: Annotated[float, Within(0, 10, "what the square shows on each side, in sides of the mask")] = 0.25,
 ) -> None:
-    """The options of every run."""
+    """The options of every run; the last two of those under a mask that may be any."""
 
 
 COMMON = options_of(common)
+CROPS = ("crop", "crop_margin")
+MOST_CROPPED = 0.8  # of the picture's shorter side; a square that takes more shows hardly more than the whole
 
 
 # ---------------------------------------------------------------- the plan
@@ -150,14 +168,18 @@ class Plan:
         return {"method": self.method, **plain, **self.settings}
 
 
-def plan(method: str = "diffedit", *, inversion: str | None = None, **arguments: Any) -> Plan:
+def plan(
+    method: str = "diffedit", *, inversion: str | None = None, mask_from: str | None = None, **arguments: Any
+) -> Plan:
     """Settle a method. arguments: what GIVEN and the method's options name; None for a given one is as good as none.
 
-    method: a name of SYSTEMS, or INVERSION+MASK+EDITOR, of which either of the first two may be left out. Raises
-    ValueError for unknown names, what the method does not take, what it needs and did not get, and values out of range;
+    method: a name of SYSTEMS, or INVERSION+MASK+EDITOR, of which either of the first two may be left out. mask_from:
+    the mask's source by itself, MASK or MASK:TEXT, where that mask is told by text ("words:horse"). Raises ValueError
+    for unknown names, what the method does not take, what it needs and did not get, and values out of range;
     no weights are read. A seed that is None is drawn.
     """
-    found = blank_plan(method, inversion)
+    found = blank_plan(method, inversion, mask_from)
+    arguments = told_mask(found, mask_from) | arguments
     given = {name: value for name, value in arguments.items() if name in GIVEN and value is not None}
     told = {name: value for name, value in arguments.items() if name not in GIVEN}
     if strange := (given.keys() - found.given.keys()) | (told.keys() - found.options.keys()):
@@ -171,17 +193,37 @@ def plan(method: str = "diffedit", *, inversion: str | None = None, **arguments:
     if settings["seed"] is None:
         settings["seed"] = secrets.randbelow(2**32)
     check_levels(settings)
+    if settings.get("crop") and "mask" not in found.functions and given.get("mask") is None:
+        raise ValueError(f"crop edits around a mask, and {found.method} finds none: give one")
     given = {name: check_given(name, value) for name, value in (found.given | given).items()}
+    spoken = check_prompts(found.functions, settings, given)
     for module, _, name in (place.partition(":") for place in found.functions.values()):
         check = getattr(import_module(f"{__package__}.methods.{module}"), f"check_{name}", None)
         if check:  # a function's own, of how options and texts fit together
-            check(settings, given)
+            check(settings, spoken)
     return Plan(found.method, found.system, found.functions, found.options, settings, given, found.needs)
 
 
-def blank_plan(method: str, inversion: str | None = None) -> Plan:
+def told_mask(found: Plan, mask_from: str | None) -> dict[str, Any]:
+    """MASK:TEXT -> the text as the option of the mask's function that is a text. Raises ValueError where none is."""
+    source, colon, text = (mask_from or "").partition(":")
+    if not colon:
+        return {}
+    texts = [name for name, one in options_of(function_at(found.functions["mask"])).items() if one.type is str]
+    if not texts:
+        raise ValueError(f"a mask from {source} is told by no text, got {mask_from!r}")
+    return {texts[0]: text}
+
+
+def blank_plan(method: str, inversion: str | None = None, mask_from: str | None = None) -> Plan:
     """A method with its defaults, what it needs left out as None. Raises ValueError as `plan`."""
     own, mask, method = parts_of(method)
+    source = (mask_from or "").partition(":")[0] or mask
+    if mask not in ("", source):
+        raise ValueError(f"the method's name asks for the mask {mask!r}, and besides {source!r} is given")
+    if source and source not in MASKS:
+        raise ValueError(f"a mask can come from {', '.join(MASKS)}, got {source!r}{like(source, MASKS)}")
+    mask = source
     if own and inversion not in (None, own):
         raise ValueError(f"the method's name asks for the inversion {own!r}, and besides {inversion!r} is given")
     inversion, system = inversion or own, known_system(method)
@@ -213,7 +255,8 @@ def blank_plan(method: str, inversion: str | None = None) -> Plan:
             given.setdefault(argument, default)
     if "mask" in functions and "found" not in inputs_of(system.edit):
         given.setdefault("mask", None)  # instead of the computed one
-    options |= COMMON
+    any_mask = "mask" in given and "points" not in given  # points are places in the whole picture
+    options |= {name: one for name, one in COMMON.items() if any_mask or name not in CROPS}
     settings = {name: one.default for name, one in options.items()} | system.options
     settings = {name: value for name, value in settings.items() if name in options}
     return Plan(name, system, functions, options, settings, given, tuple(needs))
@@ -290,6 +333,32 @@ def check_given(name: str, value: Any) -> Any:
     return value
 
 
+def texts_of(given: dict[str, Any]) -> list[str]:
+    texts = []
+    for name, value in given.items():
+        kind = GIVEN[name].kind
+        texts += [value] if kind == "text" else [one for pair in value for one in pair] if kind == "pairs" else []
+    return texts
+
+
+def check_prompts(functions: dict[str, str], settings: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """What is given with its texts as they are spoken. Raises ValueError for what their syntax has not, and where a
+    method looks at words, which have places in a text of one chunk only.
+    """
+    syntax = settings["prompt_syntax"]
+    prompts.check_texts(texts_of(given), syntax)
+    if syntax == "plain":
+        return given
+    names = {name for place in functions.values() for name in inputs_of(place) if name.endswith("_words")}
+    for text in texts_of({INPUTS[name].given: given[INPUTS[name].given] for name in names}):
+        prompts.check_one_chunk(function_at("words:tokenizer")(), text, syntax)
+    said = {text: prompts.spoken(text, syntax) for text in texts_of(given)}
+    kinds = {name: GIVEN[name].kind for name in given}
+    texts = {name: said[value] for name, value in given.items() if kinds[name] == "text"}
+    pairs = {n: [[said[one] for one in pair] for pair in value] for n, value in given.items() if kinds[n] == "pairs"}
+    return given | texts | pairs
+
+
 def places(value: Any) -> list[list[tuple[float, float]]]:
     """Text, "x,y=>x,y; ...", or pairs ((x, y), (x, y)) -> pairs. Raises ValueError for what is neither."""
     try:
@@ -315,8 +384,23 @@ class Call:
     result: Any = field(repr=False)
 
 
-@dataclass(frozen=True, eq=False)
-class Result:
+class Shown:
+    """What a notebook shows of something with an `image`: the picture, and below it what it is."""
+
+    image: Image.Image
+
+    def _repr_png_(self) -> bytes:
+        encoded = io.BytesIO()
+        self.image.save(encoded, "PNG")
+        return encoded.getvalue()
+
+    def _repr_html_(self) -> str:
+        data = base64.b64encode(self._repr_png_()).decode()
+        return f'<img src="data:image/png;base64,{data}" style="max-width:100%"><div>{html.escape(repr(self))}</div>'
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Result(Shown):
     """What a run made, whatever the method.
 
     source, image: PIL RGB at the input's size, before and after (source None: nothing went in). mask: PIL L at that
@@ -326,7 +410,9 @@ class Result:
     to do); times, clean: the timestep of each prediction of a stage, and the x_0 that it led to, outside a mask the
     source's. tensors: what else there is to see, by name. verdict: "found", "no difference", "given", "strength 0" or
     "edited" (no mask). evaluations (model rows) and seconds by stage. settings: all that decided the result.
-    given_mask, steering: as handed in, on the latent grid. calls: masks and paths, for reuse.
+    given_mask, steering: as handed in, on the latent grid. calls: masks and paths, for reuse. inside: of a run with
+    crop, what was made of the square alone, settings["crop_box"] = [left, top, right, bottom]; masks and tensors are
+    the whole picture's then, latent, stages, times and clean the square's. witness: what looked on.
     """
 
     method: str
@@ -350,6 +436,8 @@ class Result:
     sd: "StableDiffusion" = field(repr=False)
     given_mask: Tensor | None = field(default=None, repr=False)
     steering: Steering | None = field(default=None, repr=False)
+    inside: "Result | None" = field(default=None, repr=False)
+    witness: Any = field(default=None, repr=False)
 
     @property
     def seed(self) -> int:
@@ -390,6 +478,20 @@ class Result:
         place, sought = self.plan.functions.get(what), self.given_mask is None and self.verdict != "strength 0"
         own = {"path": bool(self.stages.get("encode")), "mask": sought}[what]
         return next((call.result for call in reversed(self.calls) if own and call.function == place), None)
+
+    def __repr__(self) -> str:
+        said = [self.method, repr(prompt) if len(prompt := self.prompt) <= 60 else repr(f"{prompt[:57]}...")]
+        said += [f"{self.image.width} x {self.image.height}", self.verdict]
+        said += [] if self.coverage is None else [f"mask {self.coverage:.0%}"]
+        said += [f"seed {self.seed}", f"{self.rows} rows", f"{sum(self.seconds.values()):.1f} s"]
+        return f"Result({', '.join(said)})"
+
+    @property
+    def prompt(self) -> str:
+        """The target, the instruction, or the targets of several pairs."""
+        from .files.metadata import prompt_of
+
+        return prompt_of(self.settings)
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the picture with its settings, as `minidiffedit edit` does."""
@@ -448,6 +550,7 @@ class Job:
         self.known: Sequence[Call] = ()
         self.bitwise, self.calls = False, list[Call]()
         self.watch: Watch | None = None
+        self.witness: Any = None  # see views/witness.py
         self.x0: Tensor = torch.empty(0)  # until `prepare`
         self.texts: dict[str, Tensor] = {}
         self.begun = 0
@@ -473,6 +576,8 @@ class Job:
 
     def raw_eps(self, x: Tensor, t: int, texts: Sequence[Any], **hooks: Any) -> list[Tensor]:
         """Predictions in the model's own dtype, counted and watched."""
+        if self.witness:
+            hooks = self.witness.hooks(self.now, x, t, texts, hooks)
         predictions = self.sd.eps(x, t, texts, **hooks)
         if self.now in ("encode", "decode", "generate"):
             self.saw(x.detach(), t, [one.detach() for one in predictions])
@@ -545,12 +650,13 @@ class Job:
     def prepare(self, x0: Tensor | None = None) -> None:
         """Texts and the picture's latent, unless it is known, before any loop."""
         self.begun = self.sd.evaluations
-        prompts = [""]
-        for name, value in self.plan.given.items():
-            kind = GIVEN[name].kind
-            prompts += [value] if kind == "text" else [one for pair in value for one in pair] if kind == "pairs" else []
+        asked, syntax = dict.fromkeys(["", *texts_of(self.plan.given)]), self.plan.settings["prompt_syntax"]
         with self.stage("text"):
-            self.texts = {prompt: self.sd.text([prompt]) for prompt in dict.fromkeys(prompts)}
+            self.texts = {text: self.sd.text([text], syntax) for text in asked}
+        if syntax != "plain":
+            self.texts = dict(zip(asked, prompts.same_length([*self.texts.values()], syntax)))
+        if self.witness:
+            self.witness.meet(self.texts, self.words_of)
         if self.picture:
             with self.stage("vae encode"):
                 self.x0 = self.encode(images.to_tensor(self.picture, self.at)) if x0 is None else x0
@@ -563,22 +669,48 @@ class Job:
         seed = self.plan.settings["seed"]
         return noises((self.sd.channels, h, w), 1, seed).to(self.sd.device), seed
 
+    def text(self, text: str) -> tuple[Tensor, Any]:
+        """A text's embedding; it is known by its letters, and unless they are plain by what else made it."""
+        syntax, found = self.plan.settings["prompt_syntax"], self.texts[text]
+        return found, text if syntax == "plain" else [syntax, found.shape[1], text]
+
+    def embedded(self, name: str) -> tuple[Tensor, Any]:
+        """What a text's embedding is made of, to be learned. Raises ValueError for a text with weights."""
+        text, syntax = self.plan.given[name], self.plan.settings["prompt_syntax"]
+        if prompts.spoken(text, syntax) != text:
+            raise ValueError(f"{self.plan.method} learns the vectors of {name}, which takes no weights, got {text!r}")
+        return self.sd.embed([text]), text
+
     def pairs(self, name: str) -> tuple[list[tuple[Tensor, Tensor]], Any]:
-        pairs = self.plan.given[name]
-        return [(self.texts[source], self.texts[target]) for source, target in pairs], pairs
+        both = [[self.text(text) for text in pair] for pair in self.plan.given[name]]
+        return [(source, target) for (source, _), (target, _) in both], [[key for _, key in pair] for pair in both]
 
     def words(self, name: str) -> tuple[Any, Any]:
         """Which positions the words of a text have, or those of pairs of texts, see methods/words.py."""
-        given, of = self.plan.given[name], partial(function_at("words:words_of"), self.sd.tokenizer)
+        given = self.plan.given[name]
+
+        def of(text: str) -> Any:
+            prompts.check_one_chunk(self.sd.tokenizer, text, self.plan.settings["prompt_syntax"])
+            return self.words_of(text)
+
         return of(given) if isinstance(given, str) else [[*map(of, pair)] for pair in given], given
 
+    def words_of(self, prompt: str) -> Any:
+        said = prompts.spoken(prompt, self.plan.settings["prompt_syntax"])
+        return function_at("words:words_of")(self.sd.tokenizer, said)
+
     def points(self) -> tuple[list[tuple[tuple[int, int], ...]], Any]:
-        """Places in pixels as cells (row, column) of the latent. Raises ValueError for one outside the picture."""
+        """`places` as whole cells."""
+        found, given = self.places()
+        return [tuple((int(row), int(column)) for row, column in pair) for pair in found], given
+
+    def places(self) -> tuple[list[tuple[tuple[float, float], ...]], Any]:
+        """Places in pixels as (row, column) of the latent, 0 at its edge. ValueError for one outside the picture."""
         given = self.plan.given["points"]
         (width, height), (w, h) = self.picture.size, (side // self.sd.factor for side in self.at)  # type: ignore[union-attr]
         if any(x >= width or y >= height for pair in places(given) for x, y in pair):
             raise ValueError(f"points must lie in the picture of {width} x {height} pixels, got {given!r}")
-        return [tuple((int(y * h / height), int(x * w / width)) for x, y in pair) for pair in places(given)], given
+        return [tuple((y * h / height, x * w / width) for x, y in pair) for pair in places(given)], given
 
     def mask(self) -> tuple[Tensor | None, Any]:
         """The mask as it is used: given or found, then steered; None where the method may do without."""
@@ -606,6 +738,10 @@ class Job:
         finite(call.result[call.result.top], "the encoding")
         return call.result, [call.function, call.given]
 
+    def pixels(self) -> Tensor:
+        assert self.picture
+        return images.to_tensor(self.picture, self.at).to(self.sd.device)
+
     def x0_outside(self) -> tuple[Tensor, Any]:
         """The latent of the picture with grey where the mask is not below one half."""
         assert self.picture
@@ -618,6 +754,19 @@ class Job:
         pixels = images.to_tensor(images.to_rgb(images.read_picture(self.plan.given[name])), self.at)
         return self.encode(pixels), [digest(channel) for channel in (pixels / 2 + 0.5).split(1, dim=1)]
 
+    def placed(self, what: str) -> tuple[Tensor, Any]:
+        """The reference's part laid into the mask's box, as large as fits: "placed", its latent, or "shape", where."""
+        assert self.picture
+        M, _ = self.input("mask")
+        given = {name: self.plan.given[name] for name in ("reference", "reference_mask")}
+        read = {name: images.read_picture(one) for name, one in given.items() if one is not None}
+        rows, columns = ([int(one) for one in M[0, 0].amax(dim).nonzero()] for dim in (1, 0))
+        box = [self.sd.factor * side for side in (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)]
+        laid, region = images.placed(self.picture.resize(self.at, Image.Resampling.LANCZOS), box, *read.values())
+        pixels, shape = images.to_tensor(laid, self.at), images.latent_mask(region, self.at, self.at, self.sd.factor)
+        known_by = [digest(one) for one in (*(pixels / 2 + 0.5).split(1, dim=1), shape)]
+        return shape.to(self.sd.device) if what == "shape" else self.encode(pixels), known_by
+
 
 # ---------------------------------------------------------------- the doors
 
@@ -628,6 +777,13 @@ def open_picture(sd: "StableDiffusion", image: Picture, size: int | None) -> tup
     return picture, images.working_size(picture.size, sd.side if size is None else size, sd.factor)
 
 
+def check_near(size: int | None, side: int) -> None:
+    """Warn of a size that the model was not trained at, nor near it."""
+    if size is not None and not side / 1.5 <= size <= side * 1.5:
+        effect = "things come twice" if size > side else "pictures come apart"
+        warnings.warn(f"size {size} is far from the {side} pixels that the model knows: {effect} there", stacklevel=3)
+
+
 def check_takes_picture(plan: Plan) -> Plan:
     """The plan. Raises ValueError for one that begins with noise alone."""
     if "x_T" in inputs_of(plan.system.edit):
@@ -635,11 +791,12 @@ def check_takes_picture(plan: Plan) -> Plan:
     return plan
 
 
-def check_fits(plan: Plan, sd: "StableDiffusion") -> None:
-    if plan.system.weights != sd.kind:
+def check_fits(plan: Plan, kind: str, name: str | None) -> None:
+    """Raise ValueError where a method needs weights of another kind."""
+    if plan.system.weights != kind:
         raise ValueError(
             f"{plan.method} needs {plan.system.weights} weights (a UNet with other input channels), and "
-            f"{sd.name or 'this model'} is {sd.kind}; give another --model"
+            f"{name or 'this model'} is {kind}; give another --model"
         )
 
 
@@ -658,12 +815,14 @@ def begin(
     steering: Steering | None = None,
     reuse: Sequence[Result] = (),
     watch: Watch | None = None,
+    witness: Any = None,
     bitwise: bool = False,
 ) -> Job:
     """A job with its picture, texts and given mask in hand; errors as `edit`."""
-    check_fits(plan, sd)
+    check_fits(plan, sd.kind, sd.name)
     check_takes_picture(plan)
     picture, at = open_picture(sd, image, plan.settings["size"])
+    check_near(plan.settings["size"], sd.side)
     job = Job(plan, sd, picture, at)
     if (mask := plan.given.get("mask")) is not None:
         job.given_mask = images.latent_mask(mask, picture.size, at, sd.factor).to(sd.device)
@@ -673,6 +832,7 @@ def begin(
     for one in reuse:
         check_same(one, sd, picture, at)
     job.known, job.watch, job.bitwise = [call for one in reuse for call in one.calls], watch, bitwise
+    job.witness = witness
     job.prepare(reuse[0].x0 if reuse else None)
     return job
 
@@ -687,11 +847,58 @@ def execute(plan: Plan, sd: "StableDiffusion", image: Picture, **options: Any) -
         job.verdict = "strength 0"
     else:
         M, _ = job.input("mask") if plan.masked else (None, None)
+        if M is not None and M.any() and (box := square_around(job, M)):
+            return edited_inside(job, M, box)
         if M is None or M.any():
             latent = finite(job.call("latent").result, "the edit")
     if latent is None:
         warnings.warn(f"nothing to edit: {nothing_to_edit(plan, job.verdict)}; the source comes back", stacklevel=3)
     return result_of(job, latent, M)
+
+
+def square_around(job: Job, M: Tensor) -> tuple[int, int, int, int] | None:
+    """The pixels (left, top, right, bottom) around a mask that the model works on alone, where that is asked for and
+    shows them larger than the whole picture would: around all of it, else around its largest piece.
+    """
+    assert job.picture
+    if not job.plan.settings.get("crop"):
+        return None
+    size, haze, side = job.picture.size, min(1 / 64, float(M.max())), 0
+    cells = M.ge(haze).float()
+    for inside in (cells, largest_piece(cells)):
+        spans = [inside[0, 0].any(axis).nonzero() for axis in (0, 1)]
+        ends = [(float(at.min()) * n / c, float(at.max() + 1) * n / c) for at, n, c in zip(spans, size, M.shape[:1:-1])]
+        side = round(max(high - low for low, high in ends) * (1 + 2 * job.plan.settings["crop_margin"]))
+        if (side := max(side, 8 * job.sd.factor)) <= MOST_CROPPED * min(size):
+            left, top = (min(max(round((a + b - side) / 2), 0), n - side) for (a, b), n in zip(ends, size))
+            if n := int((cells - inside).sum()):
+                warnings.warn(f"crop edits the mask's largest piece; {n} other cells may stay", stacklevel=4)
+            return left, top, left + side, top + side
+    said = f"the mask and its margin take {side} of {min(size)} pixels: crop gains nothing, the whole is worked on"
+    warnings.warn(said, stacklevel=4)
+    return None
+
+
+def edited_inside(job: Job, M: Tensor, box: tuple[int, int, int, int]) -> Result:
+    """The same plan on the square alone, under the mask as it was found or given, and pasted back."""
+    assert job.picture
+    whole = result_of(job, None, M)
+    places = {made: place for made, place in job.plan.functions.items() if made != "mask"}
+    given = job.plan.given | {"mask": images.grey_picture(M, job.picture.size).crop(box)}
+    mask = images.pixel_mask(job.plan.given.get("mask"), job.picture.size) if not job.steering else None
+    given |= {"mask": mask[box[1] : box[3], box[0] : box[2]]} if mask is not None else {}
+    plan = replace(job.plan, functions=places, given=given, settings=job.plan.settings | {"crop": False})
+    inside = execute(plan, job.sd, job.picture.crop(box), watch=job.watch)
+    image = job.picture.copy()
+    image.paste(inside.image, box)
+    pasted = Image.new("L", job.picture.size)
+    pasted.paste(inside.paste_mask or 255, box)
+    found: dict[str, Any] = {name: getattr(inside, name) for name in ("latent", "stages", "clean", "times")}
+    for name in ("evaluations", "seconds"):
+        one, two = getattr(whole, name), getattr(inside, name)
+        found[name] = {key: one.get(key, 0) + two.get(key, 0) for key in one | two}
+    settings = whole.settings | {"crop_box": [*box]}
+    return replace(whole, image=image, paste_mask=pasted, settings=settings, inside=inside, **found)
 
 
 def result_of(job: Job, latent: Tensor | None, M: Tensor | None) -> Result:
@@ -702,9 +909,11 @@ def result_of(job: Job, latent: Tensor | None, M: Tensor | None) -> Result:
         M = torch.zeros_like(job.x0[:, :1])
     if latent is not None:
         with job.stage("vae decode"):
-            image = images.to_picture(finite(sd.decode(latent), "the VAE"), picture.size if picture else job.at)
+            shown = job.tensors.pop("pixels", None)  # of a method that decodes for itself
+            shown = finite(sd.decode(latent) if shown is None else shown, "the VAE")
+            image = images.to_picture(shown, picture.size if picture else job.at)
         if M is not None and picture and plan.settings["paste"]:
-            feathered = images.paste_mask(M > 0, picture.size)  # soft values have blended in the latents already
+            feathered = images.paste_mask(M, picture.size)
             image = Image.composite(image, picture, feathered)
     if picture:
         image.info = dict(picture.info)
@@ -739,6 +948,7 @@ def result_of(job: Job, latent: Tensor | None, M: Tensor | None) -> Result:
         sd=sd,
         given_mask=job.given_mask,
         steering=job.steering,
+        witness=job.witness,
     )
 
 
@@ -752,21 +962,26 @@ def edit(
     mask: Picture | Tensor | None = None,
     negative_prompt: str | None = None,
     inversion: str | None = None,
+    mask_from: str | None = None,
     steering: Steering | None = None,
     reuse: Result | Sequence[Result] = (),
     watch: Watch | None = None,
+    witness: Any = None,
     bitwise: bool = False,
+    progress: bool = False,
     **options: Any,
 ) -> Result:
     """Edit a picture so that `target` describes it, changing as little as possible, by any method of the table.
 
     image: path, PIL image or uint8 array; its shorter side is resized to the model's training size (or `size`), and the
     result has the input's size. method: a name that `minidiffedit methods` lists, or INVERSION+EDITOR; inversion:
-    another one for the method. source: what the picture shows now. mask: path, PIL image, array or tensor at picture or
-    latent size, white = edited. steering: what to do with the mask, computed or given (see files/masks.py). options:
-    the method's own (`minidiffedit methods NAME`), and paste, seed, size: seed None draws one (with reuse: takes its).
-    reuse: earlier results on the same picture by the same model, whatever the method; what still holds of them is not
-    computed again (bitwise: only where that changes no bit). watch: called after each call of the model.
+    another one for the method; mask_from: another source of its mask ("words:horse"). source: what the picture shows
+    now. mask: path, PIL image, array or tensor at picture or latent size, white = edited; where none is given, the part
+    of the picture that is erased. steering: what to do with the mask, computed or given (see files/masks.py). options:
+    the method's own (`minidiffedit methods NAME`), and those of every run (`common`): seed None draws one (with reuse:
+    takes its). reuse: earlier results on the same picture by the same model, whatever the method; what still holds of
+    them is not computed again (bitwise: only where that changes no bit). watch: called after each call of the model.
+    witness: a `Witness`, which looks on at attention, for the page of the result. progress: show a bar on stderr.
 
     Where nothing is to edit the source comes back, and a warning says so. Raises ValueError for arguments and files it
     cannot use, before any weights are touched as far as it can, ArithmeticError for NaN.
@@ -774,10 +989,18 @@ def edit(
     earlier = [reuse] if isinstance(reuse, Result) else [*reuse]
     if earlier and options.get("seed") is None:
         options["seed"] = earlier[0].seed
+    if mask is None and "mask" in blank_plan(method, inversion).given and images.has_hole(image):
+        mask = image
     given = {"target": target, "source": source, "mask": mask, "negative_prompt": negative_prompt}
     given = {name: value for name, value in given.items() if value is not None}
-    settled = plan(method, inversion=inversion, **given, **options)
-    return execute(settled, sd, image, steering=steering, reuse=earlier, watch=watch, bitwise=bitwise)
+    settled = plan(method, inversion=inversion, mask_from=mask_from, **given, **options)
+    handles: dict[str, Any] = {"steering": steering, "reuse": earlier, "witness": witness, "bitwise": bitwise}
+    if not progress:
+        return execute(settled, sd, image, watch=watch, **handles)
+    from .progress import bar
+
+    with bar(settled, watch) as seen:
+        return execute(settled, sd, image, watch=seen, **handles)
 
 
 def resume(
@@ -786,6 +1009,7 @@ def resume(
     mask: Picture | Tensor | None = None,
     steering: Steering | None = None,
     watch: Watch | None = None,
+    witness: Any = None,
     **changes: Any,
 ) -> Result:
     """The edit again with some of `edit`'s arguments changed, equal to a fresh one to the model's rounding.
@@ -797,7 +1021,8 @@ def resume(
     mask = state.given_mask if kept else mask
     settled = replace(settled, given=settled.given | {"mask": mask} if settled.masked else settled.given)
     assert state.source  # only what worked on a picture is saved and goes on
-    done = execute(settled, state.sd, state.source, steering=steering or state.steering, reuse=[state], watch=watch)
+    handles: dict[str, Any] = {"steering": steering or state.steering, "watch": watch, "witness": witness}
+    done = execute(settled, state.sd, state.source, reuse=[state], **handles)
     if kept and "mask" in state.settings:
         done.settings["mask"] = state.settings["mask"]  # which may name the file
     return done
@@ -837,6 +1062,20 @@ def execute_mask(settled: Plan, sd: "StableDiffusion", image: Picture, **options
     return replace(done, evaluations={"mask": done.evaluations["mask"]})
 
 
+@torch.no_grad()
+def execute_path(settled: Plan, sd: "StableDiffusion", image: Picture, **options: Any) -> Result:
+    """Run a plan as far as its path; options as in `begin`. The result's image is the source."""
+    job = begin(settled, sd, image, **options)
+    job.input("path")
+    done = result_of(job, None, None)
+    return replace(done, evaluations={"encode": done.evaluations["encode"]})
+
+
+def plan_words(source: str, **options: Any) -> Plan:
+    """A plan whose path goes up under the source: what it looks for is asked by `minidiffedit words`."""
+    return plan("reconstruction", source=source, encode_text="source", **{"strength": 1.0} | options)
+
+
 def generate(
     sd: "StableDiffusion",
     prompt: str,
@@ -857,7 +1096,8 @@ def execute_without_picture(
     settled: Plan, sd: "StableDiffusion", size: tuple[int | None, int | None], watch: Watch | None = None
 ) -> Result:
     """Run a plan that starts from noise; size: (width, height) in pixels, None: the training size."""
-    check_fits(settled, sd)
+    check_fits(settled, sd.kind, sd.name)
+    check_near(min((side for side in size if side), default=None), sd.side)
     job = Job(settled, sd, None, picture_size(*size, sd.side, sd.factor))
     job.watch = watch
     job.prepare()

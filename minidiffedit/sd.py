@@ -1,7 +1,7 @@
 """Stable Diffusion v1 (Rombach et al., 2112.10752) as four verbs: text, encode, decode, eps."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -12,10 +12,13 @@ from . import fast
 from .attention import Attend, Feature, Tap, backend, sdpa
 from .checkpoint import Checkpoint, load_network, open_checkpoint
 from .clip import CLIPText
-from .ddim import whole
+from .ddim import alpha_bar, whole
 from .fast import choose_device, choose_dtype
-from .files.configs import Kind, kinds
-from .files.hub import find_model
+from .files.addons import LearnedWords, with_add_ons
+from .files.configs import Kind, Prediction, kinds
+from .files.hub import find_model, find_vae
+from .learnable import Learnable
+from .prompts import many
 from .tokenizer import Tokenizer
 from .unet import UNet
 from .vae import VAE
@@ -28,14 +31,14 @@ GIVEN: dict[Kind, str] = {
 }
 
 
-class StableDiffusion:
+class StableDiffusion(Learnable):
     """The three networks and the tokenizer on one device, in one dtype.
 
     `evaluations` counts UNet rows (texts x latents) since construction, `gradients` those of them with a gradient;
     `side` is the picture size of training in pixels, `factor` the pixels per latent cell, `channels` a cell's numbers,
     `scale` what they were multiplied by, `further` what the UNet reads beside them, `coarsest` the coarsest level that
-    reads the text. `kind` is what the UNet was trained for: "base", "inpainting" or
-    "instruct" (InstructPix2Pix). `attend` replaces the UNet's attention (see attention.py).
+    reads the text. `kind` is what the UNet was trained for: "base", "inpainting" or "instruct" (InstructPix2Pix),
+    `prediction` what it predicts: "epsilon" or "v". `attend` replaces the UNet's attention (see attention.py).
     """
 
     def __init__(self, unet: UNet, vae: VAE, clip: CLIPText, tokenizer: Tokenizer, attend: Attend = sdpa):
@@ -46,7 +49,8 @@ class StableDiffusion:
         self.scale: float = vae.config.scaling_factor
         self.coarsest: int = len(unet.config.block_out_channels) - 2
         self.side, self.further, self.kind = side * self.factor, inputs - self.channels, kinds(self.channels)[inputs]
-        self.evaluations, self.gradients, self.low_memory, self.name = 0, 0, False, ""
+        self.evaluations, self.gradients, self.low_memory, self.name, self.vae_name = 0, 0, False, "", ""
+        self.prediction: Prediction = "epsilon"
         self.checkpoint: Checkpoint | None = None  # what `load` was asked for, and found
 
     @classmethod
@@ -54,21 +58,26 @@ class StableDiffusion:
         cls,
         model: str | Path,
         *,
+        vae: str | Path | None = None,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
         revision: str | None = None,
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
         variant: str | None = None,
+        lora: Sequence[str | Path | tuple[str | Path, float]] = (),
+        embeddings: Sequence[str | Path] = (),
         attention: str = "auto",
         compile: bool = False,
         low_memory: bool = False,
     ) -> "StableDiffusion":
-        """model: a folder in the hub's layout, a single .safetensors file, or a hub id "owner/name".
+        """model: a folder in the hub's layout, a single .safetensors file, a hub id "owner/name", or "mini".
 
+        vae: another VAE of the model's latents: a file, a folder or a hub id, of a VAE alone or of a whole model.
         device: "auto" (CUDA if there is one, else CPU) or torch's. dtype: "auto" (see choose_dtype), "float32",
         "float16", "bfloat16" or torch's. variant: None, "fp16" or "non_ema" of a folder's files. revision, cache_dir,
-        local_files_only: for hub ids. attention: "auto", "sdpa" or "triton" (see attention.py). compile: by
+        local_files_only: for hub ids. lora: files, "x.safetensors:0.8" or (path, scale); embeddings: files of learned
+        words (see files/addons.py). attention: "auto", "sdpa" or "triton" (see attention.py). compile: by
         torch.compile, minutes at the first call of each shape. low_memory: one network at a time is in memory, read
         again when it is needed. Raises ValueError for anything that is not SD v1, before its weights are read, for NaN
         weights, and for what this machine cannot do; OSError when the hub cannot give the files.
@@ -76,22 +85,28 @@ class StableDiffusion:
         device = choose_device(device)
         fast.check_options(device, compile, low_memory)
         nearest = choose_dtype(dtype, device)
-        path = find_model(str(model), revision, cache_dir, local_files_only, variant, half=nearest != torch.float32)
-        found = open_checkpoint(path, variant=variant, dtype=nearest)
+        half = nearest != torch.float32
+        path = find_model(str(model), revision, cache_dir, local_files_only, variant, half)
+        other = None if vae is None else find_vae(str(vae), cache_dir, local_files_only, half)
+        found = open_checkpoint(path, variant=variant, dtype=nearest, vae=other)
+        found = with_add_ons(found, lora, embeddings)
         parameters = sum(shape.numel() for part in found.parts.values() for shape in part.shapes.values())
         dtype = choose_dtype(dtype, device, parameters)
-        attend, tokenizer = backend(attention, device, dtype), Tokenizer(found.tokenizer)
+        attend, tokenizer = backend(attention, device, dtype), LearnedWords(found.tokenizer, found.words)
         makes = [partial(load_network, n, found.configs[n], found.parts[n], device, dtype) for n in found.parts]
         # The largest first: while it is cast, little else is in memory.
-        unet, vae, clip = fast.one_at_a_time(makes) if low_memory else (make() for make in makes)
+        unet, coder, clip = fast.one_at_a_time(makes) if low_memory else (make() for make in makes)
         if compile:
-            unet, vae = fast.CompiledUNet(unet), fast.compiled_vae(vae)
-        sd = cls(unet, vae, clip, tokenizer, attend)
-        sd.name, sd.checkpoint, sd.low_memory = str(model), found, low_memory
+            unet, coder = fast.CompiledUNet(unet), fast.compiled_vae(coder)
+        sd = cls(unet, coder, clip, tokenizer, attend)
+        sd.name, sd.checkpoint, sd.low_memory = str(model).removeprefix("hub:"), found, low_memory
+        sd.vae_name, sd.prediction = str(vae or "").removeprefix("hub:"), found.prediction
         return sd
 
-    def text(self, prompts: Sequence[str]) -> Tensor:
-        """n prompts -> (n, 77, width), the model's dtype. Warns over 75 tokens; ValueError for what is no text."""
+    def text(self, prompts: Sequence[str], syntax: str = "plain") -> Tensor:
+        """n prompts -> (n, 77, width); with another syntax (prompts.py) (n, 77 k, width). ValueError for no text."""
+        if syntax != "plain":
+            return many(prompts, syntax, self.tokenizer, self.clip, self.device)
         return self.clip(self.tokenizer(prompts).to(self.device))
 
     def encode(self, image: Tensor) -> Tensor:
@@ -124,13 +139,15 @@ class StableDiffusion:
         tap: Tap | None = None,
         feature: Feature | None = None,
         given: Tensor | None = None,
+        deltas: Mapping[str, Tensor] | None = None,
     ) -> list[Tensor]:
-        """x_t (b, 4, h, w) at timestep t in 0..999; texts: k tensors (1 or b, 77, width) -> k predictions of the noise,
+        """x_t (b, 4, h, w) at timestep t in 0..999; texts: k tensors (1 or b, 77 n, width) -> k predictions of noise,
         each (b, 4, h, w) in the model's dtype, from one UNet call of k b rows (which `evaluations` counts).
 
         tap stands in for every attention, feature sees and may change what the layers make (see attention.py); their
         rows are all latents under the first text, then under the second. given (1 or b, further, h, w): what the UNet
-        reads behind each latent (see GIVEN). Raises ValueError for texts, t and given that do not fit.
+        reads behind each latent (see GIVEN). deltas: what is added to weights of the UNet in this call alone, by name.
+        Raises ValueError for texts, t and given that do not fit.
         """
         b = len(x_t)
         if not texts or not b or any(len(text) not in (1, b) for text in texts):
@@ -140,7 +157,10 @@ class StableDiffusion:
         x = self.with_given(x_t, given).to(self.device, self.dtype)
         attend = self.attend if tap is None else partial(tap, self.attend)
         hooks = (attend,) if feature is None else (attend, feature)
-        predictions = self.unet(x, t, text, *hooks)
+        predictions = (self.with_deltas(deltas) if deltas else self.unet)(x, t, text, *hooks)
+        if self.prediction == "v":  # v = sqrt(a) eps - sqrt(1 - a) x0 (Salimans and Ho, 2202.00512, appendix D)
+            a, z = alpha_bar()[t], torch.cat([x_t] * len(texts)).to(self.device, torch.float32)
+            predictions = (a**0.5 * predictions.float() + (1 - a) ** 0.5 * z).to(self.dtype)
         self.evaluations += len(predictions)
         self.gradients += len(predictions) * predictions.requires_grad
         return list(predictions.chunk(len(texts)))
@@ -148,8 +168,7 @@ class StableDiffusion:
     def with_given(self, x_t: Tensor, given: Tensor | None) -> Tensor:
         """x_t (b, 4, h, w), with given behind it where the UNet reads more than the latent: (b, 4 + further, h, w)."""
         got = None if given is None else tuple(given.shape)
-        rows = sorted({1, len(x_t)})
-        fitting = [(n, self.further, *x_t.shape[2:]) for n in rows] if self.further else [None]
+        fitting = [(n, self.further, *x_t.shape[2:]) for n in sorted({1, len(x_t)})] if self.further else [None]
         if got not in fitting:
             expected = " or ".join(str(shape) for shape in fitting)
             raise ValueError(f"given must be {expected} with {self.kind} weights, got {got}: {GIVEN[self.kind]}")

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
+from typing import NamedTuple
 
 import tokenizers
 import torch
@@ -78,6 +79,10 @@ def read_words(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
     raise ValueError(f"{folder}: neither vocab.json with merges.txt nor tokenizer.json is there")
 
 
+# A token: its id, whether a word ends with it, and where it stands in the text.
+Token = NamedTuple("Token", [("id", int), ("ends", bool), ("start", int), ("stop", int)])  # noqa: UP014
+
+
 class Tokenizer:
     """Tokenizer()(["a horse"]) -> (1, 77) int64.
 
@@ -90,6 +95,12 @@ class Tokenizer:
         if source is not None and (found := read_words(Path(source))) != (vocab, merges):
             raise ValueError(f"{source}: not CLIP's tokenizer ({len(found[0])} tokens and {len(found[1])} merges)")
         self.bpe = build_bpe(vocab, merges)
+
+    def encode(self, text: str) -> list[Token]:
+        """The begin token, the text's, however many, and the end token."""
+        found = self.bpe.encode(text)
+        ends = (spelled.endswith(("</w>", BOS_TEXT, EOS_TEXT)) for spelled in found.tokens)
+        return [Token(i, end, *span) for i, end, span in zip(found.ids, ends, found.offsets)]
 
     def __call__(self, prompts: Sequence[str]) -> Tensor:
         """n prompts -> (n, 77) int64: BOS, at most 75 tokens, EOS, padded with EOS.
@@ -107,11 +118,10 @@ class Tokenizer:
             prompt.encode()
         except UnicodeEncodeError as error:
             raise ValueError(f"the prompt {prompt!r} holds half a character (a lone surrogate)") from error
-        encoding = self.bpe.encode(prompt)
-        ids = encoding.ids
+        tokens = self.encode(prompt)
+        ids = [token.id for token in tokens]
         if len(ids) > LENGTH:
-            start = encoding.offsets[LENGTH - 1][0]
-            lost = prompt[start:].strip()
+            lost = prompt[tokens[LENGTH - 1].start :].strip()
             warnings.warn(f"the prompt has {len(ids) - 2} tokens, 75 fit; cut off: {lost!r}", stacklevel=3)
             ids = [*ids[: LENGTH - 1], EOS]
         return ids + [EOS] * (LENGTH - len(ids))

@@ -1,3 +1,4 @@
+import os
 import sys
 from pathlib import Path
 
@@ -17,6 +18,12 @@ settings.load_profile("steady")
 torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_rates(tmp_path_factory):
+    """What runs take here is remembered apart from the user's own."""
+    os.environ["MINIDIFFEDIT_CACHE"] = str(tmp_path_factory.mktemp("rates"))
+
+
 @pytest.fixture(scope="session")
 def sd():
     """One tiny model for tests that only read it."""
@@ -32,6 +39,15 @@ def inpainting():
 @pytest.fixture(scope="session")
 def picture():
     return tiny.picture()
+
+
+@pytest.fixture
+def small_single_files(monkeypatch):
+    """A single file carries no config, SD v1's is assumed: here the tiny one."""
+    from minidiffedit.files.configs import KINDS
+
+    for network, config in zip(tiny.FILES, (tiny.UNET, tiny.VAE_, tiny.CLIP)):
+        monkeypatch.setitem(KINDS, network, lambda config=config: config)
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 import json
 import struct
 from pathlib import Path
+from typing import Any
 
 import tiny
 import torch
@@ -41,9 +42,10 @@ def entry(shape: list[int], begin: int = 0, dtype: str = "F32") -> dict[str, obj
     return {"dtype": dtype, "shape": shape, "data_offsets": [begin, begin + size]}
 
 
-def hollow(path: Path, entries: Entries) -> Path:
+def hollow(path: Path, entries: Entries, metadata: dict[str, str] | None = None) -> Path:
     """A sound file whose data are a hole on the disk: full size in the header, no bytes."""
-    header, end = {}, 0
+    header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+    end = 0
     for key, (shape, dtype) in entries.items():
         header[key] = entry(shape, end, dtype)
         end = header[key]["data_offsets"][1]
@@ -72,7 +74,8 @@ def single_state() -> dict[str, torch.Tensor]:
     return state
 
 
-def save(path: Path, state: dict[str, torch.Tensor]) -> Path:
+def save(path: Path, state: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, path, {"format": "pt"})
+    metadata = {"format": "pt"} | (metadata or {})
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, path, metadata)
     return path

@@ -73,7 +73,7 @@ def made_up(
         source=source,
         image=image if y else source,
         mask=mask_picture(M, picture),
-        paste_mask=paste_mask(M > 0, picture) if y else None,
+        paste_mask=paste_mask(M, picture) if y else None,
         x0=x[0],
         latent=decoded[-1] if y else x[0],
         latent_mask=M,

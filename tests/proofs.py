@@ -8,10 +8,14 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
+import tiny
+import torch
 from mutants import mutant, run
+from stubs import latent
 
+from minidiffedit import StableDiffusion, Tokenizer
 from minidiffedit.cost import cost
-from minidiffedit.run import execute, plan
+from minidiffedit.run import blank_plan, execute, plan
 from minidiffedit.tokenizer import build_vocab, packaged_merges
 
 TEXTS = {"source": "a horse", "target": "a zebra"}
@@ -19,7 +23,8 @@ TEXTS = {"source": "a horse", "target": "a zebra"}
 
 def edited(sd, picture, method, **arguments):
     """The result of a method, after it was seen that its rows were predicted and that one seed gives the same bits."""
-    settled = plan(method, **{"seed": 0, "steps": 10} | arguments)
+    few = {"seed": 0} | ({"steps": 10} if "steps" in blank_plan(method).options else {})
+    settled = plan(method, **few | arguments)
     before = sd.evaluations
     done = execute(settled, sd, picture)
     assert cost(settled) == done.evaluations and sd.evaluations - before == done.rows > 0
@@ -54,3 +59,32 @@ def pipeline(kind, folder, tmp_path, **options):
     peer.scheduler = options.get("scheduler", DDIMScheduler).from_config(config)
     peer.set_progress_bar_config(disable=True)
     return peer
+
+
+def is_the_slope(gradients, at, loss, rel=1e-5, size=1e-5):
+    """The gradients of a loss in some tensors, float64, are its finite differences along random directions."""
+    with torch.no_grad():
+        for seed in range(3):
+            steps = [size * latent(*one.shape, seed=100 * seed + i) for i, one in enumerate(at)]
+            high, low = ([one + sign * step for one, step in zip(at, steps)] for sign in (1, -1))
+            slope = float(loss(*high) - loss(*low)) / 2
+            assert float(sum((g * s).sum() for g, s in zip(gradients, steps))) == pytest.approx(slope, rel=rel)
+
+
+def checked_slopes(module, monkeypatch):
+    """From now on each gradient that a method's module asks for is compared; a list of the losses' values."""
+    plain, values = module.slopes, []
+
+    def slopes(loss, at):
+        value, gradients = plain(loss, at)
+        is_the_slope(gradients, at, loss)
+        values.append(float(value))
+        return value, gradients
+
+    monkeypatch.setattr(module, "slopes", slopes)
+    return values
+
+
+def double():
+    """The tiny model in float64."""
+    return StableDiffusion(*(network.double() for network in tiny.networks()), Tokenizer())

@@ -53,8 +53,10 @@ class Model(StableDiffusion):
 
     Each row of a prediction depends on its latent, its text and the timestep alone; where two texts differ lies
     with the texts. Taps see a cross-attention at the coarsest level and a self-attention at the finest, whose output
-    features see.
+    features see, beside two blocks, the middle and what enters the decoder's finest level. Of weights there is one.
     """
+
+    projections = {"attn1.to_q.weight": (4, 4)}  # noqa: RUF012
 
     def __init__(self, kind="base"):
         self.kind, self.name, self.checkpoint, self.low_memory = kind, "a stand-in", None, False
@@ -71,9 +73,17 @@ class Model(StableDiffusion):
     def tokenizer(self):
         return Tokenizer()
 
-    def text(self, prompts):
+    def text(self, prompts, syntax="plain"):
         seeds = [zlib.crc32(prompt.encode()) for prompt in prompts]
         return torch.cat([latent(1, 77, 8, seed=seed, dtype=torch.float32) for seed in seeds])
+
+    def exceptional(self):
+        return self.text(["an exceptional prompt"])
+
+    embed = text
+
+    def transform(self, embedded):
+        return embedded + 0
 
     def encode(self, image):
         cells = F.avg_pool2d(image, self.factor)
@@ -82,18 +92,23 @@ class Model(StableDiffusion):
     def decode(self, latent):
         return F.interpolate(latent[:, :3], scale_factor=self.factor)
 
-    def eps(self, x, t, texts, *, tap=None, feature=None, given=None):
+    def eps(self, x, t, texts, *, tap=None, feature=None, given=None, deltas=None):
         given = self.with_given(x, given)[:, 4:]
         b, _, h, w = x.shape
         words = torch.cat([text.expand(b, -1, -1) for text in texts]).float()[:, None]
         x, text = torch.cat([x.float()] * len(texts)), words.mean((1, 2))[:, :4]
+        if feature is not None:
+            middle = F.adaptive_avg_pool2d(x, [-(-side // 8) for side in (h, w)])
+            x = x + F.interpolate(feature(Site("mid", 3, 0, "block"), middle) - middle, (h, w))
+            x = feature(Site("up", 1, 2, "block"), x)
         attend = sdpa if tap is None else partial(tap, sdpa)
         low = [-(-side // 2**self.coarsest) for side in (h, w)]
         cells = F.adaptive_avg_pool2d(x, low).flatten(2).transpose(1, 2)[:, None].repeat(1, 1, 1, 2)
         said = attend(Site("up", self.coarsest, 0, "cross"), cells, words, words)[:, 0, :, :4]
         said = F.interpolate(said.transpose(1, 2).unflatten(2, low), (h, w))
         site, tokens = Site("up", 0, 0, "self"), x.flatten(2).transpose(1, 2)[:, None]
-        out = attend(site, tokens, tokens + text[:, None, None], tokens)[:, 0]
+        q = tokens + tokens @ deltas["attn1.to_q.weight"].T if deltas else tokens
+        out = attend(site, q, tokens + text[:, None, None], tokens)[:, 0]
         out = (out if feature is None else feature(site, out)).transpose(1, 2).unflatten(2, (h, w))
         down, right = torch.linspace(0, 1, h)[:, None] ** 2, torch.linspace(0, 1, w) ** 2
         corners = torch.stack([down * right, (1 - down) * right, down * (1 - right), (1 - down) * (1 - right)])

@@ -273,6 +273,22 @@ def test_seeds_follow_from_the_content_alone(here):
     assert seed() != seed(image="copy.png")
 
 
+def test_seeds_follow_from_all_that_is_asked(here):
+    """Not from the picture alone where a method reads an instruction, pairs, points or another picture."""
+
+    def seed(method, **row):
+        return settle(Row(1, {"image": "a.png", "method": method} | row, {}), Path()).plan.settings["seed"]
+
+    for method, key, values in [
+        ("instruct-pix2pix", "instruction", ("make it blue", "make it red")),
+        ("diffedit-regions", "edits", ([["s", "t"]], [["s", "u"]])),
+        ("sde-drag", "points", ("1,1=>9,9", "1,1=>9,8")),
+        ("cross-image-attention", "reference", ("b.png", "m.png")),
+    ]:
+        one, other = (seed(method, **{key: value}) for value in values)
+        assert one != other and one == seed(method, **{key: values[0]}), method
+
+
 # ---------------------------------------------------------------- going on
 
 
@@ -490,6 +506,64 @@ def test_csv_jsonl_and_folders_say_the_same(here):
     assert [(row.number, row.image) for row in read_manifest(Path("pictures"), {})] == [(1, "a.png"), (2, "b.PNG")]
     shutil.copy("rows.csv", "pictures/manifest.csv")
     assert read_manifest(Path("pictures"), {"source": "s"}) == same
+
+
+def test_a_folder_says_what_it_leaves_out_and_finds_masks(here, recwarn):
+    """NAME_mask beside NAME is its mask, an odd one a picture; with a folder of masks all are pictures."""
+    for name in ("pictures/old", "masks"):
+        Path(name).mkdir(parents=True)
+    for name in ("a.png", "b.png", "a_mask.png", "face_mask.png"):
+        shutil.copy("a.png", Path("pictures", name))
+    picture(3).save("pictures/c.bmp")
+    Path("pictures/notes.txt").write_text("x")
+    shutil.copy("m.png", "masks/b.png")
+    shutil.copy("m.png", "masks/c_mask.png")
+
+    def rows(*options):
+        return {row.image: row.own.get("mask") for row in read_manifest(Path("pictures"), *options)}
+
+    assert rows({}) == {"a.png": "a_mask.png", "b.png": None, "c.bmp": None, "face_mask.png": None}
+    (said,) = (str(one.message) for one in recwarn)
+    assert "2 left out" in said and "notes.txt" in said and "old/" in said
+    masks = Path("masks").absolute()
+    found = rows({}, Path("masks"))
+    assert (found["b.png"], found["c.bmp"], found["a.png"]) == (masks / "b.png", masks / "c_mask.png", None)
+    assert "a_mask.png" in found and any("3 of 5 pictures have no mask" in str(one.message) for one in recwarn)
+    recwarn.clear()
+    assert set(rows({"method": "masactrl"}).values()) == {None}
+    assert any("3 left out" in str(one.message) and "a_mask.png" in str(one.message) for one in recwarn)
+    with pytest.raises(ValueError, match="folder of pictures"):
+        read_manifest(Path("m.jsonl"), {}, Path("masks"))
+
+
+def test_masks_beside_pictures_are_their_masks(here, folder, capsys):
+    Path("pictures").mkdir()
+    shutil.copy("a.png", "pictures/a.png")
+    shutil.copy("m.png", "pictures/a_mask.png")
+    assert ran(capsys, folder, "--target", "a zebra", manifest="pictures")["made"] == 1
+    (record,) = table("out/results.jsonl")
+    assert record["verdict"] == "given" and len(record["settings"]["mask"]) == 10
+    Path("masks").mkdir()
+    shutil.copy("m.png", "masks/a.png")
+    assert ran(capsys, folder, "--target", "a zebra", "--masks", "masks", manifest="pictures", out="two")["made"] == 2
+
+
+def test_a_text_that_a_method_does_not_take_is_left_out_with_a_word(here, folder, capsys):
+    """As eval and sheet do: a column of captions serves the methods that read it. Other columns are refused."""
+    jsonl("m.jsonl", [{"image": "a.png", "method": "sdedit", "target": "t", "source": "s"}])
+    assert ran(capsys, folder)["made"] == 1
+    (record,) = table("out/results.jsonl")
+    assert record["warnings"] == ["sdedit takes no source: left out"] and "source" not in record["settings"]
+
+
+def test_an_erased_part_is_the_rows_mask(here, folder, capsys):
+    erased = picture(0).convert("RGBA")
+    erased.paste((0, 0, 0, 0), (16, 8, 40, 32))
+    erased.save("a.png")
+    jsonl("m.jsonl", [{"image": "a.png", "method": "user-mask", "target": "t"}])
+    assert ran(capsys, folder)["made"] == 1
+    (record,) = table("out/results.jsonl")
+    assert record["verdict"] == "given" and any("erased" in one for one in record["warnings"])
 
 
 def test_a_folder_of_pictures_and_options_for_all(here, folder, capsys):

@@ -1,13 +1,20 @@
 """Blended latent diffusion: the picture outside, at every level and at the end; a plain run where all is inside."""
 
+import copy
+
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from proofs import edited, turns_red
 from stubs import ALPHA_BAR, Counting, gaussian, latent
 from tiny import box
 
 from minidiffedit import levels, noises
+from minidiffedit.attention import sdpa
+from minidiffedit.files.images import to_tensor
 from minidiffedit.methods import blended_latent as B
+from minidiffedit.methods import decoder_fit as D
 from minidiffedit.methods.replay import replay
 from minidiffedit.path import Path
 
@@ -86,7 +93,46 @@ def test_on_a_picture(sd, picture):
     assert torch.equal(done.latent[outside], done.x0[outside]) and not torch.equal(done.latent, done.x0)
 
 
+def test_a_decoder_is_fitted_to_one_picture_as_torch_would(sd, picture):
+    """The same loss and Adam on a copy of the decoder, by torch; what was there before is not touched."""
+    pixels = to_tensor(picture, (88, 72))
+    x0, M = sd.encode(pixels), torch.zeros(1, 1, 9, 11)
+    M[..., 3:7, 2:8] = 1
+    before = {name: p.clone() for name, p in sd.vae.named_parameters()}
+    ours = D.fitted(sd.vae, x0, pixels, M, 4)
+    decoder, z = copy.deepcopy(sd.vae.decoder).requires_grad_(), sd.vae.post_quant_conv(x0 / 0.18215)
+    first, inside = decoder(z, sdpa).detach(), F.interpolate(M, (72, 88))
+    optimiser = torch.optim.Adam(decoder.parameters(), lr=1e-4)
+    for _ in range(4):
+        shown = decoder(z, sdpa)
+        loss = ((shown - first) * inside).square().mean() + 100 * ((shown - pixels) * (1 - inside)).square().mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    torch.testing.assert_close(ours, decoder(z, sdpa).detach(), rtol=1e-4, atol=1e-5)
+    assert (ours - first).abs().max() > 1e-3
+    assert all(torch.equal(p, before[name]) and not p.requires_grad for name, p in sd.vae.named_parameters())
+    assert torch.equal(D.fitted(sd.vae, x0, pixels, M, 0), first)
+
+
+def test_the_fit_brings_the_outside_nearer_and_leaves_no_trace(sd, picture):
+    given = {"target": "a zebra", "mask": box(), "paste": False}
+    plain = edited(sd, picture, "blended-latent-diffusion", **given)
+    done = edited(sd, picture, "blended-latent-diffusion", **given, fit_steps=12)
+    again = edited(sd, picture, "blended-latent-diffusion", **given)
+    assert torch.equal(done.latent, plain.latent) and again.image.tobytes() == plain.image.tobytes()
+    far = np.asarray(picture, dtype=float)[50:], np.asarray(plain.image)[50:], np.asarray(done.image)[50:]
+    assert ((far[2] - far[0]) ** 2).mean() < 0.98 * ((far[1] - far[0]) ** 2).mean()
+    assert done.rows == plain.rows and "pixels" not in done.tensors
+
+
 MUTATIONS = {
+    "what is inside counts for nothing": ("decoder_fit:fitted", "inside.square().mean() + ", "",
+        test_a_decoder_is_fitted_to_one_picture_as_torch_would),
+    "the outside counts once": ("decoder_fit:fitted", "OUTSIDE *", "",
+        test_a_decoder_is_fitted_to_one_picture_as_torch_would),
+    "no correction of the beginning": ("decoder_fit:fitted", "/ (1 - 0.9**k)", "",
+        test_a_decoder_is_fitted_to_one_picture_as_torch_would),
     "the last blend under noise": ("blended_latent:blended_latent", "if j > 1 else x0", "",
         test_nothing_inside_is_the_picture_and_all_inside_a_plain_run),
     "the level left": ("blended_latent:blended_latent", "vp_noised(x0, next(draw).to(x0), a[j - 1])",
@@ -99,5 +145,6 @@ MUTATIONS = {
 
 
 @pytest.mark.parametrize("name", MUTATIONS)
-def test_mutation_turns_a_test_red(name, monkeypatch):
-    turns_red(__name__, "B", *MUTATIONS[name], monkeypatch)
+def test_mutation_turns_a_test_red(name, sd, picture, monkeypatch):
+    module = "D" if MUTATIONS[name][0].startswith("decoder_fit") else "B"
+    turns_red(__name__, module, *MUTATIONS[name], monkeypatch, sd=sd, picture=picture)

@@ -136,11 +136,17 @@ def damaged_ids(state):
     state["text_encoder"]["text_model.embeddings.position_ids"] = torch.full((3,), torch.nan)
 
 
+def renamed_group_norm(state):
+    state["vae"] = rename(state["vae"], *OLD[:2])  # some under the old names, some under the new
+
+
 def doubles(state):
     state["unet"] = {key: tensor.double() for key, tensor in state["unet"].items()}
 
 
-@pytest.mark.parametrize("change", [old_names, convolutions, flat, leftovers, float_ids, damaged_ids, doubles])
+@pytest.mark.parametrize(
+    "change", [old_names, convolutions, flat, leftovers, float_ids, damaged_ids, renamed_group_norm, doubles]
+)
 def test_folder_variations_load_to_the_same_tensors(change, tmp_path, reference):
     state = states()
     change(state)
@@ -175,15 +181,13 @@ SINGLES = {
     "NovelAI's text encoder": lambda state: rename(state, ("transformer.text_model.", "transformer.")),
     "matrices in the VAE": lambda state: {k: t[:, :, 0, 0] if "attn_1" in k and t.ndim > 1 else t
                                           for k, t in state.items()},
+    "diffusers' names in the VAE": lambda state: rename(state, *((f"attn_1{old}", f"attn_1{new}") for old, new in (
+        (".q.", ".to_q."), (".k.", ".to_k."), (".v.", ".to_v."), (".proj_out.", ".to_out.0.")))),
+    "those and its norm's": lambda state: rename(state, *((f"attn_1{old}", f"attn_1{new}") for old, new in (
+        (".q.", ".query."), (".k.", ".key."), (".v.", ".value."), (".proj_out.", ".proj_attn."), (".norm.",
+        ".group_norm.")))),
     "sorted otherwise": lambda state: dict(reversed(state.items())),
 }  # fmt: skip
-
-
-@pytest.fixture
-def small_single_files(monkeypatch):
-    """A single file carries no config, SD v1's is assumed: here the tiny one."""
-    for network, config in zip(tiny.FILES, (tiny.UNET, tiny.VAE_, tiny.CLIP)):
-        monkeypatch.setitem(KINDS, network, lambda config=config: config)
 
 
 @pytest.mark.parametrize("change", SINGLES)
@@ -191,6 +195,63 @@ def test_single_files_load_to_the_same_tensors(change, tmp_path, reference, smal
     path = save(tmp_path / "any name", SINGLES[change](single_state()))
     assert_same(StableDiffusion.load(path, device="cpu"), reference)
     assert main(["info", str(path)]) == 0 and "single file, trained at 64 px" in capsys.readouterr().out
+
+
+LEFT = {
+    "a VAE's loss": {"first_stage_model.loss.logvar": 1, "first_stage_model.loss.discriminator.main.0.weight": 4},
+    "counters": {"global_step": 1, "ema_num_updates": 1, "state_dict.epoch": 1},
+    "a projection": {"cond_stage_model.transformer.text_projection.weight": 24},
+    "a second prefix": {"cond_stage_model.transformer.final_layer_norm.bias": 24, "net.time_embed.0.bias": 64},
+    "a safety checker": {"safety_checker.vision_model.vision_model.embeddings.position_ids": 4,
+                         "safety_checker.concept_embeds": 17, "safety_checker.text_model.x": 1},
+    "an embedding manager": {"embedding_manager.string_to_param_dict.*": 24, "embedding_manager.initial.*": 24},
+    "one of another type": {"x.y": 1},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", LEFT)
+def test_what_trainers_left_is_passed_over_with_its_count(kind, tmp_path, reference, small_single_files):
+    extra = {key: torch.ones(n, dtype=torch.int64 if n == 1 else torch.float32) for key, n in LEFT[kind].items()}
+    path = save(tmp_path / "m.safetensors", schedule(single_state()) | extra)
+    counted = sum(not key.endswith("position_ids") for key in extra)
+    with pytest.warns(UserWarning) as said:
+        assert_same(StableDiffusion.load(path, device="cpu"), reference)
+    (line,) = [str(one.message) for one in said]
+    assert f": ignored {counted} tensor{'s' if counted > 1 else ''} that SD v1 has not: {min(extra)}" in line
+
+
+def test_official_leftovers_need_no_word(tmp_path, small_single_files, recwarn):
+    open_checkpoint(save(tmp_path / "m.safetensors", schedule(single_state())))
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("name", ["m.ckpt", "m.pt", "m.bin", "m.CKPT", "m"])
+def test_the_content_tells_what_a_file_is_not_its_name(name, tmp_path, reference, small_single_files):
+    assert_same(StableDiffusion.load(save(tmp_path / name, single_state()), device="cpu"), reference)
+
+
+def test_a_folders_file_named_as_a_pickle(tmp_path, folder, reference):
+    shutil.copytree(folder, tmp_path / "m")
+    path = tmp_path / "m" / "unet" / tiny.FILES["unet"]
+    path.rename(path.with_suffix(".bin"))
+    assert_same(StableDiffusion.load(tmp_path / "m", device="cpu"), reference)
+
+
+@pytest.mark.parametrize("said", [32, 512, 96, [64, 64], None, 64])
+def test_full_widths_decide_where_the_config_disagrees(said, tmp_path, capsys):
+    path = hollow_folder(tmp_path / "v1")
+    config = path / "unet" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"sample_size": said}))
+    assert main(["info", str(path), "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["training_size"] == 512
+    assert err.count("\n") == (said not in (None, 64)) and (not err or f"sample_size is {said}, but" in err)
+
+
+def test_other_widths_keep_the_size_of_their_config(tmp_path, folder):
+    shutil.copytree(folder, tmp_path / "m")
+    (tmp_path / "m/unet/config.json").write_text(json.dumps(tiny.CONFIGS["unet"] | {"sample_size": 12}))
+    assert read_configs(tmp_path / "m")["unet"].sample_size == 12
 
 
 @pytest.mark.parametrize("first", [0x80, ord("<"), ord("P"), 0x00, ord("{")])
@@ -264,7 +325,7 @@ def test_what_diffusers_and_transformers_save_today(tmp_path, folder, reference)
         peer.save_pretrained(tmp_path / network)
     PNDMScheduler.from_config(tiny.SCHEDULER).save_pretrained(tmp_path / "scheduler")
     saved = json.loads((tmp_path / "text_encoder" / "config.json").read_text())
-    assert "dtype" in saved and "torch_dtype" not in saved
+    assert ("dtype" in saved) != ("torch_dtype" in saved)  # today the one, before transformers 5 the other
     assert_same(StableDiffusion.load(tmp_path, device="cpu"), reference)
 
 

@@ -40,7 +40,7 @@ def misused(capsys, *argv):
         cli.main([str(a) for a in argv])
     assert exit.value.code == 2
     out, err = capsys.readouterr()
-    assert out == "" and err.startswith("usage: ")
+    assert out == "" and err.startswith("error: ") and err.count("\n") == 2
     return err
 
 

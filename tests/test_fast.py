@@ -3,6 +3,7 @@
 import gc
 import pickle
 import weakref
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -18,23 +19,20 @@ from minidiffedit.attention import Hooks, Site
 from minidiffedit.checkpoint import build
 from minidiffedit.cli import main
 from minidiffedit.files.configs import KINDS
-from minidiffedit.unet import Attention, UNet, UNetConfig, fan_out
+from minidiffedit.unet import Attention, UNet, fan_out
 from minidiffedit.vae import VAE, VAEConfig
-
-# Two levels, one block each: what torch.compile can do in seconds.
-SMALL = UNetConfig(
-    block_out_channels=(16, 32), layers_per_block=1, cross_attention_dim=24, attention_head_dim=2, norm_num_groups=4,
-    sample_size=8,
-)  # fmt: skip
 
 
 def error(ours, theirs):
     return float((ours.double() - theirs.double()).norm() / theirs.double().norm())
 
 
-def small_unet():
+def small_unet(config=tiny.SHALLOW):
     torch.manual_seed(0)
-    return UNet(SMALL).eval().requires_grad_(False)
+    return UNet(config).eval().requires_grad_(False)
+
+
+ONE_LEVEL = replace(tiny.SHALLOW, block_out_channels=(16,))
 
 
 def picture(side=64):
@@ -91,9 +89,15 @@ def graphs():
     return torch._dynamo.utils.counters["stats"]["unique_graphs"]
 
 
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    return tmp_path_factory.mktemp("compiled")
+
+
 @pytest.fixture
-def fresh_compiler(monkeypatch, tmp_path):
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))  # a killed run leaves broken files
+def fresh_compiler(monkeypatch, compiled):
+    """In a folder of this run, where what every graph includes is compiled once: a killed run leaves broken files."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(compiled))
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     yield
@@ -104,6 +108,7 @@ def fresh_compiler(monkeypatch, tmp_path):
 def test_one_graph_per_shape_and_none_within_or_between_edits(fresh_compiler):
     """Three shapes: masks, encoding, guided steps. `eager` captures and guards as inductor does, quickly."""
     sd = tiny.model()
+    sd.unet = small_unet()
     plain = edit(sd, picture(), target="a", source="b", steps=3, maps=2, seed=1)
     said = []
     sd.unet = fast.CompiledUNet(sd.unet, backend="eager", note=said.append)
@@ -120,17 +125,19 @@ def test_one_graph_per_shape_and_none_within_or_between_edits(fresh_compiler):
 
 @pytest.mark.slow
 def test_more_sizes_than_torchs_own_limit(fresh_compiler):
-    unet, text = fast.CompiledUNet(small_unet(), backend="eager"), latent(1, 77, 24, dtype=torch.float32)
+    unet, text = fast.CompiledUNet(small_unet(ONE_LEVEL), backend="eager"), latent(1, 77, 24, dtype=torch.float32)
     for side in range(2, 12):
         unet(latent(1, 4, side, side, dtype=torch.float32), 1, text)
     assert graphs() == 10
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype, bound", [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
-def test_compiled_numbers(fresh_compiler, dtype, bound):
+@pytest.mark.parametrize("config, dtype, bound", [
+    (tiny.SHALLOW, torch.float32, 1e-5), (ONE_LEVEL, torch.bfloat16, 2e-2),
+])  # fmt: skip
+def test_compiled_numbers(fresh_compiler, config, dtype, bound):
     """Really by inductor: its generated code ran, and the numbers are the plain ones."""
-    plain, compiled = small_unet().to(dtype), fast.CompiledUNet(small_unet().to(dtype))
+    plain, compiled = small_unet(config).to(dtype), fast.CompiledUNet(small_unet(config).to(dtype))
     x, text = latent(1, 4, 8, 8).to(dtype), latent(2, 77, 24, seed=1).to(dtype)
     for t in (1, 481, 981):
         assert error(compiled(x, t, text), plain(x, t, text)) <= bound
@@ -234,7 +241,7 @@ def test_strips_bound_what_is_alive():
 
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             out = func(*args, **kwargs or {})
-            for one in out if isinstance(out, tuple | list) else [out]:
+            for one in filter(torch.is_tensor, out if isinstance(out, tuple | list) else [out]):
                 storage = one.untyped_storage()
                 if storage.data_ptr() not in self.sizes:  # else a view, or written in place
                     self.sizes[storage.data_ptr()] = storage.nbytes()

@@ -176,13 +176,15 @@ def test_each_figure_is_one_command_whose_cost_is_known_before(here, folder, cap
     planned = ran(capsys, *command, "--dry-run", "--model", "no-such-model")
     assert {p.name for p in here.iterdir()} == {"in.png"}
     done = ran(capsys, *command, "--model", folder)
-    assert done["evaluations"] == planned["evaluations"] and done["output"] == f"in-{name}.png" and done["numbers"]
+    assert (
+        done["evaluations"] == planned["evaluations"] and done["output"] == f"in-figure-{name}.png" and done["numbers"]
+    )
     with Image.open(done["output"]) as page:
         record = json.loads(page.text["minidiffedit"])
         assert record["figure"] == name and page.width > 200 and (FIGURES[name].varies or "no such") not in record
     said = cli.main([*map(str, command), "--model", str(folder)])
     out, err = capsys.readouterr()
-    assert said == 0 and err == "" and out.startswith(f"in-{name}.png\nUNet rows ") and "seed 0" in out
+    assert said == 0 and err == "" and out.startswith(f"in-figure-{name}-2.png\nUNet rows ") and "seed 0" in out
 
 
 def test_the_reconstruction_needs_no_text(here, folder, capsys):

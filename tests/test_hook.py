@@ -487,7 +487,7 @@ MISTAKES = {
         "sd", "partial(tap, self.attend)", "partial(tap, sdpa)", test_a_tap_stands_in_for_the_attention,
     ),
     "no gradient": (
-        "sd", "predictions = self.unet(x, t, text, *hooks)", "predictions = self.unet(x.detach(), t, text, *hooks)",
+        "sd", "(x, t, text, *hooks)", "(x.detach(), t, text, *hooks)",
         test_gradients_are_the_finite_differences,
     ),
     "all rows counted as gradients": (

@@ -1,7 +1,9 @@
 """The house rules by folder: who may import whom, how long a room may be, what nobody may know, what a wheel holds."""
 
 import ast
+import os
 import re
+import shutil
 import subprocess
 import sys
 from functools import cache
@@ -21,15 +23,27 @@ PACKAGES = {"torch", "safetensors", "tokenizers", "numpy", "PIL", "huggingface_h
 CORE = {f"{name}" for name in SPINE}
 RUNNING = CORE | {"options", "path", "run", "cost", "files", "methods.table"}
 ROOMS = {
-    "core": {"kernels", "fast", "files.configs", "files.unsupported", "files.hub"},
+    "core": {
+        "kernels",
+        "fast",
+        "files.addons",
+        "files.configs",
+        "files.unsupported",
+        "files.hub",
+        "learnable",
+        "prompts",
+    },
+    "learnable": {"clip", "tokenizer", "unet"},
+    "prompts": {"attention", "clip", "tokenizer"},
     "kernels": set(),
     "fast": {"attention", "unet", "vae"},
     "options": {"ddim"},
     "path": {"ddim"},
     "methods": {*CORE, "options", "path"},
     "files": {*CORE, "__version__"},
-    "run": {*CORE, "files", "methods.table", "options", "path"},
-    "cost": {*CORE, "files", "run"},
+    "run": {*CORE, "files", "methods.table", "options", "path", "progress", "prompts"},
+    "cost": {*CORE, "files", "run", "fast"},
+    "progress": {"cost", "run"},
     "views": {*RUNNING, "__version__", "many.metrics"},
     "many": RUNNING | {"fast"},
     "commands": None,  # anything
@@ -238,10 +252,13 @@ def test_functions_are_short():
         assert node.end_lineno - node.lineno + 1 - said <= 60, f"{name}.{node.name}"
 
 
+DOORS = (("run", "edit"), ("sd", "load"), ("diffedit", "find_mask"))
+
+
 def test_functions_take_few_arguments():
-    """`edit` is the door; a method's options are declared, not passed on; a kernel takes pointers and strides."""
+    """But for the doors; a method's options are declared, not passed on; a kernel takes pointers and strides."""
     for name, node in functions():
-        if room_of(name) != "kernels" and (name, node.name) not in (("run", "edit"), ("diffedit", "find_mask")):
+        if room_of(name) != "kernels" and (name, node.name) not in DOORS:
             own, options = [*node.args.posonlyargs, *node.args.args], node.args.kwonlyargs
             counted = own if room_of(name) == "methods" else [*own, *options]
             assert len(counted) <= 12, f"{name}.{node.name} takes {len(counted)}"
@@ -285,6 +302,49 @@ def test_importing_the_package_imports_no_torch():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 
+def outside(folder, *words, site):
+    environment = {"PYTHONPATH": str(site), "PATH": "/usr/bin:/bin", "HOME": str(folder)}
+    command = [sys.executable, "-P", *map(str, words)]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
+
+
+def edits_with_its_own_miniature(folder):
+    """A plain installation has a model to run, and a picture to try it on."""
+    site, few = folder / "site", ["--steps", "4", "--maps", "2", "--seed", "0", "--target", "a zebra"]
+    scene = site / "minidiffedit" / "mini" / "scenes" / "horse-zebra" / "source.png"
+    done = outside(folder, "-m", "minidiffedit", "edit", scene, *few, "--model", "mini", site=site)
+    assert done.returncode == 0 and (folder / "source-edited.png").exists(), done.stderr
+    assert sum(path.stat().st_size for path in site.rglob("mini/**/*") if path.is_file()) < 40e6
+
+
+def sees_types(folder, *site):
+    """mypy, of a file outside the clone: the names are typed, a wrong one is an error."""
+    (folder / "use.py").write_text(
+        "import minidiffedit\nreveal_type(minidiffedit.edit)\nreveal_type(minidiffedit.StableDiffusion.load)\n"
+        "minidiffedit.eddit\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": "", "MYPYPATH": os.pathsep.join(map(str, site))}
+    command = [sys.executable, "-P", "-m", "mypy", "--config-file=", "--follow-imports=silent", "use.py"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
+    assert "-> minidiffedit.run.Result" in done.stdout and 'has no attribute "eddit"' in done.stdout, done.stdout
+    assert "import-untyped" not in done.stdout and "import-not-found" not in done.stdout
+
+
+@pytest.mark.slow
+def test_an_editable_installation_is_a_plain_path(tmp_path):
+    """What `make` writes: mypy and IDEs read a .pth, not the finder that setuptools has otherwise."""
+    project = tmp_path / "clone"
+    shutil.copytree(
+        ROOT.parent, project, ignore=shutil.ignore_patterns(".*", "__pycache__", "tests", "judge", "*.egg-info")
+    )
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
+    install = ["install", "--editable", project, "--no-deps", "--no-build-isolation", "--target", tmp_path / "site"]
+    subprocess.run([*pip, *install], check=True, cwd=tmp_path)
+    lines = [line for path in (tmp_path / "site").glob("*.pth") for line in path.read_text().splitlines()]
+    assert lines == [str(project)] and not [*(tmp_path / "site").glob("*finder*")]
+    sees_types(tmp_path, project)
+
+
 @pytest.mark.slow
 def test_the_wheel_works_outside_the_clone(tmp_path):
     project = ROOT.parent
@@ -305,6 +365,8 @@ def test_the_wheel_works_outside_the_clone(tmp_path):
         env={"PYTHONPATH": str(tmp_path / "site"), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
     )  # fmt: skip
     assert done.stdout.split("\n")[:2] == ["[49406, 320, 4558, 49407]", "True"], done.stderr
+    edits_with_its_own_miniature(tmp_path)
+    sees_types(tmp_path, tmp_path / "site")
     there = {str(path.relative_to(tmp_path / "site")) for path in (tmp_path / "site" / "minidiffedit").rglob("*.*")}
     here = {f"minidiffedit/{path.relative_to(ROOT)}" for path in ROOT.rglob("*.*") if "__pycache__" not in path.parts}
     assert {path for path in here if not path.endswith(".md")} <= there

@@ -3,6 +3,7 @@
 import json
 import shutil
 import socket
+from inspect import signature
 from pathlib import Path
 from unittest.mock import MagicMock
 
@@ -14,7 +15,7 @@ from huggingface_hub import errors
 
 from minidiffedit import HubError, StableDiffusion, download
 from minidiffedit.cli import main
-from minidiffedit.files.hub import DEFAULT, LICENCE, SMALL, find_model
+from minidiffedit.files.hub import DEFAULT, LICENCE, SMALL, find_model, find_vae, no_model
 from minidiffedit.files.metadata import model_hash
 
 PLAIN = ("unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model", "text_encoder/model")
@@ -57,7 +58,7 @@ class Hub:
 
 
 def made(kind, text):
-    return kind(text, response=MagicMock()) if issubclass(kind, errors.HfHubHTTPError) else kind(text)
+    return kind(text, response=MagicMock()) if "response" in signature(kind).parameters else kind(text)
 
 
 @pytest.fixture
@@ -74,13 +75,32 @@ def hub(folder, monkeypatch):
 
 @pytest.mark.parametrize("variant", WEIGHTS)
 def test_exactly_the_named_files_are_fetched(variant, hub, capsys, folder):
-    assert download("owner/name", variant=variant, revision="main", cache_dir="/cache") == folder
+    assert download(DEFAULT, variant=variant, revision="main", cache_dir="/cache") == folder
     assert hub.fetched == [*SMALL, *WEIGHTS[variant]] and hub.options == ("main", "/cache")
     err = capsys.readouterr().err
-    assert "owner/name is not in the cache, contacting the hub" in err and LICENCE in err
+    assert f"{DEFAULT} is not in the cache, contacting the hub" in err and LICENCE in err
     hub.fetched.clear()
-    assert download("owner/name", variant=variant) == folder  # again: all in the cache, nothing to say
+    assert download(DEFAULT, variant=variant) == folder  # again: all in the cache, nothing to say
     assert hub.fetched == [] and capsys.readouterr().err == ""
+
+
+def test_the_licence_is_shown_for_what_it_concerns(hub, capsys):
+    for model in (DEFAULT, "CompVis/stable-diffusion-v1-4", "stable-diffusion-v1-5/stable-diffusion-inpainting"):
+        hub.cached.clear()
+        download(model)
+        assert LICENCE in capsys.readouterr().err
+    for model in ("owner/name", "timbrooks/instruct-pix2pix", "stable-diffusion-v1-5/else", "x/stable-diffusion-v1-5"):
+        hub.cached.clear()
+        download(model)
+        err = capsys.readouterr().err
+        assert LICENCE not in err and f"huggingface.co/{model}" in err
+
+
+def test_no_licence_is_shown_before_an_offline_error(hub, capsys):
+    hub.unreachable = OSError("no route")
+    assert main(["download"]) == 1
+    err = capsys.readouterr().err
+    assert "licensed" not in err and err.splitlines()[-1].startswith("error: ")
 
 
 def test_the_small_files_are_those_that_are_read():
@@ -93,6 +113,15 @@ def test_the_small_files_are_those_that_are_read():
 def test_the_nearest_variant_is_fetched_when_none_is_cached(half, first, hub):
     find_model("owner/name", half=half)
     assert hub.fetched == [*SMALL, *WEIGHTS[first]]
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("networks", [[0], [1], [2], [0, 2]])
+def test_a_cache_may_hold_each_network_in_either_form(networks, half, hub, capsys):
+    """diffusers leaves, say, the UNet as fp16 alone."""
+    hub.cached |= {*SMALL, *(WEIGHTS["fp16" if i in networks else None][i] for i in range(3))}
+    find_model("owner/name", half=half, local_files_only=True)
+    assert hub.fetched == [] and capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("half", [False, True])
@@ -235,6 +264,75 @@ def test_an_existing_path_is_no_hub_id(hub, tmp_path, monkeypatch):
     assert find_model("owner/name") == Path("owner/name") and hub.fetched == []
 
 
+def test_the_prefix_makes_an_id_of_what_is_there(hub, tmp_path, monkeypatch, folder):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "owner" / "name").mkdir(parents=True)
+    assert find_model("hub:owner/name") == folder and hub.fetched
+
+
+def test_what_may_have_been_a_path_is_asked_of_the_hub_with_a_word(hub, capsys):
+    find_model("models/mine")
+    assert "no file or folder models/mine here, so the hub is asked for it" in capsys.readouterr().err
+    hub.cached.clear()
+    find_model("hub:models/mine")
+    assert "no file or folder" not in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- the miniature, by name
+
+
+@pytest.mark.parametrize("there", [["weights/mini", "minidiffedit/mini"], ["minidiffedit/mini"], []])
+def test_mini_is_the_clones_else_the_packages(there, hub, tmp_path, monkeypatch):
+    for one in there:
+        (tmp_path / one / "unet").mkdir(parents=True)
+    monkeypatch.setattr("minidiffedit.files.hub.__file__", str(tmp_path / "minidiffedit" / "files" / "hub.py"))
+    if there:
+        assert find_model("mini") == tmp_path / there[0]
+    else:
+        with pytest.raises(ValueError, match="the miniature is neither in a clone nor in the package"):
+            find_model("mini")
+    assert hub.fetched == []
+
+
+def test_mini_loads_from_anywhere(tmp_path, monkeypatch, hub):
+    monkeypatch.chdir(tmp_path)
+    assert StableDiffusion.load("mini", device="cpu", vae="mini").name == "mini"
+    for model in ("weights/mini", "weights/mini/"):
+        with pytest.raises(ValueError, match=r"no such folder here; .* the miniature is --model mini|no such file"):
+            StableDiffusion.load(model, device="cpu")
+    assert hub.fetched == []
+
+
+# ---------------------------------------------------------------- a VAE by its id
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("sub", ["vae/", ""])
+@pytest.mark.parametrize("in_cache", [True, False])
+def test_a_vae_is_found_alone_or_in_a_model(in_cache, sub, half, hub, folder, tmp_path, capsys):
+    hub.folder = shutil.copytree(folder / "vae", tmp_path / "v") if not sub else folder
+    names = [f"{sub}config.json", f"{sub}diffusion_pytorch_model.safetensors"]
+    if in_cache:
+        hub.cached |= {*names}
+    hub.lacking |= {"vae/config.json"} if not sub else {f"{sub}diffusion_pytorch_model.fp16.safetensors"}
+    if not sub:
+        hub.lacking |= {"diffusion_pytorch_model.fp16.safetensors"}
+    assert find_vae("owner/vae", None, in_cache, half) == hub.folder / names[1]
+    assert bool(hub.fetched) == (not in_cache)
+    assert StableDiffusion.load(folder, vae="hub:owner/vae", device="cpu").vae_name == "owner/vae"
+
+
+def test_a_vae_that_cannot_be_had(hub):
+    with pytest.raises(HubError, match="owner/vae: no such file or folder, nor a hub id of a VAE in the cache"):
+        find_vae("owner/vae", None, True, False)
+    hub.lacking |= {"vae/config.json", "config.json"}
+    with pytest.raises(HubError, match="owner/vae holds no VAE"):
+        find_vae("owner/vae", None, False, False)
+    hub.unreachable = OSError("no route")
+    with pytest.raises(HubError, match=r"the hub cannot be reached \(no route"):
+        find_vae("owner/other", None, False, False)
+
+
 def test_an_id_that_the_library_refuses():
     with pytest.raises(HubError, match="no hub id"):
         download("owner/name--x")
@@ -285,6 +383,38 @@ def test_a_model_in_the_cache_loads_without_the_network(options, dtype, cache, s
     assert path.parts[-4:-2] == ("snapshots", SHA)
     assert model_hash(path) == BLOB[:10]  # the blob's name; its content was not hashed
     assert loaded.tokenizer(["a horse"])[0, :4].tolist() == [49406, 320, 4558, 49407]
+
+
+@pytest.mark.parametrize("inside", ["", "snapshots", f"snapshots/{SHA}"])
+def test_paths_into_the_cache_are_the_model_in_it(inside, cache, sd, folder):
+    path = cache / "models--owner--name" / inside
+    loaded = StableDiffusion.load(path, device="cpu", vae=path)
+    assert torch.equal(loaded.unet.conv_in.weight, sd.unet.conv_in.weight)
+
+
+def test_a_repository_of_several_revisions(tmp_path):
+    repository = tmp_path / "models--owner--name"
+    for name in ("aaa", "bbb"):
+        (repository / "snapshots" / name).mkdir(parents=True)
+    for revision, expected in ((None, None), ("bbb", "bbb"), ("ccc", None)):
+        if expected:
+            assert find_model(str(repository), revision) == repository / "snapshots" / expected
+        else:
+            with pytest.raises(ValueError, match=r"which of its revisions. It has aaa, bbb"):
+                find_model(str(repository), revision)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("aaa")
+    assert find_model(str(repository / "snapshots")) == repository / "snapshots" / "aaa"
+
+
+def test_without_a_model_another_in_the_cache_is_named(cache, tmp_path, monkeypatch, capsys):
+    (cache / "models--other--thing" / "snapshots").mkdir(parents=True, exist_ok=True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
+    assert main(["generate", "x", "-o", str(tmp_path / "x.png"), "--cache-dir", str(cache)]) == 1
+    err = capsys.readouterr().err
+    assert f"no --model given, and {DEFAULT} is not in the cache, but owner/name is: give --model owner/name" in err
+    assert no_model(None) in err
+    assert "minidiffedit download" in no_model(tmp_path) and "--model mini" in no_model(tmp_path)
 
 
 def test_the_cache_gives_no_other_revision_or_variant(cache, monkeypatch):

@@ -1,6 +1,7 @@
 """Pictures and masks: what is read, what is refused, what is written."""
 
 import os
+import re
 import struct
 import zlib
 
@@ -10,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, JpegImagePlugin
+from PIL.ExifTags import IFD
 from stubs import no_address
 
 from minidiffedit import edit
@@ -57,7 +59,7 @@ def test_every_exif_orientation_is_applied(tmp_path, suffix, orientation):
     exif[0x0112] = orientation
     stored.save(tmp_path / f"a.{suffix}", exif=exif.tobytes())
     read = images.read_picture(tmp_path / f"a.{suffix}")
-    assert read.size == (48, 32) and "exif" not in read.info  # a writer could apply it a second time
+    assert read.size == (48, 32) and read.getexif().get(0x0112, 1) == 1  # a writer could apply it a second time
     close = np.abs(np.asarray(read).astype(int) - np.asarray(upright))[4:12, 4:20].max()
     assert close < 30 and np.abs(np.asarray(read).astype(int) - np.asarray(upright)).mean() < 8
 
@@ -150,9 +152,10 @@ def cut(path, kind, share):
 
 REFUSED = {
     "empty": (lambda p: p.write_bytes(b""), "0 bytes"),
-    "text": (lambda p: p.write_text("<svg/>"), "no PNG, JPEG or WebP"),
-    "gif": (lambda p: noise(9, 9).save(p, "GIF"), "no PNG, JPEG or WebP"),
-    "tiff": (lambda p: noise(9, 9).save(p, "TIFF"), "no PNG, JPEG or WebP"),
+    "text": (lambda p: p.write_text("<svg/>"), "is no picture"),
+    "pdf": (lambda p: noise(9, 9).save(p, "PDF"), "is no picture"),
+    "floats": (lambda p: Image.new("F", (9, 9)).save(p, "TIFF"), "no agreed white"),
+    "LAB": (lambda p: Image.new("LAB", (9, 9)).save(p, "TIFF"), "no agreed white"),
     "signature": (lambda p: p.write_bytes(b"\x89PNG\r\n\x1a\n"), "cut short"),
     "cut png": (lambda p: cut(p, "PNG", 0.5), "cut short"),
     "cut jpeg": (lambda p: cut(p, "JPEG", 0.5), "cut short"),
@@ -178,7 +181,7 @@ def test_what_is_no_picture_is_refused(tmp_path, make, message):
         images.read_picture(path)
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("kind", images.READ)
 @pytest.mark.filterwarnings("ignore")  # damaged EXIF, animations that are none
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
@@ -186,7 +189,7 @@ def test_any_damage_gives_a_picture_or_a_value_error(tmp_path_factory, kind, dat
     path = tmp_path_factory.getbasetemp() / f"fuzz.{kind}"
     exif = Image.Exif()
     exif[0x0112] = 6
-    noise(24, 16).save(path, kind, exif=exif.tobytes())
+    noise(24, 16).save(path, kind, **({} if kind in ("GIF", "BMP") else {"exif": exif.tobytes()}))
     content = bytearray(path.read_bytes())
     for _ in range(data.draw(st.integers(1, 4))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
@@ -515,3 +518,147 @@ def test_a_profile_of_other_colours_is_dropped():
         picture = Image.new(mode, (8, 8))
         picture.info["icc_profile"] = bytes(16) + space + bytes(108)
         assert images.to_rgb(picture).info == {}
+
+
+# ---------------------------------------------------------------- from the field
+
+
+@pytest.mark.parametrize("kind", ["GIF", "BMP", "TIFF", "AVIF"])
+def test_further_formats_are_read(tmp_path, kind):
+    exact = kind != "AVIF"
+    picture = noise(40, 24).quantize(16).convert("RGB") if exact else Image.radial_gradient("L").convert("RGB")
+    picture.save(tmp_path / f"a.{kind.lower()}", quality=100)
+    apart = np.abs(rgb(tmp_path / f"a.{kind.lower()}").astype(int) - np.asarray(picture))
+    assert apart.max() == 0 if exact else apart.mean() < 12
+    frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "lime")]
+    if kind in ("GIF", "TIFF"):
+        frames[0].save(tmp_path / "b", kind, save_all=True, append_images=frames[1:])
+        with pytest.warns(UserWarning, match="2 pictures.*only the first"):
+            assert rgb(tmp_path / "b")[8, 8].tolist() == [255, 0, 0]
+
+
+def from_a_camera(path, **options):
+    """An upright picture of 48 x 32, stored on its side with all that a camera writes."""
+    exif, profile = Image.Exif(), ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    exif[0x010F], exif[0x0132], exif[0x0112] = "Maker", "2024:01:02 03:04:05", 6
+    exif[0x8769] = {0x9003: "2024:01:02 03:04:05", 0xA002: 32, 0xA003: 48}
+    exif[0x8825] = {1: "N", 2: (48.0, 51.0, 30.0)}
+    noise(32, 48).save(path, exif=exif.tobytes(), dpi=(300, 300), icc_profile=profile, **options)
+    return profile
+
+
+@pytest.mark.parametrize("written", ["png", "jpg", "webp"])
+@pytest.mark.parametrize("stored", ["jpg", "png", "webp", "tiff", "avif"])
+def test_what_a_camera_wrote_stays_but_for_its_orientation(tmp_path, sd, stored, written):
+    profile = from_a_camera(tmp_path / f"in.{stored}")
+    picture = images.to_rgb(images.read_picture(tmp_path / f"in.{stored}"))
+    for name, text in (("with", {"parameters": "a zebra"}), ("without", {}), ("plain", None)):
+        images.write_picture(picture, tmp_path / f"{name}.{written}", text)
+        with Image.open(tmp_path / f"{name}.{written}") as file:
+            exif = file.getexif()
+            own, place = exif.get_ifd(0x8769), exif.get_ifd(0x8825)
+            assert file.size == (48, 32) and 0x0112 not in exif and not exif.get_ifd(IFD.IFD1)
+            if name == "without":
+                assert not exif and "icc_profile" not in file.info and "dpi" not in file.info
+                continue
+            assert exif[0x010F] == "Maker" and exif[0x0132] == "2024:01:02 03:04:05" and place[1] == "N"
+            assert own[0x9003] == "2024:01:02 03:04:05" and 0xA002 not in own
+            assert (0x9286 in own) == (name == "with" and written != "png") and file.info["icc_profile"] == profile
+            dots = file.info.get("dpi", (0, 0))
+            assert written == "webp" or stored in ("webp", "avif") or abs(dots[0] - 300) < 1
+
+
+def test_the_thumbnail_is_dropped_and_the_rest_fits(tmp_path):
+    """A hand-made EXIF block whose second directory is a thumbnail; a JPEG segment that it would overfill."""
+    exif = Image.Exif()
+    exif[0x010F] = "Maker"
+    first = exif.tobytes()[6:]
+    end = struct.unpack(">H", first[8:10])[0] * 12 + 10
+    second = struct.pack(">HHHII", 1, 0x0201, 4, 1, len(first) + 18) + bytes(4)
+    block = b"Exif\0\0" + first[:end] + struct.pack(">I", len(first)) + first[end + 4 :] + second + b"thumbnail"
+    noise(32, 32).save(tmp_path / "a.png", exif=block)
+    with Image.open(tmp_path / "a.png") as file:
+        assert file.getexif().get_ifd(IFD.IFD1)
+    kept = images.read_picture(tmp_path / "a.png").info["exif"]
+    assert b"Maker" in kept and b"thumbnail" not in kept
+    picture = images.to_rgb(images.read_picture(tmp_path / "a.png"))
+    exif[0x010E] = "x" * 60000
+    picture.info["exif"] = exif.tobytes()
+    with pytest.warns(UserWarning, match="the source's EXIF data are too long"):
+        images.write_picture(picture, tmp_path / "b.jpg", {"parameters": "a zebra" * 900})
+    with Image.open(tmp_path / "b.jpg") as file:
+        assert 0x010E not in file.getexif() and 0x9286 in file.getexif().get_ifd(0x8769)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_a_mask_with_a_transparent_hole_is_the_hole(tmp_path, mode):
+    """Whatever the picture shows, the hole is what is edited; before, it was what was kept."""
+    hole = np.zeros((160, 200), bool)
+    hole[40:80, 48:120] = True
+    picture = noise(200, 160).convert("RGBA")
+    picture.putalpha(Image.fromarray(np.where(hole, 0, 255).astype(np.uint8)))
+    picture = picture.convert("LA") if mode == "LA" else picture
+    if mode == "P":
+        indices = np.where(hole, 3, 1).astype(np.uint8)
+        picture = Image.fromarray(indices).convert("P")
+        picture.putpalette([200, 30, 40] * 4)
+        picture.info["transparency"] = 3
+    picture.save(tmp_path / "m.png")
+    for source in (picture, tmp_path / "m.png"):
+        np.testing.assert_array_equal(images.read_mask(source), hole)
+    faint = Image.new("RGBA", (200, 160), (9, 9, 9, 254))
+    assert (images.read_mask(faint) == np.float32(1) / np.float32(255)).all()
+
+
+@pytest.mark.parametrize("mask", [
+    noise(200, 160), np.asarray(noise(200, 160)), Image.new("RGB", (200, 160), (255, 0, 0)),
+    Image.new("HSV", (200, 160), (80, 200, 200)),
+], ids=["photo", "array", "red", "HSV"])  # fmt: skip
+def test_a_mask_with_colours_is_refused_by_name(mask):
+    with pytest.raises(ValueError, match=r"a mask is grey.*has colours, such as \(\d+, \d+, \d+\).*transparent"):
+        images.latent_mask(mask, PICTURE, WORKING)
+
+
+@pytest.mark.parametrize("low, high, said", [
+    (1, 255, "from 0.00392 to 1 .*nothing is kept wholly"), (0, 2, "from 0 to 0.00784 .*nothing is edited wholly"),
+    (0, 15, "from 0 to 0.0588 .*labels"), (0, 127, "to 0.498"), (3, 90, "nothing is edited"),
+    (0, 255, ""), (0, 1, ""), (255, 255, ""), (0, 0, ""), (0, 128, ""),
+])  # fmt: skip
+def test_a_mask_that_says_neither_yes_nor_no_is_named_with_its_range(low, high, said, recwarn):
+    values = np.full((160, 200), low, np.uint8)
+    values[40:80, 40:80] = high
+    images.latent_mask(values, PICTURE, WORKING)
+    found = [str(one.message) for one in recwarn]
+    assert len(found) == bool(said) and all(re.search(said, one) for one in found)
+
+
+def test_a_mask_of_the_same_aspect_is_resized_with_a_word():
+    large = np.zeros((640, 800), np.uint8)
+    large[160:320, 200:400] = 255
+    small = large[::8, ::8]
+    wanted = images.latent_mask(large[::4, ::4], PICTURE, WORKING)
+    for mask in (large, small):
+        with pytest.warns(
+            UserWarning, match=f"is {mask.shape[1]} x {mask.shape[0]}, resized to the picture's 200 x 160"
+        ):
+            assert torch.equal(images.latent_mask(mask, PICTURE, WORKING), wanted)
+    with pytest.raises(ValueError) as refused:
+        images.latent_mask(np.zeros((99, 200), np.uint8), (128, 128), (128, 128))
+    assert str(refused.value).count("128 x 128") == 1
+
+
+@pytest.mark.parametrize("box, hole", [((8, 8, 30, 30), True), ((0, 0, 30, 30), False), ((0, 10, 20, 30), True)])
+def test_an_erased_part_of_the_picture_is_its_mask(tmp_path, sd, box, hole):
+    """A cut-out, transparent at a corner, is laid on white as ever."""
+    picture = noise(64, 64).convert("RGBA")
+    picture.paste((0, 0, 0, 0), box)
+    picture.save(tmp_path / "a.png")
+    if not hole:
+        assert not images.has_hole(tmp_path / "a.png")
+        return
+    with pytest.warns(UserWarning, match="erased.*taken for the mask"):
+        done = edit(sd, tmp_path / "a.png", **FEW)
+    given = edit(sd, tmp_path / "a.png", mask=tmp_path / "a.png", **FEW)
+    assert done.verdict == "given" and done.image.tobytes() == given.image.tobytes()
+    with pytest.warns(UserWarning, match="erased"):
+        edit(sd, picture, "user-mask", target="a zebra", steps=2, seed=0)

@@ -14,8 +14,9 @@ from proofs import pipeline
 from stubs import Model, latent
 from tiny import box
 
-from minidiffedit import StableDiffusion, levels, noises
+from minidiffedit import StableDiffusion, Steering, levels, noises
 from minidiffedit import run as R
+from minidiffedit.cost import cost
 from minidiffedit.files import images
 from minidiffedit.methods import inpainting as I
 
@@ -127,6 +128,26 @@ def test_on_the_tiny_network(inpainting, picture):
     assert done.evaluations == {"decode": 2 * N} and done.image.size == picture.size and done.seed == 3
     other = filled(inpainting, picture, mask=box(), seed=4)
     assert not torch.equal(done.latent, other.latent) and torch.equal(done.x0, other.x0)
+
+
+def test_inpaint_anything_fills_a_mask_or_replaces_what_surrounds_it(inpainting, picture):
+    """Both are this inpainting, under a given mask and under its inverse; what finds the mask is another network."""
+    mask = np.zeros((8, 10), dtype=np.float32)
+    mask[2:5, 3:6] = 1
+    fill, replace = (
+        R.edit(inpainting, picture, "inpaint-anything", mask=mask, steering=Steering(invert=invert), **OPTIONS)
+        for invert in (False, True)
+    )
+    assert fill.latent.equal(filled(inpainting, picture, mask=mask).latent)
+    assert replace.latent.equal(filled(inpainting, picture, mask=1 - mask).latent)
+    assert (
+        fill.evaluations
+        == replace.evaluations
+        == {"decode": 2 * N}
+        == cost(R.plan("inpaint-anything", mask=box(), **OPTIONS))
+    )
+    kept = np.asarray(replace.paste_mask) == 0
+    assert kept.any() and (np.asarray(replace.image)[kept] == np.asarray(picture)[kept]).all()
 
 
 # name: (where, what stands there, what a mistake would put, the test that must fail)

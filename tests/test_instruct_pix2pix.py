@@ -159,7 +159,7 @@ MUTATIONS = {
     "no row without words": ("instruct_pix2pix", "(null, null, instruction)", "(null, instruction, null)", PIPELINE),
     "the level left": ("watch_your_steps", "a[j - 1]) * x0", "a[j]) * x0", OUTSIDE),
     "noise at the end": ("watch_your_steps", "if j > 1 else x0", "", test_masks_of_all_and_of_nothing),
-    "no fence": ("watch_your_steps", "clamp(max=high + mask_fence * (high - low))", "clamp(max=1e9)", BY_HAND),
+    "no fence": ("watch_your_steps", "mask_fence, mask_threshold)", "1e9, mask_threshold)", BY_HAND),
     "one noise for all maps": ("watch_your_steps", "noise.split(1)", "[noise[:1]] * maps", BY_HAND),
 }  # fmt: skip
 

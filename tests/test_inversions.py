@@ -53,7 +53,21 @@ def test_both_conventions_come_back_and_near_one_another_with_more_steps():
     assert (tops[1][0] - tops[1][1]).norm() < 0.2 * (tops[0][0] - tops[0][1]).norm()
 
 
+def test_acceleration_finds_the_fixed_point_of_a_linear_step_in_two_calls():
+    """Where each picture's step is one line, a secant meets it: the way back is exact, and by going on alone is not."""
+    x0, eps = latent(2, 4, 6, 5), Counting()
+    errors = {}
+    for n in (1, 2, 3, 4):
+        up = V.aidi(eps if n == 3 else gaussian, x0, 0.0, 0.3, steps=20, strength=0.8, iterations=n)
+        refined = V.ddim(gaussian, x0, 0.0, 0.3, steps=20, strength=0.8, refine=n)
+        errors[n] = [float((replay(gaussian, one, 0.3, guidance_scale=1.0) - x0).norm()) for one in (up, refined)]
+    assert errors[1][0] == pytest.approx(errors[1][1])
+    assert errors[2][0] < 1e-8 < 1e-2 < errors[2][1] and errors[3][0] < 1e-8 and errors[4][0] < 1e-8
+    assert eps.rows == 2 * 16 * 3 and [t for _, t, _ in eps.calls[:4]] == [1, 1, 1, 51]
+
+
 @pytest.mark.parametrize("method, given, evaluations", [
+    ("aidi+replay", TEXTS, {"encode": 50, "decode": 20}),
     ("negative-prompt-inversion", TEXTS, {"encode": 10, "decode": 40}),
     ("direct-inversion", {"target": "a zebra"}, {"encode": 8, "decode": 16}),
     ("ddim-paper+replay", TEXTS, {"encode": 10, "decode": 20}),
@@ -100,6 +114,10 @@ def test_any_inversion_feeds_any_editor(sd, picture, inversion):
 
 
 MUTATIONS = {
+    "the last value alone": ("inversions:aidi", "reached - share *", "reached - 0 * share *",
+        test_acceleration_finds_the_fixed_point_of_a_linear_step_in_two_calls),
+    "one share for the batch": ("inversions:aidi", "(missed * change).sum((1, 2, 3), keepdim=True)",
+        "(missed * change).sum()", test_acceleration_finds_the_fixed_point_of_a_linear_step_in_two_calls),
     "the null text stays": ("inversions:negative_prompt", ".values()], steps, source)", ".values()], steps, 0.0)",
         test_after_negative_prompt_inversion_guidance_under_the_source_text_does_nothing),
     "asked at the level reached": ("inversions:ddim_paper", "eps(x[j], t[j], [text])", "eps(x[j], t[j + 1], [text])",

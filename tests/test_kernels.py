@@ -26,7 +26,10 @@ from minidiffedit.attention import Site, auto, backend, sdpa
 from minidiffedit.kernels import attend as triton_attend
 from minidiffedit.unet import Attention, UNet, UNetConfig
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Triton is made for Linux only")
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="Triton is made for Linux only"),
+    pytest.mark.skipif(bool(kernels.outdated()), reason="the kernels refuse a Triton this old"),
+]
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 SELF, CROSS, CAUSAL = Site("down", 0, 0, "self"), Site("down", 0, 0, "cross"), Site("clip", 0, 0, "causal")
 
@@ -177,6 +180,11 @@ def test_backends_by_name(monkeypatch):
         with pytest.raises(ValueError, match="it needs float16 or bfloat16, got float"):
             backend("triton", CUDA, dtype)
         assert backend("auto", CUDA, dtype) is sdpa
+    with monkeypatch.context() as patch:
+        patch.setattr(kernels, "version", lambda name: "2.2.0")
+        with pytest.raises(ValueError, match=r"it needs triton 3\.6 or newer, got 2\.2\.0"):
+            backend("triton", CUDA, torch.float16)
+        assert backend("auto", CUDA, torch.float16) is sdpa
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     with pytest.raises(ValueError, match="compute capability"):
         backend("triton", CUDA, torch.float16)

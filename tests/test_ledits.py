@@ -8,12 +8,13 @@ from proofs import edited, pipeline, turns_red
 from stubs import Counting, gaussian, latent
 from tiny import box
 
-from minidiffedit import StableDiffusion, Tokenizer
+from minidiffedit import StableDiffusion, Tokenizer, levels
 from minidiffedit.attention import Site
 from minidiffedit.methods import ledits as L
 from minidiffedit.methods.edit_friendly import edit_friendly
 from minidiffedit.methods.replay import replay
 from minidiffedit.methods.words import words_of
+from minidiffedit.run import plan
 
 NULL, HORSE, ZEBRA = 0.0, latent(1, 4, 6, 5, seed=5), latent(1, 4, 6, 5, seed=6)
 
@@ -75,6 +76,36 @@ def test_warm_up_and_cool_down_are_steps_without_concepts():
     eps = Counting()
     edit(path(), (NULL, ZEBRA), eps=eps, warm_up=2, cool_down=3)
     assert [len(texts) for _, _, texts in eps.calls] == [1, 1, 2, 2, 2, 1, 1, 1]
+
+
+def test_each_concept_has_numbers_of_its_own():
+    up, pair = path(), (HORSE, ZEBRA)
+    alone = [edit(up, pair, concept_scales=one, concept_threshold=0.0) for one in ("2,7", "2, -7", " -2,7 ")]
+    for y, (one, other) in zip(alone, ((2, 7), (2, -7), (-2, 7))):
+        first = up.step(up[8], gaussian(up[8], up.t[8], [NULL])[0], 8)
+        e = [gaussian(up[8], up.t[8], [text])[0] for text in (NULL, HORSE, ZEBRA)]
+        eps = Counting()
+        assert torch.equal(edit(up, pair, eps=eps, concept_scales=f"{one},{other}", concept_threshold=0.0), y)
+        step = up.step(up[8], e[0] - one * (e[1] - e[0]) + other * (e[2] - e[0]), 8)
+        torch.testing.assert_close(eps.calls[1][0], step)
+        assert (step - first).abs().max() > 0.1
+    zebra = edit(up, (NULL, ZEBRA), concept_threshold=0.5)
+    torch.testing.assert_close(edit(up, pair, concept_scales="0,5", concept_thresholds="0.9,0.5"), zebra)
+    eps = Counting()
+    edit(up, pair, eps=eps, warm_ups="2,0", cool_downs="0,3")
+    assert [len(texts) for _, _, texts in eps.calls] == [2, 2, 3, 3, 3, 2, 2, 2]
+    assert eps.calls[0][2][1] is ZEBRA and eps.calls[7][2][1] is HORSE
+
+
+@pytest.mark.parametrize("options", [
+    {"concept_scales": "5"}, {"concept_scales": "5,6,7"}, {"concept_scales": "5,x"}, {"concept_scales": ""},
+    {"concept_thresholds": "0.5,1.5"}, {"concept_scales": "nan,1"}, {"warm_ups": "1.5,2"}, {"cool_downs": "1,-2"},
+], ids=str)  # fmt: skip
+def test_numbers_that_do_not_fit_the_concepts_are_refused(options):
+    (name,) = options
+    with pytest.raises(ValueError, match=f"{name} must be 2 numbers .* for 2 concepts"):
+        plan("ledits++", edits=[("a horse", "a zebra"), ("", "")], **options)
+    assert plan("ledits++", edits=[("a horse", "a zebra")], concept_scales="-5, 1e1")
 
 
 def test_a_mask_says_where_concepts_may_act():
@@ -188,7 +219,44 @@ def test_it_is_what_diffusers_computes(folder, tmp_path, masks, concept_mask, mo
     assert (ours - theirs).norm() <= 1e-4 * theirs.norm() and (ours - x0).norm() > 0.05 * x0.norm()
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_the_second_order_solver_is_what_diffusers_computes(folder, tmp_path):
+    """Its sde-dpmsolver++ on our levels, from 14 of 16 down, each concept with numbers of its own."""
+    from diffusers import DPMSolverMultistepScheduler, LEditsPPPipelineStableDiffusion
+
+    class OnOurLevels(DPMSolverMultistepScheduler):
+        def set_timesteps(self, steps, device=None):
+            super().set_timesteps(timesteps=list(levels(steps).t[:0:-1]), device=device)
+
+    peer = pipeline(LEditsPPPipelineStableDiffusion, folder, tmp_path)
+    own = {"algorithm_type": "sde-dpmsolver++", "final_sigmas_type": "sigma_min"}
+    peer.scheduler = OnOurLevels.from_config(dict(peer.scheduler.config) | own)
+    sd, size = StableDiffusion.load(folder, dtype="float32"), {"height": 64, "width": 64}
+    image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    peer.invert(image, num_inversion_steps=14, skip=0.15, generator=torch.Generator().manual_seed(3), **size)
+    x0 = peer.encode_image(image, dtype=torch.float32, **size)[0]
+    null, *texts = (sd.text([text]) for text in ("", "a brown horse", "a zebra"))
+    up = edit_friendly(sd.eps, x0, null, null, steps=16, strength=14 / 16, seed=3, sampler="dpmsolver++")
+    for j in range(1, 15):
+        assert (up.noises[j] - peer.zs[14 - j]).norm() <= 1e-4 * up.noises[j].norm()
+    theirs = peer(
+        editing_prompt=["a brown horse", "a zebra"], reverse_editing_direction=[True, False], edit_warmup_steps=[2, 0],
+        edit_guidance_scale=[3.0, 6.0], edit_threshold=[0.5, 0.8], edit_cooldown_steps=[14, 9],
+        output_type="latent", use_cross_attn_mask=False, use_intersect_mask=False,
+    ).images  # fmt: skip
+    words = [words_of(sd.tokenizer, text) for text in ("a brown horse", "a zebra")]
+    numbers = {"concept_scales": "3,6", "concept_thresholds": "0.5,0.8", "warm_ups": "2,0", "cool_downs": "0,5"}
+    ours = L.ledits(sd.eps, up, [texts], [words], 2, null, concept_mask="M2", **numbers)
+    assert (ours - theirs).norm() <= 1e-4 * theirs.norm() and (ours - x0).norm() > 0.05 * x0.norm()
+    first = edit_friendly(sd.eps, x0, null, null, steps=16, strength=14 / 16, seed=3)
+    assert (L.ledits(sd.eps, first, [texts], [words], 2, null, concept_mask="M2", **numbers) - ours).norm() > 1e-3
+
+
 MUTATIONS = {
+    "one scale for all": ("ledits:ledits", "one.sign * one.scale", "one.sign * concept_scale",
+        test_each_concept_has_numbers_of_its_own),
+    "one threshold for all": ("ledits:ledits", "keepdim=True), one.threshold", "keepdim=True), concept_threshold",
+        test_each_concept_has_numbers_of_its_own),
     "all is added": ("ledits:ledits", "(-1, 1)", "(1, 1)",
         test_one_concept_everywhere_is_plain_guidance),
     "one quantile for the batch": ("ledits:largest", "flatten(1), quantile, dim=1)[:, None, None, None]",
@@ -199,7 +267,8 @@ MUTATIONS = {
         test_texts_are_taken_away_and_added_in_order),
     "no mask": ("ledits:ledits", "(e_concept - e_null) * allowed", "(e_concept - e_null)",
         test_a_mask_says_where_concepts_may_act),
-    "all positions": ("ledits:ledits", "1 : words.end", "1:", test_m1_is_where_the_words_of_the_concept_are_looked_at),
+    "all positions": ("ledits:ledits", "1 : one.words.end", "1:",
+        test_m1_is_where_the_words_of_the_concept_are_looked_at),
     "every level": ("ledits:ledits", "and site.level == coarsest", "",
         test_m1_is_where_the_words_of_the_concept_are_looked_at),
 }  # fmt: skip

@@ -8,6 +8,7 @@ import tiny
 import torch
 from explicit import error, maps, peer, scheduler
 from mutants import mutant, run
+from proofs import edited
 from stubs import Model, latent
 
 from minidiffedit import StableDiffusion, Tokenizer
@@ -16,6 +17,7 @@ from minidiffedit.attention import Site
 from minidiffedit.methods import masactrl as M
 from minidiffedit.methods.inversions import ddim, direct
 from minidiffedit.methods.replay import replay
+from minidiffedit.methods.words import words_of
 
 N = 8
 X0 = latent(1, 4, 8, 8, dtype=torch.float32)
@@ -92,6 +94,135 @@ def test_it_is_the_attention_of_the_paper(loud, invert, first_step, finest):
     theirs = by_maps(loud, path, first_step, finest)
     plain = M.masactrl(loud.eps, path, target, source, first_step=N)
     assert error(ours, theirs) < 1e-5 and error(plain, theirs) > 1e-4  # a bound that a plain run would not meet
+
+
+# ---------------------------------------------------------------- its variants, in the open
+
+SOURCE, TARGET, OBJECT = "a horse on grass", "a zebra on sand", ([2], [2])
+
+
+def variant(sd, path, looks=("source", "source"), at=None, threshold=0.1, finest=2, first_step=2):
+    """One row after another: which keys a row may see is a mask over all of source and target."""
+    step, seen = 0, []
+
+    def hook(name, cross, q, k, v):
+        level = 3 - int(name.split(".")[1]) if name.startswith("up") else None
+        A = maps(q, k)
+        if at and cross and step >= first_step and q.shape[2] == 16 and not name.startswith("mid"):
+            seen.append([A[row, :, :, words].mean(0).sum(-1) for row, words in zip((2, 3), at)])
+        if cross or level is None or level >= finest or step < first_step:
+            return A @ v
+        rows, n = [], q.shape[2]
+        for row in range(4):
+            source, look = row - row % 2, looks[row // 2] if row % 2 else "own"
+            both_k, both_v = torch.cat([k[source], k[row]], dim=1), torch.cat([v[source], v[row]], dim=1)
+            may = torch.zeros(n, 2 * n, dtype=torch.bool)
+            may[:, :n] = look in ("source", "union")
+            may[:, n:] = look in ("own", "union")
+            if at and look != "own":
+                inside = []
+                for role in (0, 1):
+                    m = torch.stack([one[role] for one in seen]).mean(0)
+                    m = ((m - m.min()) / (m.max() - m.min())).view(2, 8)
+                    times = {32: 1, 64: 2, 256: 4}[n]  # 2 x 8 cells to those of this level
+                    inside.append((m >= threshold).repeat_interleave(times, 0).repeat_interleave(times, 1).flatten())
+                may &= inside[1][:, None] == torch.cat(inside)[None]
+            logits = torch.einsum("hnd,hmd->hnm", q[row], both_k) / q.shape[-1] ** 0.5
+            rows.append(torch.softmax(logits.masked_fill(~may, -torch.inf), dim=-1) @ both_v)
+        return torch.stack(rows)
+
+    net, ddim_of = peer(sd, hook).double(), scheduler(N)
+    x, text = torch.cat([path[path.top]] * 2), sd.text(["", "", SOURCE, TARGET])
+    for step, t in enumerate(ddim_of.timesteps):
+        seen.clear()
+        x = torch.cat([path[path.top - step], x[1:]])
+        with torch.no_grad():
+            e_null, e_text = net(torch.cat([x, x]), t, text).sample.chunk(2)
+        x = ddim_of.step(e_null + 7.5 * (e_text - e_null), t, x, eta=0.0).prev_sample
+    return x[1:]
+
+
+def varied(sd, path, **options):
+    words = [words_of(sd.tokenizer, one) for one in (SOURCE, TARGET)]
+    texts = sd.text([TARGET]), sd.text([SOURCE])
+    return M.masactrl(sd.eps, path, *texts, sd.coarsest, *words, first_step=2, **options)
+
+
+@pytest.fixture(scope="module")
+def wide(loud):
+    """A held path of 8 x 32 cells: 2 x 8 at the coarsest level with text."""
+    x0, null, source = latent(1, 4, 8, 32), loud.text([""]), loud.text([SOURCE])
+    with torch.no_grad():
+        return direct(loud.eps, x0, null, source, steps=N)
+
+
+VARIANTS = {
+    "union": ({"look": "union", "null_look": "union"}, {"looks": ("union", "union")}),
+    "the text's half alone": ({"null_look": "own"}, {"looks": ("own", "source")}),
+    "two ways": ({"look": "union", "null_look": "source"}, {"looks": ("source", "union")}),
+    "by parts": ({"object_words": "horse, zebra", "object_threshold": 0.5}, {"at": OBJECT, "threshold": 0.5}),
+    "union by parts": ({"object_words": "horse, zebra", "object_threshold": 0.5, "look": "union", "null_look": "own"},
+                       {"at": OBJECT, "threshold": 0.5, "looks": ("own", "union")}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_its_variants_are_those_of_whole_maps(loud, wide, name):
+    options, settings = VARIANTS[name]
+    ours, theirs = varied(loud, wide, **options), variant(loud, wide, **settings)
+    assert error(ours, theirs) < 1e-5 and error(varied(loud, wide), theirs) > 1e-4
+
+
+def test_a_part_of_nothing_looks_at_all(loud, wide):
+    """Above the largest value of its map nothing is the object's but the largest cell; at 0 everything is."""
+    assert error(varied(loud, wide, object_words="horse,zebra", object_threshold=0.0), varied(loud, wide)) < 1e-8
+    assert varied(loud, wide, object_words="horse,zebra", object_threshold=1.0).isfinite().all()
+
+
+def test_looking_at_oneself_is_the_plain_run(loud, wide):
+    own = varied(loud, wide, look="own", null_look="own")
+    assert error(own, replay(loud.eps, wide, loud.text([TARGET]))) < 1e-8
+
+
+def test_parts_of_pictures_in_a_batch_are_as_alone(loud):
+    x0, null, source = latent(2, 4, 8, 32), loud.text([""]), loud.text([SOURCE])
+    options = {"object_words": "horse, zebra", "object_threshold": 0.5, "look": "union"}
+    paths = [direct(loud.eps, one, null, source, steps=N) for one in (x0, x0[:1], x0[1:])]
+    together, *alone = (varied(loud, path, **options) for path in paths)
+    assert error(together, torch.cat(alone)) < 1e-8
+
+
+@pytest.mark.parametrize("given, why", [
+    ({"source": SOURCE}, r"object_words must name a word of the source, got 'zebra'; its words are a, horse, on"),
+    ({"source": "a zebra", "target": "a cow"}, "must name a word of the target"), ({}, "its words are none"),
+])  # fmt: skip
+def test_objects_that_a_prompt_lacks(given, why):
+    with pytest.raises(ValueError, match=why):
+        R.plan("masactrl", **{"target": TARGET, "object_words": "zebra"} | given)
+
+
+@pytest.mark.parametrize("method", ["masactrl-union", "prox-masactrl", "negative-prompt+masactrl-union"])
+def test_variants_by_name(sd, picture, method):
+    done = edited(sd, picture, method, source=SOURCE, target=TARGET)
+    plain = R.edit(sd, picture, "masactrl", source=SOURCE, target=TARGET, steps=10, seed=0)
+    assert done.evaluations == {"encode": 10, "decode": 40} and not torch.equal(done.latent, plain.latent)
+    by_parts = edited(sd, picture, method, source=SOURCE, target=TARGET, object_words="horse, zebra")
+    assert by_parts.rows == done.rows
+
+
+def test_no_map_of_self_attention_is_built(sd, picture, monkeypatch):
+    built = []
+
+    def weights(q, k, real=M.weights):
+        built.append((q.shape[2], k.shape[2]))
+        return real(q, k)
+
+    monkeypatch.setattr(M, "weights", weights)
+    R.edit(sd, picture, "masactrl", target=TARGET, steps=5, seed=0)
+    assert built == []
+    told = {"target": TARGET, "source": SOURCE, "object_words": "horse, zebra", "first_step": 0}
+    R.edit(sd, picture, "masactrl-union", steps=5, seed=0, **told)
+    assert {m for _, m in built} == {77} and {n for n, _ in built} == {6} and len(built) == 5 * 5
 
 
 @pytest.mark.parametrize("invert", [ddim, direct])
@@ -186,6 +317,7 @@ def test_by_name(sd, picture):
     assert deep.evaluations == {"encode": 4, "decode": 16}
 
 
+VARIED = test_its_variants_are_those_of_whole_maps
 # name: (what stands in methods/masactrl.py, what a mistake would put, the test that must fail)
 MUTATIONS = {
     "the target's values": ("for y in (k, v)", "for y in (k, k)",
@@ -194,11 +326,11 @@ MUTATIONS = {
         test_each_half_looks_into_its_own_source_in_the_stated_layers),
     "the source looks into the target": ("[:, [0, 0]]", "[:, [1, 1]]",
         test_each_half_looks_into_its_own_source_in_the_stated_layers),
-    "the encoder looks, too": ('and site.place == "up"', "",
+    "the encoder looks, too": ('or site.place != "up"', "",
         test_each_half_looks_into_its_own_source_in_the_stated_layers),
-    "the text's attention, too": ('site.kind == "self" and', "",
+    "the text's attention, too": ('site.kind != "self" or', "",
         test_each_half_looks_into_its_own_source_in_the_stated_layers),
-    "a level too many": ("site.level < finest", "site.level <= finest",
+    "a level too many": ("site.level >= finest", "site.level > finest",
         test_each_half_looks_into_its_own_source_in_the_stated_layers),
     "a step too late": ("i >= first_step", "i > first_step",
         test_each_half_looks_into_its_own_source_in_the_stated_layers),
@@ -206,15 +338,21 @@ MUTATIONS = {
     "the source is not held": ("x = path.pin(x, j)", "pass",
         test_on_a_held_path_the_sources_row_is_the_path_bit_for_bit),
     "the source is the result": ("return x[b:]", "return x[:b]", test_where_it_never_looks_it_is_the_plain_run),
+    "halves change places": ("enumerate((null_look, look))", "enumerate((look, null_look))", VARIED),
+    "parts change places": ("torch.where(own[:, None], inner, outer)", "torch.where(own[:, None], outer, inner)",
+        VARIED),
+    "the source's cells for the edit's": ("enumerate(inside[1])", "enumerate(inside[0])", VARIED),
+    "maps of an earlier step": ("seen.clear()", "pass", VARIED),
     "the texts change places": ("path.texts(source, target)", "path.texts(target, source)",
         test_where_it_never_looks_it_is_the_plain_run),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", MUTATIONS)
-def test_mutation_turns_a_test_red(name, sd, model, monkeypatch):
+def test_mutation_turns_a_test_red(name, sd, model, loud, wide, monkeypatch):
     old, new, test = MUTATIONS[name]
-    monkeypatch.setattr(sys.modules[__name__], "M", mutant("methods.masactrl:masactrl", old, new, monkeypatch))
+    place = f"methods.masactrl:{'mixed' if 'inside' in old or 'own[' in old else 'masactrl'}"
+    monkeypatch.setattr(sys.modules[__name__], "M", mutant(place, old, new, monkeypatch))
     with pytest.raises((AssertionError, RuntimeError, IndexError)), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        run(test, sd=sd, model=model)
+        run(test, sd=sd, model=model, loud=loud, wide=wide)

@@ -149,7 +149,7 @@ def test_the_record_in_a_picture_suffices_to_make_it_again(tmp_path, folder, sd,
 def test_another_seed_is_another_picture_and_no_metadata_is_none(tmp_path, folder):
     Image.effect_noise((91, 70), 50).save(tmp_path / "in.png")
     path = tmp_path / "out.png"
-    command = ["edit", str(tmp_path / "in.png"), *EDIT, "--model", str(folder), "-o", str(path)]
+    command = ["edit", str(tmp_path / "in.png"), *EDIT, "--model", str(folder), "-o", str(path), "--overwrite"]
     pixels = []
     for options in (["--seed", "0", "--no-metadata"], ["--seed", "1"]):
         assert cli.main([*command, *options]) == 0
@@ -182,9 +182,10 @@ def test_no_clock_path_or_version_stands_in_a_picture(tmp_path, folder):
     assert record["model"] == folder.name and record["model_hash"] and record["dtype"] == "float32"
     assert record["mask"] == model_hash(tmp_path / "mask.png")
     assert set(record) == {
-        "chunk", "dtype", "edited", "encode_text", "guidance_scale", "maps", "mask", "mask_clip", "mask_strength",
-        "mask_threshold", "method", "model", "model_hash", "negative_prompt", "paste", "prompt", "refine", "seed",
-        "size", "source", "steps", "strength", "target", "working_size",
+        "chunk", "crop", "crop_margin", "dtype", "edited", "encode_text", "grey", "guidance_scale", "maps",
+        "mask", "mask_clip", "mask_strength", "mask_threshold", "method", "model", "model_hash",
+        "negative_prompt", "paste", "prompt", "prompt_syntax", "refine", "sampler", "seed", "size", "source",
+        "steps", "strength", "target", "working_size",
     }  # fmt: skip
     assert str(tmp_path.parent) not in (tmp_path / "out.png").read_bytes().decode("latin-1")
     with Image.open(tmp_path / "out.png") as file:
@@ -221,3 +222,17 @@ def test_a_saved_result_is_what_the_command_writes(tmp_path, folder):
     assert identity(sd)["model_hash"] == sha256(folder / "unet" / "diffusion_pytorch_model.safetensors")[:10]
     edit(sd, tmp_path / "in.png", target="a zebra", steps=2, maps=1, seed=0).save(tmp_path / "b.png")
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+@pytest.mark.parametrize("method, sampler", [
+    ("diffedit", "DDIM"), ("sdedit", "DDIM"), ("edit-friendly-ddpm", "DDPM"), ("ledits++", "DDPM"),
+    ("edit-friendly+prompt-to-prompt", "DDPM"), ("ddim+edit-friendly-ddpm", "DDIM"), ("cycle-diffusion", "DDIM"),
+    ("sde-diffedit", "DDPM"), ("sde-drag", "DDPM"), ("dds", "none: gradient descent"), ("instruct-pix2pix", "DDIM"),
+])  # fmt: skip
+def test_the_sampler_is_who_steps(method, sampler):
+    from minidiffedit.run import blank_plan
+
+    blank = blank_plan(method)
+    line = metadata({"method": blank.method} | blank.settings, "p")["parameters"].split("\n")[-1]
+    assert f"Sampler: {quoted(sampler)}, " in line + ", "
+    assert ("Eta: " in line) == ("eta" in blank.options)  # DDIM's own word for how random its steps are

@@ -54,18 +54,18 @@ def test_the_whole_edit_equals_diffusers_here_too():
 
 @pytest.mark.slow
 def test_the_shipped_edits_find_their_object(mini):
-    scenes = json.loads((MINI / "scenes" / "scenes.json").read_text())
+    """The first by the defaults; of the others the mask is wanted, which another strength leaves as it is."""
+    scenes = [scene for scene in json.loads((MINI / "scenes" / "scenes.json").read_text()) if scene["kind"] == "swap"]
     ious = {}
     for scene in scenes:
-        if scene["kind"] != "swap":
-            continue
-        folder = MINI / "scenes" / scene["folder"]
-        done = edit(mini, folder / "source.png", source=scene["source"], target=scene["target"], seed=0)
+        folder, strength, rows = MINI / "scenes" / scene["folder"], *((0.1, 5) if ious else (0.8, 40))
+        texts = {"source": scene["source"], "target": scene["target"]}
+        done = edit(mini, folder / "source.png", **texts, strength=strength, seed=0)
         truth = np.asarray(Image.open(folder / "mask.png").convert("L")) > 127
         truth = truth.reshape(truth.shape[0] // 8, 8, truth.shape[1] // 8, 8).any(axis=(1, 3))
         found = done.latent_mask[0, 0].numpy() > 0
         ious[scene["folder"]] = (found & truth).sum() / (found | truth).sum()
-        assert done.verdict == "found" and done.evaluations == {"mask": 20, "encode": 40, "decode": 80}
+        assert done.verdict == "found" and done.evaluations == {"mask": 20, "encode": rows, "decode": 2 * rows}
     assert len(ious) >= 4 and np.mean(list(ious.values())) > 0.5, ious
 
 

@@ -9,6 +9,7 @@ import types
 import pytest
 import test_ddim
 import test_diffedit
+import test_grey
 import test_parity
 from mutants import lines_of, load, mutant, run, source, tokens
 
@@ -20,6 +21,10 @@ E, P, S = test_diffedit, test_parity, test_ddim
 ALGORITHM = {
     "blend with the level just left": ("diffedit:masked_decode", "trajectory[j - 1]", "trajectory[j]",
         E.test_outside_the_mask_every_level_is_the_encoded_one),
+    "grey joins a level early": ("diffedit:mask_at", "M * (K - 1) - j", "M * (K - 1) - j - 1",
+        test_grey.test_a_cell_joins_below_its_level),
+    "grey blends at each level": ("diffedit:masked_decode", "m = mask_at(M, j - 1, K, grey)", "m = M",
+        test_grey.test_greys_effect_is_the_same_at_any_number_of_steps),
     "start one level up": ("diffedit:masked_decode", "range(K, 0, -1)", "range(K - 1, 0, -1)",
         E.test_full_mask_from_the_top_is_plain_sampling),
     "feed the level below's timestep": ("diffedit:masked_decode", "eps(y, t[j], [null, target])", "eps(y, t[j - 1], [null, target])",
@@ -116,6 +121,7 @@ def exchange(name: str, module: types.ModuleType, monkeypatch) -> None:
     else:
         page = module if name == "diffedit" else load("diffedit", source("diffedit"), monkeypatch)
         monkeypatch.setattr(E, "D", page)
+        monkeypatch.setattr(test_grey, "D", page)
         if name == "ddim":
             monkeypatch.setattr(S, "ddim", module)
 

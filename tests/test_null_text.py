@@ -212,10 +212,6 @@ def test_on_a_network_the_source_comes_back_closer(sd, picture):
 
 # name: (where in methods/null_text.py, what stands there, what a mistake would put, the test that must fail)
 MUTATIONS = {
-    "the other way": ("optimised", "null.detach() - rate", "null.detach() + rate", test_the_optimiser_is_torchs_adam),
-    "no correction of the first steps": ("optimised", "(mean / (1 - 0.9**k))", "mean",
-        test_the_optimiser_is_torchs_adam),
-    "no root": ("optimised", ").sqrt() + 1e-8", ") + 1e-8", test_the_optimiser_is_torchs_adam),
     "the text for the null text": ("null_text", "e_null + guidance_scale * (e_text - e_null)",
         "e_text + guidance_scale * (e_null - e_text)",
         test_at_guidance_one_nothing_is_learned),

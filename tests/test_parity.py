@@ -66,6 +66,7 @@ def test_unet_with_a_timestep_per_row():
 
 
 @torch.no_grad()
+@pytest.mark.skipif(torch.__version__ < (2, 4), reason="before 2.4, torch counts the FLOP of no part by itself")
 @pytest.mark.parametrize("b, k", [(1, 2), (3, 2), (2, 3)])
 def test_rows_that_share_a_latent_share_what_lies_before_the_text(b, k):
     from torch.utils.flop_counter import FlopCounterMode

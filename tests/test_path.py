@@ -80,7 +80,7 @@ MUTATIONS = {
         test_with_noises_it_is_the_step_of_the_paper),
     "noises of the other picture": ("Path.step", ".repeat(len(x) // len(self.noises[j]), 1, 1, 1)",
         ".repeat_interleave(len(x) // len(self.noises[j]), 0)", test_with_noises_it_is_the_step_of_the_paper),
-    "a prefix is not pinned": ("Path.prefix", '"pinned": self.pinned', '"pinned": False',
+    "a prefix is not pinned": ("Path.of", '"eta", "pinned", "sampler"', '"eta", "sampler"',
         test_a_shallower_path_keeps_what_belongs_to_it),
 }  # fmt: skip
 

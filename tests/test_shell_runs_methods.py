@@ -15,10 +15,19 @@ SCENE = MINI / "scenes" / "horse-zebra"
 GIVEN = {
     "source": "a photo of a horse on a grass field", "target": "a photo of a zebra on a grass field",
     "mask": SCENE / "mask.png", "reference": SCENE / "target.png", "edits": "a horse=>a zebra",
-    "points": "40,60=>70,60",
+    "points": "40,60=>70,60", "reference_mask": SCENE / "mask.png",
 }  # fmt: skip
 FLAGS = {"edits": "--edit"}
-FEW = {"steps": 4, "strength": 0.5, "moves": 1, "iterations": 2, "inner_steps": 2}
+FEW = {
+    "steps": 4,
+    "strength": 0.5,
+    "moves": 1,
+    "iterations": 2,
+    "inner_steps": 2,
+    "lora_steps": 1,
+    "text_steps": 2,
+    "nudges": 1,
+}
 NAMES = [name for name, row in SYSTEMS.items() if row.edit and row.weights == "base" and name != "text-to-image"]
 
 

@@ -114,7 +114,7 @@ def planned(method):
     blank = blank_plan(method)
     given = {"target": "a zebra", "source": "a horse", "edits": [("a horse", "a zebra"), ("grass", "sand")]}
     given |= {"mask": box(), "reference": tiny.picture().rotate(90), "instruction": "paint it", "points": "9,9=>40,30"}
-    small = {"steps": 5, "maps": 2, "inner_steps": 2, "seed": 0, "first_step": 2}
+    small = {"steps": 5, "maps": 2, "inner_steps": 2, "iterations": 4, "seed": 0, "first_step": 2}
     small = {name: value for name, value in small.items() if name in blank.options}
     return plan(method, **{name: given[name] for name in blank.needs}, **small)
 
@@ -338,8 +338,32 @@ def test_resume_writes_what_a_fresh_edit_writes(here, folder, capsys):
         assert again["output"] == "run-resumed.png" and [*again["evaluations"].values()] == rows, changes
         fresh = ran(capsys, "edit", "in.png", *FAST, "--size", "96", *changes, "-o", "fresh.png", *model)
         assert again["settings"] == fresh["settings"]
+        resumed = Path("run-resumed.png").read_bytes()
+        Path("run-resumed.png").unlink()
         if "--target" not in changes:
-            assert Path("run-resumed.png").read_bytes() == Path("fresh.png").read_bytes(), changes
+            assert resumed == Path("fresh.png").read_bytes(), changes
+
+
+def test_resume_does_not_overwrite_the_picture_it_began_with(here, folder, capsys):
+    """Told by its pixels: a state names no path."""
+    model = ["--model", folder]
+    ran(capsys, "edit", "in.png", *FAST, "--save-state", "run.safetensors", "-o", "first.png", *model)
+    before = Path("in.png").read_bytes()
+    for name in ("-o", "--save-mask"):
+        said = failed(capsys, "resume", "run.safetensors", "--dilate", "1", name, "in.png", *model)
+        assert "in.png is the picture that run.safetensors was made of" in said
+    assert Path("in.png").read_bytes() == before
+    assert ran(capsys, "resume", "run.safetensors", "--dilate", "1", "-o", "first.png", *model)["output"] == "first.png"
+
+
+def test_a_resumed_edit_carries_what_the_camera_wrote(model, tmp_path):
+    exif = Image.Exif()
+    exif[0x010F] = "Maker"
+    tiny.picture().save(tmp_path / "in.jpg", exif=exif, dpi=(300, 300))
+    save_state(edit(model, tmp_path / "in.jpg", **QUICK), tmp_path / "a.safetensors")
+    done = resume(load_state(tmp_path / "a.safetensors", model), mask_threshold=0.3)
+    assert done.image.getexif()[0x010F] == "Maker" or b"Maker" in done.image.info["exif"]
+    assert done.image.info["dpi"] == (300, 300)
 
 
 def test_resume_can_be_gone_on_from(here, folder, capsys):

@@ -21,6 +21,11 @@ OTHERS = """
 sdedit ledits++ sde-drag sde-diffedit dragon-diffusion cross-image-attention latent-inversion noise-diffusion sds sige
 drag-gan b-lora controlnet++ glide sora cyclegan ct-dual-stream controlnet replay sd-inpainting text-to-image
 """.split()  # noqa: SIM905
+# Those that change latents, predictions or noises alone, on plain weights, without training (class A).
+LATENT_LEVEL = """
+pnp-inversion direct-inversion edit-friendly-ddpm null-text-guidance negative-prompt-inversion proxedit diffedit replay
+blended-latent-diffusion sdedit ledits++ sde-drag sde-diffedit noise-diffusion cycle-diffusion edict text-to-image
+""".split()  # noqa: SIM905
 ARMS = ["diffedit-regions", "user-mask", "encode-only", "mask-only", "reconstruction"]
 WORKING = [name for name, system in SYSTEMS.items() if system.edit]
 PLACES = {*INVERSIONS.values(), *MASKS.values(), *(system.edit for system in SYSTEMS.values() if system.edit)}
@@ -31,6 +36,11 @@ def test_no_name_of_the_field_is_missing():
     missing = {*SURVEY, *OTHERS, *ARMS} - SYSTEMS.keys()
     assert not missing, missing
     assert len(set(SURVEY + OTHERS + ARMS)) == len(SURVEY + OTHERS + ARMS)
+
+
+def test_what_works_on_latents_alone_works():
+    assert {name: SYSTEMS[name].status for name in LATENT_LEVEL} == dict.fromkeys(LATENT_LEVEL, "L1")
+    assert all(SYSTEMS[name].letter == "A" and SYSTEMS[name].weights == "base" for name in LATENT_LEVEL)
 
 
 @pytest.mark.parametrize("name", SYSTEMS)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from commands import failed, ran
 from explicit import maps
 from mutants import mutant, run
 from stubs import ALPHA_BAR, latent
@@ -121,6 +122,44 @@ def test_by_name(picture):
     other = R.resume(done, mask_words="grass")
     assert other.evaluations == {"mask": 3, "encode": 0, "decode": 8} and other.method == "words+diffedit"
     assert R.edit(SD, picture, "contrast+diffedit", **TEXTS).method == "diffedit"  # its own
+
+
+@pytest.mark.parametrize("method", ["diffedit", "sdedit", "user-mask", "blended-latent-diffusion", "pfb-diff"])
+def test_the_source_of_a_mask_by_itself(method, picture):
+    """words:horse is the method's name with words, and mask_words."""
+    named = R.plan(f"words+{method}", mask_words="horse", **TEXTS)
+    made = R.plan(method, mask_from="words:horse", **TEXTS)
+    assert made.record == named.record and made.functions == named.functions
+    assert R.plan(method, mask_from="words", mask_words="horse", **TEXTS).record == named.record
+    assert R.plan(f"words+{method}", mask_from="words:horse", **TEXTS).record == named.record
+
+
+def test_the_source_of_a_mask_from_the_shell(folder, picture, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    picture.save("in.png")
+    told = ["in.png", "--model", folder, "--source", SOURCE, "--maps", 2, "--seed", 0, "--steps", 5]
+    target, asked = ["--target", TARGET], ["--mask-from", "words:horse"]
+    said = ran(capsys, "edit", *told, *target, *asked, "-o", "out.png")
+    same = R.edit(SD, picture, "words+diffedit", mask_words="horse", maps=2, **TEXTS)
+    assert said["method"] == "words+diffedit" and said["settings"]["mask_words"] == "horse"
+    assert said["coverage"] == same.coverage and said["rows"]["paid"] == same.rows
+    assert ran(capsys, "edit", *told, *target, *asked, "--method", "sdedit", "-o", "b.png")["method"] == "words+sdedit"
+    found = ran(capsys, "mask", *told, *target, *asked, "-o", "m.png")
+    assert found["coverage"] == same.coverage and found["rows"]["paid"] == 2
+    line = failed(capsys, "edit", *told, *target, "--mask-from", "words:cow", "-o", "c.png")
+    assert "the prompt has no 'cow'" in line
+
+
+@pytest.mark.parametrize("method, asked, why", [
+    ("masactrl", "words:horse", "masactrl takes no mask of another source, got 'words'"),
+    ("diffedit", "word", "a mask can come from contrast, .*got 'word' .did you mean 'words'"),
+    ("contrast+user-mask", "words", "asks for the mask 'contrast', and besides 'words' is given"),
+    ("user-mask", "contrast:horse", "a mask from contrast is told by no text, got 'contrast:horse'"),
+    ("diffedit", "words:", "the prompt has no ''"),
+])  # fmt: skip
+def test_sources_that_mean_nothing(method, asked, why):
+    with pytest.raises(ValueError, match=why):
+        R.plan(method, mask_from=asked, **TEXTS)
 
 
 @pytest.mark.parametrize("method, why", [

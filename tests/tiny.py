@@ -21,6 +21,8 @@ UNET = UNetConfig(
     block_out_channels=(16, 32, 32, 32), layers_per_block=2, cross_attention_dim=24, attention_head_dim=4,
     norm_num_groups=4, sample_size=8,
 )  # fmt: skip
+# Two levels of one block each: what torch.compile traces in a second or two.
+SHALLOW = replace(UNET, block_out_channels=(16, 32), layers_per_block=1)
 VAE_ = VAEConfig(block_out_channels=(8, 16, 16, 16), norm_num_groups=4)
 CLIP = CLIPConfig(hidden_size=24, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48)
 
@@ -49,10 +51,10 @@ CONFIGS = {
 }  # fmt: skip
 
 
-def networks(channels: int = 4) -> tuple[UNet, VAE, CLIPText]:
+def networks(channels: int = 4, unet: UNetConfig = UNET) -> tuple[UNet, VAE, CLIPText]:
     """Random, with every norm and bias away from its initial 1 or 0, so that none can be left out unnoticed."""
     generator = torch.Generator().manual_seed(0)
-    made = UNet(replace(UNET, in_channels=channels)), VAE(VAE_), CLIPText(CLIP)
+    made = UNet(replace(unet, in_channels=channels)), VAE(VAE_), CLIPText(CLIP)
     for module in made:
         for name, p in module.named_parameters():
             scale = 0.3 if p.ndim == 1 or "embedding.weight" in name else (3 / p[0].numel()) ** 0.5
@@ -94,12 +96,19 @@ FILES = {
 }
 
 
-def write_folder(folder: Path, dtype: torch.dtype = torch.float32, channels: int = 4) -> Path:
-    for (network, file), module in zip(FILES.items(), networks(channels)):
+def write_folder(folder: Path, dtype: torch.dtype = torch.float32, channels: int = 4, unet: UNetConfig = UNET) -> Path:
+    lower = len(unet.block_out_channels) - 1
+    shape = {
+        "in_channels": channels, "block_out_channels": [*unet.block_out_channels],
+        "layers_per_block": unet.layers_per_block,
+        "down_block_types": ["CrossAttnDownBlock2D"] * lower + ["DownBlock2D"],
+        "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * lower,
+    }  # fmt: skip
+    for (network, file), module in zip(FILES.items(), networks(channels, unet)):
         (folder / network).mkdir(parents=True)
         state = {name: tensor.to(dtype) for name, tensor in tensors(network, module).items()}
         save_file(state, folder / network / file)
-        config = CONFIGS[network] | ({"in_channels": channels} if network == "unet" else {})
+        config = CONFIGS[network] | (shape if network == "unet" else {})
         (folder / network / "config.json").write_text(json.dumps(config))
     (folder / "scheduler").mkdir()
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER))

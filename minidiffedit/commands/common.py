@@ -1,22 +1,30 @@
 """What the commands share: options first, made from a method's signature, then what runs before and after a model."""
 
 import argparse
-import contextlib
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..files.metadata import identity
+from ..progress import progress as progress
 
 if TYPE_CHECKING:
     from ..options import Option
-    from ..run import Plan, Result, Step
+    from ..run import Plan, Result
 
 LONGEST_LINE = 800  # characters of an error or a warning
+MOST_SHOWN = 20  # options that a command's help shows, rare ones among them
+OWN = "options of the method"
+USUAL = {
+    "-h", "-o", "-n", "--method", "--methods", "--target", "--source", "--edit", "--instruction", "--negative-prompt",
+    "--mask", "--reference", "--points", "--steps", "--strength", "--guidance-scale", "--mask-threshold", "--seed",
+    "--size", "--width", "--height", "--rows", "--columns", "--values", "--metrics", "--like", "--overwrite",
+    "--report", "--save-mask", "--save-state", "--dry-run", "--model", "--vae", "--lora", "--crop",
+}  # fmt: skip
 MASKS = ("mask", "union", "subtract")
 
 
@@ -28,23 +36,48 @@ def shown(text: str) -> str:
 
 class Command(NamedTuple):
     """about: one line of help. add: puts the options into a parser, given the words after the command's name. run:
-    makes a result of the arguments, which `say` puts into words.
+    makes a result of the arguments, which `say` puts into words. examples: command lines without the program's name.
     """
 
     about: str
     add: Callable[[argparse.ArgumentParser, list[str]], None]
     run: Callable[[argparse.Namespace], Any]
     say: Callable[[Any], str]
+    examples: tuple[str, ...] = ()
 
     def parser(self, commands: Any, name: str) -> argparse.ArgumentParser:
         """allow_abbrev is off: --mask-t would be --mask-threshold today and two options tomorrow."""
-        text = self.about[0].upper() + self.about[1:] + "."
-        parser = commands.add_parser(name, help=self.about, description=text, allow_abbrev=False)
+        text = "\n  minidiffedit ".join([self.about[0].upper() + self.about[1:] + ".\n", *self.examples])
+        how = argparse.RawDescriptionHelpFormatter
+        parser = commands.add_parser(name, help=self.about, description=text, allow_abbrev=False, formatter_class=how)
         parser.set_defaults(run=self.run, say=self.say, parser=parser)
+        return parser
+
+    def fill(self, parser: argparse.ArgumentParser, words: list[str]) -> None:
+        """Put the options into the parser; --help shows the usual ones, all of a method that is named, --help-all all.
+        Raises ValueError as `add`.
+        """
+        self.add(parser, words)
         parser.add_argument("--json", action="store_true", help="print one JSON object")
         parser.add_argument("--quiet", action="store_true", help="no progress, no warnings")
         parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-        return parser
+        shorten(parser, words)
+
+
+def shorten(parser: argparse.ArgumentParser, words: list[str]) -> None:
+    """Usage on one line; of many options the help shows the usual ones, and all of a method that the words name."""
+    options = [one for one in parser._actions if one.option_strings]
+    needed = [f"{one.option_strings[-1]} {one.metavar}" for one in options if one.required]
+    positional = [str(one.metavar) for one in parser._actions if not one.option_strings]
+    parser.usage = " ".join(["%(prog)s", *positional, *needed, "[options]"])
+    if len(options) <= MOST_SHOWN:
+        return
+    parser.add_argument("--help-all", action="help", help="show every option")
+    named = "--method" in words
+    own = [one for group in parser._action_groups if named and group.title == OWN for one in group._group_actions]
+    rare = [one for one in options if not (one.required or one in own or USUAL & {*one.option_strings})]
+    for one in rare if "--help-all" not in words else ():
+        one.help = argparse.SUPPRESS
 
 
 # ---------------------------------------------------------------- options from signatures
@@ -58,10 +91,11 @@ def asked_plan(words: list[str]) -> "Plan":
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--method")
     early.add_argument("--inversion")
+    early.add_argument("--mask-from")
     known, _ = early.parse_known_args(words)
     if known.method:
-        return check_takes_picture(blank_plan(known.method, known.inversion))
-    found = blank_plan("diffedit", known.inversion)
+        return check_takes_picture(blank_plan(known.method, known.inversion, known.mask_from))
+    found = blank_plan("diffedit", known.inversion, known.mask_from)
     flags = {word.partition("=")[0] for word in words}
     for name in GIVEN:
         if flag(name) in flags and name not in found.given:
@@ -81,7 +115,12 @@ def add_method(parser: argparse.ArgumentParser, settled: "Plan", needed: bool = 
     parser.add_argument("--inversion", metavar="NAME", help="another way to the noise, for methods that invert")
     parser.set_defaults(method=settled.method, inversion=None)
     add_given(parser, settled, needed)
-    add_options(parser.add_argument_group(f"options of {settled.method}"), settled)
+    add_options(parser.add_argument_group(OWN, f"{settled.method}:"), settled)
+
+
+def add_mask_from(parser: argparse.ArgumentParser) -> None:
+    about = "another source of the mask, for methods that take one: contrast, or words:horse"
+    parser.add_argument("--mask-from", metavar="SOURCE", help=about)
 
 
 def add_given(parser: Any, settled: "Plan", needed: bool = True) -> None:
@@ -90,7 +129,7 @@ def add_given(parser: Any, settled: "Plan", needed: bool = True) -> None:
     for name in settled.given:
         kind, about = GIVEN[name]
         options: dict[str, Any] = {"help": about, "default": argparse.SUPPRESS}
-        options["required"] = needed and name in settled.needs
+        options["required"] = needed and name in settled.needs and kind != "mask"  # a picture may have a hole
         if kind == "pairs":
             options |= {"action": "append", "type": prompt_pair, "metavar": "A=>B"}
         else:
@@ -131,7 +170,8 @@ def arguments(args: argparse.Namespace, settled: "Plan") -> dict[str, Any]:
     """What was given and told, by name, masks and pictures opened."""
     from ..run import GIVEN
 
-    found = {name: value for name, value in vars(args).items() if name in settled.given or name in settled.options}
+    named = vars(args).items()
+    found = {name: one for name, one in named if name in settled.options or (name in settled.given and one is not None)}
     for name in found.keys() & GIVEN.keys():
         if GIVEN[name].kind == "mask":
             found[name] = open_mask(found[name])
@@ -155,8 +195,8 @@ def together(plans: "Sequence[Plan]") -> "Plan":
 def settled_plan(args: argparse.Namespace) -> "Plan":
     from ..run import blank_plan, plan
 
-    given = arguments(args, blank_plan(args.method, args.inversion))
-    return plan(args.method, inversion=args.inversion, **given)
+    names = {"inversion": args.inversion, "mask_from": getattr(args, "mask_from", None)}
+    return plan(args.method, **names, **arguments(args, blank_plan(args.method, **names)))
 
 
 # ---------------------------------------------------------------- options that are no method's
@@ -164,9 +204,17 @@ def settled_plan(args: argparse.Namespace) -> "Plan":
 
 def add_image(parser: argparse.ArgumentParser, output: str) -> None:
     either = parser.add_mutually_exclusive_group(required=True)
-    either.add_argument("picture", nargs="?", type=Path, metavar="IMAGE", help="PNG, JPEG or WebP, any size")
+    either.add_argument("picture", nargs="?", type=Path, metavar="IMAGE", help="a picture, any size; - for stdin")
     either.add_argument("--image", type=Path, metavar="IMAGE", help="the same, as an option")
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help=output)
+    add_output(parser, output)
+
+
+def add_output(parser: argparse.ArgumentParser, about: str, stdout: str = ".png") -> None:
+    """stdout: what kind of file goes there where the output is `-`."""
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help=f"{about}; - for stdout")
+    about = "replace a file of any origin; without it only a result of minidiffedit is replaced, and only under -o"
+    parser.add_argument("--overwrite", action="store_true", help=about)
+    parser.set_defaults(stdout=stdout)
 
 
 def add_steering(parser: argparse.ArgumentParser) -> None:
@@ -197,8 +245,9 @@ def prompt_pair(text: str) -> tuple[str, str]:
 def add_model(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
     group.add_argument(
-        "--model", metavar="MODEL", help="folder, .safetensors file or hub id (default: SD v1.5 from the cache)"
+        "--model", metavar="MODEL", help="mini, folder, .safetensors file or hub id (default: SD v1.5 from the cache)"
     )
+    group.add_argument("--vae", metavar="VAE", help="another VAE for it: file, folder or hub id")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (%(default)s)")
     group.add_argument(
         "--dtype",
@@ -221,6 +270,8 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "--low-memory", action="store_true", help="one network in memory at a time; each is read again when needed"
     )
     group.add_argument("--variant", choices=("fp16", "non_ema"), help="which of a folder's weights")
+    group.add_argument("--lora", action="append", default=[], metavar="FILE[:SCALE]", help="laid over it; repeatable")
+    group.add_argument("--embedding", action="append", default=[], metavar="FILE", help="a learned word; repeatable")
     group.add_argument("--revision", help="of a hub id: branch, tag or full commit")
     group.add_argument("--cache-dir", type=Path, metavar="DIR", help="the hub's cache")
     group.add_argument("--local-files-only", action="store_true", help="never contact the hub")
@@ -232,15 +283,16 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 def picture_and_output(args: argparse.Namespace, word: str, *others: Path | None) -> tuple[Any, Path]:
     """The picture, read, and where the result goes; `others` go beside it."""
     from ..files.images import read_picture, working_size
+    from ..files.results import free
 
     path = args.picture or args.image
-    output = args.output or Path(f"{path.stem}-{word}.png")
+    output = args.output or free(Path(f"{path.stem}-{word}.png"))
     picture = read_picture(path)
     size = getattr(args, "size", None)
     working_size(picture.size, 512 if size is None else size)
     inputs = [path, *(getattr(args, name, None) for name in (*MASKS, "reference"))]
     state, report = (getattr(args, name, None) for name in ("save_state", "report"))
-    check_outputs(inputs, [output, *others], picture.size, state, report)
+    check_outputs(args, inputs, [output, *others], picture.size, state, report)
     check_masks(args, picture.size)
     return picture, output
 
@@ -263,30 +315,43 @@ def check_masks(args: argparse.Namespace, size: tuple[int, int], at: tuple[int, 
 
 def model_configs(args: argparse.Namespace) -> dict[str, Any] | None:
     """The networks' configs, from the model's small files; None where only loading can tell."""
-    from ..files.configs import KINDS, read_configs
-    from ..files.hub import DEFAULT, HubError, find_model
+    from ..files.configs import configs_of
+    from ..files.hub import DEFAULT, HubError, find_model, find_vae
 
     where = args.revision, args.cache_dir
     try:
         path = find_model(args.model or DEFAULT, *where, local_files_only=True, variant=args.variant)
-        return read_configs(path) if path.is_dir() else {network: kind() for network, kind in KINDS.items()}
+        vae = find_vae(args.vae, args.cache_dir, True, half=False) if args.vae else None
+        return configs_of(path, vae) if path.exists() else None
     except HubError:
         return None
 
 
-def predicted(args: argparse.Namespace, *plans: "Plan") -> list[dict[str, int]]:
-    """Model rows by stage of plans on one picture, each reusing the ones before it; no weights are read."""
+def check_weights(args: argparse.Namespace, plans: "Iterable[Plan]", configs: dict[str, Any] | None) -> None:
+    """Refuse, before any weights are read, a method that needs another kind of them; configs: of `model_configs`."""
+    from ..files.configs import kinds
+    from ..run import check_fits
+
+    for one in plans if configs else ():
+        assert configs
+        check_fits(one, kinds(configs["vae"].latent_channels)[configs["unet"].in_channels], args.model)
+
+
+def predicted(args: argparse.Namespace, *plans: "Plan", old: "Plan | None" = None) -> list[dict[str, int]]:
+    """Model rows by stage of plans on one picture, each reusing the ones before it; no weights are read. old: that of a
+    saved edit, which they reuse too.
+    """
     from PIL import Image
 
     from ..cost import costs
     from ..unet import UNetConfig
 
-    *before, last = plans
-    if last.given.get("mask") is not None and (getattr(args, "invert", False) or getattr(args, "union", None)):
-        last = replace(last, given=last.given | {"mask": Image.new("L", (8, 8), 255)})  # an empty one is filled
-        plans = (*before, last)
-    configs = model_configs(args)
-    return costs(plans, configs["unet"] if configs else UNetConfig())
+    if getattr(args, "invert", False) or getattr(args, "union", None):  # an empty mask will be filled
+        filled = {"mask": Image.new("L", (8, 8), 255)}
+        plans = tuple(replace(p, given=p.given | filled) if p.given.get("mask") is not None else p for p in plans)
+    configs, before = model_configs(args), [old] if old else []
+    check_weights(args, plans, configs)
+    return costs([*before, *plans], configs["unet"] if configs else UNetConfig())[len(before) :]
 
 
 def open_mask(path: Path | None) -> Any:
@@ -316,17 +381,20 @@ def steering_of(args: argparse.Namespace) -> Any:
 
 
 def check_outputs(
+    args: argparse.Namespace,
     inputs: list[Path | None],
     outputs: list[Path | None],
     size: tuple[int, int] = (1, 1),
     state: Path | None = None,
     report: Path | None = None,
 ) -> None:
-    """Refuse, before any work, what could not be written at its end or would overwrite an input or another result.
+    """Refuse, before any work, what could not be written at its end or would overwrite an input, another result, or a
+    file that is none of ours.
 
     outputs: pictures of a size; state: a saved edit; report: a page.
     """
     from ..files.images import picture_format
+    from ..files.results import is_ours
 
     if state:
         from ..files.states import check_name
@@ -350,6 +418,8 @@ def check_outputs(
             raise ValueError(f"{path} cannot be written: {error.strerror}") from error
         if any(same_file(path, other) for other in taken):
             raise ValueError(f"{path} would overwrite an input or another result; choose another name")
+        if os.path.exists(path) and not args.overwrite and not is_ours(path):
+            raise ValueError(f"{path} is there, and no result of minidiffedit; --overwrite replaces it all the same")
         taken.append(path)
 
 
@@ -357,8 +427,13 @@ def same_file(a: Path, b: Path) -> bool:
     return os.path.realpath(a) == os.path.realpath(b) or (a.exists() and b.exists() and a.samefile(b))
 
 
-def load(args: argparse.Namespace) -> Any:
-    """The model of the options; here the heavy imports are over, and an interrupt that they swallowed takes effect."""
+def load(args: argparse.Namespace, plans: "Sequence[Plan]" = ()) -> Any:
+    """The model of the options; here the heavy imports are over, and an interrupt that they swallowed takes effect.
+
+    plans: what it is for, checked before its weights are read where `predicted` has not.
+    """
+    if plans:
+        check_weights(args, plans, model_configs(args))
     sd = load_model(args)
     if args.interrupted:
         raise KeyboardInterrupt
@@ -366,12 +441,12 @@ def load(args: argparse.Namespace) -> Any:
 
 
 def load_model(args: argparse.Namespace) -> Any:
-    from ..files.hub import DEFAULT, HubError
+    from ..files.hub import DEFAULT, HubError, no_model
     from ..sd import StableDiffusion
 
-    options = {"device": args.device, "dtype": args.dtype, "variant": args.variant, "revision": args.revision}
-    options |= {"cache_dir": args.cache_dir, "local_files_only": args.local_files_only or args.model is None}
-    options |= {"attention": args.attention, "compile": args.compile, "low_memory": args.low_memory}
+    names = ("vae", "device", "dtype", "variant", "revision", "cache_dir", "attention", "compile", "low_memory", "lora")
+    options = {name: getattr(args, name) for name in names} | {"embeddings": args.embedding}
+    options["local_files_only"] = args.local_files_only or args.model is None
     try:
         sd = StableDiffusion.load(args.model or DEFAULT, **options)
         if args.compile and not args.quiet:
@@ -380,10 +455,7 @@ def load_model(args: argparse.Namespace) -> Any:
     except HubError as error:
         if args.model:
             raise
-        raise HubError(
-            f"no --model given, and {DEFAULT} is not in the cache: fetch it (4.3 GB) with `minidiffedit download`, "
-            "or use the miniature of the repository with --model weights/mini"
-        ) from error
+        raise HubError(no_model(args.cache_dir)) from error
 
 
 def say_note(line: str) -> None:
@@ -400,40 +472,25 @@ def tracker(quiet: bool, unit: str = "step") -> Any:
     return track
 
 
-BAR = "{desc:<9} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} samples, {elapsed} gone, {remaining} left"
+def dry_run(args: argparse.Namespace, plans: "list[Plan]", rows: dict[str, int], size: Any) -> dict[str, Any]:
+    """The result of a run of plans that is not made; size: of the picture, (width, height)."""
+    from .estimates import estimated
+
+    first, paid = plans[0], {"predicted": sum(rows.values()), "paid": 0}
+    said = {"method": first.method, "rows": paid, "seed": first.settings["seed"], "evaluations": rows}
+    return said | estimated(args, plans, rows, size, model_configs(args)) | {"settings": first.record}
 
 
-@contextlib.contextmanager
-def progress(quiet: bool, rows: dict[str, int], *watchers: Any) -> Iterator[Any]:
-    """A watcher that shows one progress bar over all stages, silent where stderr is no terminal: the stage, samples
-    (model rows) done of those predicted, time left; `watchers` look on too.
-    """
-    from huggingface_hub.utils import tqdm
-
-    with tqdm(total=sum(rows.values()), bar_format=BAR, disable=True if quiet else None, file=sys.stderr) as bar:
-        before = 0
-
-        def watch(step: "Step") -> None:
-            nonlocal before
-            bar.set_description_str(step.stage)
-            bar.update(step.rows - before if step.rows >= before else step.rows)  # a new run begins at nothing
-            before = step.rows
-            for one in watchers:
-                one(step)
-
-        yield watch
-        bar.total = bar.n  # less than predicted where nothing was found, or refining stopped early
-        bar.refresh()
-
-
-def dry_run(settled: "Plan", rows: dict[str, int]) -> dict[str, Any]:
-    """The result of a run that is not made."""
-    paid = {"rows": {"predicted": sum(rows.values()), "paid": 0}, "seed": settled.settings["seed"]}
-    return {"method": settled.method, **paid, "evaluations": rows, "settings": settled.record}
+def say_dry(result: dict[str, Any]) -> str:
+    """What a dry run says."""
+    seconds, memory = result.get("seconds"), result.get("memory")
+    said = [say_cost(result["evaluations"])]
+    said += [f"seconds besides loading: {'' if seconds is None else f'about {seconds:.1f}, '}{result['rate']}"]
+    said += [f"memory besides Python's and torch's own: {f'about {memory / 2**30:.2f} GiB' if memory else 'unknown'}"]
+    return "\n".join(said)
 
 
 def say_cost(rows: dict[str, int]) -> str:
-    """What a dry run says."""
     each = " + ".join(str(n) for n in rows.values())
     return f"UNet rows {each} ({', '.join(rows)}) = {sum(rows.values())}"
 
@@ -454,8 +511,11 @@ def record_of(args: argparse.Namespace, done: "Result") -> dict[str, Any]:
     return done.settings | identity(done.sd)
 
 
-def outcome(done: "Result", rows: dict[str, int], record: dict[str, Any]) -> dict[str, Any]:
-    """What every command says of a run."""
+def outcome(args: argparse.Namespace, done: "Result", rows: dict[str, int], record: dict[str, Any]) -> dict[str, Any]:
+    """What every command says of a run, whose rate is remembered for a dry run's estimate."""
+    from .estimates import remember
+
+    remember(args, done)
     said: dict[str, Any] = {
         "method": done.method,
         "seed": done.seed,

@@ -1,34 +1,43 @@
 """edit, resume, mask and generate, for any method. All that can be checked is checked before a model is loaded."""
 
 import argparse
+import os
 import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..files.results import MARK, free, settings_in
 from .common import (
+    OWN,
     Command,
     add_dry_run,
     add_given,
     add_image,
+    add_mask_from,
     add_method,
     add_model,
     add_no_metadata,
     add_options,
+    add_output,
     add_steering,
     arguments,
     asked_plan,
     check_masks,
     check_outputs,
     dry_run,
+    flag,
     load,
     outcome,
     picture_and_output,
     predicted,
     progress,
     record_of,
-    say_cost,
+    say_dry,
+    say_note,
     settled_plan,
+    shown,
+    steering_names,
     steering_of,
     text_chunks,
 )
@@ -38,12 +47,65 @@ if TYPE_CHECKING:
 
 
 def add_edit(parser: argparse.ArgumentParser, words: list[str]) -> None:
-    settled = asked_plan(words)
+    like = liked(words)
+    settled = asked_plan([*like.get("method", []), *words])
     add_image(parser, "the edited picture (.png, .jpg, .webp; default: NAME-edited.png here)")
+    about = "N candidates of seeds one after another, and a sheet of them (default: NAME-candidates.png and beside it)"
+    parser.add_argument("-n", "--count", type=int, default=1, metavar="N", help=about)
+    about = "take the settings of this result of an earlier edit; what the command says besides holds"
+    parser.add_argument("--like", type=Path, metavar="RESULT", help=about)
     add_method(parser, settled)
+    add_mask_from(parser)
     add_files(parser, settled)
     add_running(parser)
     add_model(parser)
+    take(parser, settled, like.get("settings", {}), words)
+
+
+def liked(words: list[str]) -> dict[str, Any]:
+    """Of the result that --like names: "settings", and "method" as words for a parser."""
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--like", type=Path)
+    early.add_argument("--inversion")
+    known, _ = early.parse_known_args(words)
+    if known.like is None:
+        return {}
+    from ..run import parts_of
+
+    settings = settings_in(known.like)
+    if not isinstance(method := settings.get("method"), str):
+        why = "holds no settings of an edit" if os.path.isfile(known.like) else "no such file"
+        raise ValueError(f"{known.like}: {why}; --like takes a picture that `minidiffedit edit` wrote")
+    own, *rest = parts_of(method)
+    parts = rest if known.inversion else [own, *rest]
+    return {"settings": settings, "method": [f"--method={'+'.join(filter(None, parts))}"]}
+
+
+def take(parser: argparse.ArgumentParser, settled: "Plan", settings: dict[str, Any], words: list[str]) -> None:
+    """Make settings of an earlier run the parser's defaults, but for what the words say themselves."""
+    from ..run import GIVEN
+
+    said = {word.partition("=")[0].replace("--no-", "--") for word in words}
+    plain = {name for name in settled.given if GIVEN[name].kind in ("text", "pairs", "points")}
+    steering = told if isinstance(told := settings.get("steering"), dict) and settled.steerable else {}
+    found = {name: value for name, value in settings.items() if name in plain or name in settled.options}
+    found |= {name: steering[name] for name in {*steering_names()} & steering.keys() - {"union", "subtract"}}
+    found = {name: value for name, value in found.items() if flag(name) not in said}
+    for action in parser._actions:
+        action.required = action.required and action.dest not in found
+    taken = {"method": settled.method} | {name: value for name, value in found.items() if value not in (None, "")}
+    no_file = (None, "none", "computed", "everywhere")
+    files = [name for name in settled.given if name not in plain and settings.get(name) not in no_file]
+    files += sorted({"union", "subtract"} & steering.keys())
+    parser.set_defaults(**found, taken=taken if settings else {}, lacking=[n for n in files if flag(n) not in said])
+
+
+def say_taken(args: argparse.Namespace) -> None:
+    if args.taken and not args.quiet:
+        say_note(shown(f"like {args.like}: {', '.join(f'{name} {value}' for name, value in args.taken.items())}"))
+    for name in args.lacking:
+        said = f"{args.like} was made with a {name} of its own, which is not in it: give it with {flag(name)}"
+        warnings.warn(said, stacklevel=2)
 
 
 def add_files(parser: argparse.ArgumentParser, settled: "Plan") -> None:
@@ -74,7 +136,7 @@ def add_resume(parser: argparse.ArgumentParser, words: list[str]) -> None:
     from ..run import blank_plan
 
     parser.add_argument("state", type=Path, metavar="STATE", help="what `edit --save-state` wrote")
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="(default: NAME-resumed.png here)")
+    add_output(parser, "the edited picture (default: NAME-resumed.png here)")
     settled = saved_plan(words) or blank_plan("diffedit")
     add_given(parser, settled, needed=False)
     add_options(parser.add_argument_group("changes; what they leave as it was costs nothing"), settled, "size")
@@ -99,20 +161,21 @@ def saved_plan(words: list[str]) -> "Plan | None":
 
 
 def add_mask(parser: argparse.ArgumentParser, words: list[str]) -> None:
-    from ..run import COMMON, INPUTS, function_at, inputs_of, options_of
+    from ..run import COMMON, CROPS, INPUTS, function_at, inputs_of, options_of
 
     settled = asked_plan(words)
     if "mask" not in settled.functions:
         raise ValueError(f"{settled.method} finds no mask")
     place = settled.functions["mask"]
-    own = options_of(function_at(place)).keys() | COMMON.keys() - {"paste"}
+    own = options_of(function_at(place)).keys() | COMMON.keys() - {"paste", *CROPS}
     read = {INPUTS[name].given for name in inputs_of(place)}
     settled = replace(settled, given={name: value for name, value in settled.given.items() if name in read})
     add_image(parser, "the mask, white = would be edited (default: NAME-mask.png here)")
     parser.add_argument("--method", metavar="NAME", default=settled.method, help="whose mask (%(default)s)")
+    add_mask_from(parser)
     parser.set_defaults(inversion=None)
     add_given(parser, settled)
-    add_options(parser.add_argument_group("options"), settled, *(settled.options.keys() - own))
+    add_options(parser.add_argument_group(OWN), settled, *(settled.options.keys() - own))
     parser.add_argument("--save-heat", type=Path, metavar="FILE", help="also write the map the mask is cut from")
     add_dry_run(parser)
     add_steering(parser)
@@ -123,12 +186,11 @@ def add_generate(parser: argparse.ArgumentParser, words: list[str]) -> None:
     from ..run import blank_plan
 
     parser.add_argument("target", metavar="TEXT", help="what to show")
-    output = Path("generated.png")
-    parser.add_argument("-o", "--output", type=Path, default=output, metavar="FILE", help="(%(default)s)")
+    add_output(parser, "the picture (default: generated.png here)")
     settled = blank_plan("text-to-image")
     parser.set_defaults(method=settled.method, inversion=None)
     parser.add_argument("--negative-prompt", metavar="TEXT", default="", help="what not to show")
-    add_options(parser.add_argument_group("options"), settled, "paste", "size")
+    add_options(parser.add_argument_group(OWN), settled, "paste", "size")
     parser.add_argument("--width", type=pixels, metavar="PX", help="a multiple of 8 (default: the training size)")
     parser.add_argument("--height", type=pixels, metavar="PX", help="the same")
     add_no_metadata(parser)
@@ -146,23 +208,32 @@ def pixels(text: str) -> int:
 
 
 def run_edit(args: argparse.Namespace) -> dict[str, Any]:
-    from ..run import execute
+    from ..files.images import has_hole
+    from ..run import blank_plan, execute
 
+    if "mask" in blank_plan(args.method, args.inversion).given and not getattr(args, "mask", None):
+        args.mask = path if has_hole(path := args.picture or args.image) else None
     settled = settled_plan(args)
+    say_taken(args)
+    if args.count != 1:
+        from .pages import run_candidates, say_page
+
+        args.say = say_page
+        return run_candidates(args, settled)
     picture, output = picture_and_output(args, "edited", args.save_mask, args.save_heat)
     steering = steering_of(args)
     check_files(args)
     (rows,) = predicted(args, settled)
     if args.dry_run:
-        return dry_run(settled, rows)
+        return dry_run(args, [settled], rows, picture.size)
     sd = load(args)
     with progress(args.quiet, rows, *previews(args, sd, picture)) as watch:
-        done = execute(settled, sd, picture, steering=steering, watch=watch)
+        done = execute(settled, sd, picture, steering=steering, watch=watch, witness=witness(args))
     return written(args, done, output, rows)
 
 
 def run_resume(args: argparse.Namespace) -> dict[str, Any]:
-    from ..files.states import load_state, plan_of, read_record
+    from ..files.states import load_state, plan_of, read_record, shows_source
     from ..run import changed, resume
 
     header, record = read_record(args.state)
@@ -172,20 +243,23 @@ def run_resume(args: argparse.Namespace) -> dict[str, Any]:
     mask = changes.pop("mask", None)
     settled, _ = changed(old, changes, mask)
     height, width, _ = header["source"].shape
-    output = args.output or Path(f"{args.state.stem}-resumed.png")
+    output = args.output or free(Path(f"{args.state.stem}-resumed.png"))
     inputs = [args.state, *(getattr(args, name, None) for name in ("mask", "union", "subtract"))]
     outputs = [output, args.save_mask, args.save_heat]
-    check_outputs(inputs, outputs, (width, height), args.save_state, args.report)
+    check_outputs(args, inputs, outputs, (width, height), args.save_state, args.report)
+    for path in filter(None, outputs):
+        if shows_source(args.state, path):
+            raise ValueError(f"{path} is the picture that {args.state} was made of; choose another name")
     check_masks(args, (width, height), record["settings"]["working_size"])
     steering = steering_of(args)
     check_files(args)
-    _, rows = predicted(args, old, settled)
+    (rows,) = predicted(args, settled, old=old)
     if args.dry_run:
-        return dry_run(settled, rows)
+        return dry_run(args, [settled], rows, (width, height))
     sd = load_named(args, record)
     state = load_state(args.state, sd)
     with progress(args.quiet, rows, *previews(args, sd, state.source)) as watch:
-        done = resume(state, mask=mask, steering=steering, watch=watch, **changes)
+        done = resume(state, mask=mask, steering=steering, watch=watch, witness=witness(args), **changes)
     return written(args, done, output, rows)
 
 
@@ -198,17 +272,17 @@ def run_mask(args: argparse.Namespace) -> dict[str, Any]:
     steering = steering_of(args)
     rows = {"mask": predicted(args, settled)[0]["mask"]}
     if args.dry_run:
-        return dry_run(settled, rows)
+        return dry_run(args, [settled], rows, picture.size)
     sd = load(args)
     with progress(args.quiet, rows) as watch:
         done = execute_mask(settled, sd, picture, steering=steering, watch=watch)
     assert done.mask
-    write_picture(done.mask, output)
+    write_picture(done.mask, output, MARK)
     result = {"output": str(output)}
     if args.save_heat and done.heat is not None:
-        write_picture(grey_picture(done.heat, picture.size), args.save_heat)
+        write_picture(grey_picture(done.heat, picture.size), args.save_heat, MARK)
         result["heat"] = str(args.save_heat)
-    return result | outcome(done, rows, record_of(args, done))
+    return result | outcome(args, done, rows, record_of(args, done))
 
 
 def run_generate(args: argparse.Namespace) -> dict[str, Any]:
@@ -217,24 +291,27 @@ def run_generate(args: argparse.Namespace) -> dict[str, Any]:
 
     settled = settled_plan(args)
     picture_size(args.width, args.height, 512, 8)
-    check_outputs([], [args.output])
+    output = args.output or free(Path("generated.png"))
+    check_outputs(args, [], [output])
     (rows,) = predicted(args, settled)
     if args.dry_run:
-        return dry_run(settled, rows)
+        return dry_run(args, [settled], rows, (args.width, args.height))
     sd = load(args)
     with progress(args.quiet, rows) as watch:
         done = execute_without_picture(settled, sd, (args.width, args.height), watch)
     record = record_of(args, done)
-    write_picture(done.image, args.output, text_chunks(args, record))
-    return {"output": str(args.output)} | outcome(done, rows, record)
+    write_picture(done.image, output, text_chunks(args, record))
+    return {"output": str(output)} | outcome(args, done, rows, record)
 
 
 def name_model(args: argparse.Namespace, record: dict[str, Any]) -> None:
-    """Where the options name no model: the hub id that the state names, from the cache, never the hub."""
-    from ..files.hub import is_id
+    """Where the options name no model: the hub id that the state names, from the cache, never the hub; the VAE too."""
+    from ..files.hub import MINI, is_id
 
-    if args.model is None and is_id(record.get("model_name", "")):
-        args.model, args.local_files_only = record["model_name"], True
+    name, vae = record.get("model_name", ""), record.get("vae_name", "")
+    if args.model is None and (is_id(name) or name == MINI):
+        args.model, args.local_files_only = name, True
+        args.vae = args.vae or (vae if is_id(vae) or vae == MINI else None)
 
 
 def load_named(args: argparse.Namespace, record: dict[str, Any]) -> Any:
@@ -257,6 +334,8 @@ def check_files(args: argparse.Namespace) -> None:
 
     if args.save_heat and getattr(args, "mask", None):
         raise ValueError("--save-heat goes without --mask: under your own mask no map is sought")
+    if args.save_state and getattr(args, "crop", False):
+        raise ValueError("--save-state goes without --crop: what is made of a square cannot be gone on from")
     if args.decode_previews and not args.report:
         raise ValueError("--decode-previews goes with --report")
     whole("preview_every", args.preview_every, 1, 999)
@@ -272,6 +351,13 @@ def previews(args: argparse.Namespace, sd: Any, picture: Any) -> list[Any]:
     return [Previews(sd, picture, args.preview, **options)] if args.preview else []
 
 
+def witness(args: argparse.Namespace) -> Any:
+    """What looks on for the page, if one is wanted; a compiled network shows nothing of itself."""
+    from ..views.witness import Witness
+
+    return Witness() if args.report and not args.compile else None
+
+
 def written(args: argparse.Namespace, done: "Result", output: Path, rows: dict[str, int]) -> dict[str, Any]:
     """Every file that was asked for, and what is said of the run."""
     from ..files.images import grey_picture, write_picture
@@ -282,10 +368,10 @@ def written(args: argparse.Namespace, done: "Result", output: Path, rows: dict[s
     write_picture(done.image, output, text_chunks(args, record))
     result = {"output": str(output)}
     if args.save_mask and done.mask:
-        write_picture(done.mask, args.save_mask)
+        write_picture(done.mask, args.save_mask, MARK)
         result["mask"] = str(args.save_mask)
     if args.save_heat and done.heat is not None and done.source:
-        write_picture(grey_picture(done.heat, done.source.size), args.save_heat)
+        write_picture(grey_picture(done.heat, done.source.size), args.save_heat, MARK)
         result["heat"] = str(args.save_heat)
     if args.save_mask and done.mask is None:
         warnings.warn(f"{args.save_mask} is not written: {done.method} used no mask", stacklevel=2)
@@ -298,12 +384,12 @@ def written(args: argparse.Namespace, done: "Result", output: Path, rows: dict[s
         picture = getattr(args, "picture", None) or getattr(args, "image", None)  # of a resumed edit, none
         save_report(done, args.report, picture=picture, state=args.save_state, decode_previews=args.decode_previews)
         result["report"] = str(args.report)
-    return result | outcome(done, rows, record)
+    return result | outcome(args, done, rows, record)
 
 
 def say_edit(result: dict[str, Any]) -> str:
     if "output" not in result:
-        return say_cost(result["evaluations"])
+        return say_dry(result)
     rows = " + ".join(str(n) for n in result["evaluations"].values())
     lines = [result[key] for key in ("output", "mask", "heat", "state", "report") if key in result]
     mask = "" if result["coverage"] is None else f"mask: {result['verdict']}, {result['coverage']:.0%} of the picture; "
@@ -311,9 +397,22 @@ def say_edit(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+EXAMPLES = {
+    "edit": (
+        'edit photo.png --source "a horse" --target "a zebra" -o zebra.png',
+        'edit photo.png --target "a zebra" --mask mask.png --seed 3 --dry-run',
+        'edit photo.png --source "a horse" --target "a zebra" --count 4',
+        "edit other.png --like zebra.png --strength .6",
+    ),
+    "resume": ("resume run.safetensors --mask-threshold .4",),
+    "mask": ('mask photo.png --source "a horse" --target "a zebra"',),
+    "generate": ('generate "a photo of a horse on a beach" -o horse.png',),
+}
 COMMANDS = {
-    "edit": Command("edit a picture by text, by any method", add_edit, run_edit, say_edit),
-    "resume": Command("go on from a saved edit; only changes are paid for", add_resume, run_resume, say_edit),
-    "mask": Command("find the mask of an edit, without the edit", add_mask, run_mask, say_edit),
-    "generate": Command("make a picture from text alone", add_generate, run_generate, say_edit),
+    "edit": Command("edit a picture by text, by any method", add_edit, run_edit, say_edit, EXAMPLES["edit"]),
+    "resume": Command(
+        "go on from a saved edit; only changes are paid for", add_resume, run_resume, say_edit, EXAMPLES["resume"]
+    ),
+    "mask": Command("find the mask of an edit, without the edit", add_mask, run_mask, say_edit, EXAMPLES["mask"]),
+    "generate": Command("make a picture from text alone", add_generate, run_generate, say_edit, EXAMPLES["generate"]),
 }

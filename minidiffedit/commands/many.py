@@ -39,8 +39,11 @@ def add_batch(parser: argparse.ArgumentParser, words: list[str]) -> None:
     parser.add_argument("manifest", type=Path, metavar="MANIFEST", help=about)
     about = "folder for results and table"
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help=about)
+    parser.add_argument("--overwrite", action="store_true", help="replace files in OUT that are no results, too")
     about = "the folder that holds all pictures (default: the manifest's)"
     parser.add_argument("--root", type=Path, metavar="DIR", help=about)
+    about = "with a folder of pictures: the folder of their masks, by name (default: NAME_mask.png beside each)"
+    parser.add_argument("--masks", type=Path, metavar="DIR", help=about)
     either = parser.add_mutually_exclusive_group()
     about = "only the I-th of N parts, 1/N to N/N (default: all, or torchrun's RANK of WORLD_SIZE)"
     either.add_argument("--shard", type=shard, metavar="I/N", help=about)
@@ -64,7 +67,7 @@ def shard(text: str) -> tuple[int, int]:
 
 
 def run_batch(args: argparse.Namespace) -> dict[str, Any]:
-    from ..many.batch import Editor, collect, table_name
+    from ..many.batch import Editor, collect, sound_lines, table_name
     from ..many.manifest import check_folders, columns, grouped, read_manifest
 
     if args.ray is not None and args.ray < 1:
@@ -77,15 +80,18 @@ def run_batch(args: argparse.Namespace) -> dict[str, Any]:
     given = vars(args) | here | {"output": None, "manifest": None, "root": None}  # workers may stand elsewhere
     unset = {name for name in ("method", "inversion", "output", *steering_names()) if not given.get(name)}
     defaults = {name: given[name] for name in columns() if name in given and name not in unset}
-    rows = read_manifest(args.manifest, defaults)
+    rows = read_manifest(args.manifest, defaults, args.masks)
     root = args.root or (args.manifest if args.manifest.is_dir() else args.manifest.parent)
     check_folders(rows, root, args.output)
     groups = grouped(rows, root)[index - 1 :: count]
-    if args.model and os.path.exists(args.model):
-        args.model = os.path.abspath(args.model)
+    for name in ("model", "vae"):
+        if (given_path := getattr(args, name)) and os.path.exists(given_path):
+            setattr(args, name, os.path.abspath(given_path))
     if args.cache_dir:
         args.cache_dir = here["cache_dir"]
-    editor = Editor(partial(load_model, args), root, args.output, not args.no_metadata)
+    if table.is_file() and b"\n" in table.read_bytes() and not any(sound_lines(table)) and not args.overwrite:
+        raise ValueError(f"{table} is there, and no table of results; --overwrite replaces it all the same")
+    editor = Editor(partial(load_model, args), root, args.output, not args.no_metadata, args.overwrite)
     results: Iterable[Any] = (result for group in groups for result in editor(group))
     if args.ray:
         from ..many.ray_batch import ray_results
@@ -141,6 +147,7 @@ def say_batch(result: dict[str, Any]) -> str:
 # ---------------------------------------------------------------- eval
 
 PLAIN = ("psnr", "mse", "ssim", "iou")
+OURS = ("summary.json", "summary.png")
 
 
 def add_eval(parser: argparse.ArgumentParser, words: list[str]) -> None:
@@ -160,6 +167,7 @@ def add_eval(parser: argparse.ArgumentParser, words: list[str]) -> None:
     about = "any of %(choices)s (psnr mse ssim iou); the last four need the eval extra and load a network"
     choices = (*PLAIN, "lpips", "clip", "structure", "fid")
     parser.add_argument("--metrics", nargs="+", choices=choices, default=PLAIN, metavar="X", help=about)
+    parser.add_argument("--overwrite", action="store_true", help="replace files in DIR that are no results, too")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N edits of the set")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="0 and up (%(default)s)")
     parser.add_argument("--save-pictures", action="store_true", help="also write every edit")
@@ -190,10 +198,13 @@ def run_eval(args: argparse.Namespace) -> dict[str, Any]:
     runs = grid(args.methods, asked, args.seed)
     if os.path.lexists(args.output) and not args.output.is_dir():
         raise ValueError(f"{args.output} is no folder")
+    others = args.output.is_dir() and [path for path in OURS if Path(args.output, path).exists()]
+    if others and not Path(args.output, "edits.jsonl").exists() and not args.overwrite:
+        raise ValueError(f"{args.output} holds {others[0]} of another origin; --overwrite replaces it all the same")
     items = open_dataset(args.dataset)[: args.limit]
     if args.plots:
         pyplot()
-    sd = load(args)
+    sd = load(args, [blank_plan(name) for name in args.methods])
     networks, model = load_networks(args.metrics, str(sd.device)), identity(sd) | fingerprint(sd)
     options: dict[str, Any] = {"metrics": args.metrics, "seed": args.seed, "identity": model, "networks": networks}
     options |= {"save_pictures": args.save_pictures, "track": tracker(args.quiet)}
@@ -226,6 +237,18 @@ def say_eval(result: dict[str, Any]) -> str:
 
 
 COMMANDS = {
-    "batch": Command("edit many pictures; goes on where it stopped", add_batch, run_batch, say_batch),
-    "eval": Command("edit a data set and measure; goes on where it stopped", add_eval, run_eval, say_eval),
+    "batch": Command(
+        "edit many pictures; goes on where it stopped",
+        add_batch,
+        run_batch,
+        say_batch,
+        ('batch photos --target "a zebra" -o edited', "batch list.csv --strength .6 -o edited"),
+    ),
+    "eval": Command(
+        "edit a data set and measure; goes on where it stopped",
+        add_eval,
+        run_eval,
+        say_eval,
+        ("eval weights/mini/scenes --methods diffedit masactrl --model mini",),
+    ),
 }

@@ -2,19 +2,23 @@
 
 import argparse
 import contextlib
+import json
+import os
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .common import Command, add_model, describe, load, progress, versions
+from ..files.results import settings_in
+from .common import Command, add_model, describe, load, progress, shown, versions
 
 TRAINED = {"base": "", "inpainting": ", inpainting", "instruct": ", InstructPix2Pix"}  # what a UNet is made for
 
 
 def add_info(parser: argparse.ArgumentParser, words: list[str]) -> None:
-    parser.add_argument("model", metavar="MODEL", help="folder, .safetensors file or cached hub id")
+    about = "model, VAE, LoRA, learned word, saved edit or result: a folder, a file or a cached hub id"
+    parser.add_argument("model", metavar="MODEL", help=about)
     parser.add_argument("--variant", choices=("fp16", "non_ema"), help="which of a folder's weights")
     add_hub(parser)
 
@@ -50,9 +54,25 @@ def run_info(args: argparse.Namespace) -> dict[str, Any]:
     import math
 
     from ..checkpoint import open_checkpoint
-    from ..files.hub import find_model
+    from ..files.hub import HubError, find_model, find_vae
+    from ..files.images import FORMATS
 
-    path = find_model(args.model, args.revision, args.cache_dir, local_files_only=True, variant=args.variant)
+    if settings := settings_in(Path(args.model)):
+        args.say = say_settings
+        return settings
+    if Path(args.model).suffix.lower() in FORMATS and os.path.isfile(args.model):
+        raise ValueError(
+            f"{args.model} holds no settings of minidiffedit: another tool wrote it, or they were left out"
+        )
+    try:
+        path = find_model(args.model, args.revision, args.cache_dir, local_files_only=True, variant=args.variant)
+    except HubError as error:
+        try:
+            path = find_vae(args.model, args.cache_dir, True, half=False)
+        except HubError:
+            raise error from None
+    if other := part_of_a_model(path):
+        return {"model": args.model} | other
     found = open_checkpoint(path, variant=args.variant)
     networks = {}
     for name, part in found.parts.items():
@@ -65,12 +85,34 @@ def run_info(args: argparse.Namespace) -> dict[str, Any]:
         }
     return {
         "model": args.model,
-        "kind": f"Stable Diffusion v1{TRAINED[found.kind]}",
+        "kind": f"Stable Diffusion v1{TRAINED[found.kind]}{', v-prediction' if found.prediction == 'v' else ''}",
+        "use": "--model",
         "layout": found.layout,
         "training_size": found.configs["unet"].sample_size * found.configs["vae"].factor,
         "tokenizer": str(found.tokenizer or "packaged"),
         "networks": networks,
     }
+
+
+def part_of_a_model(path: Path) -> dict[str, Any] | None:
+    """What a file or folder is that goes beside a model: its kind, for which model, what takes it. None for others."""
+    from ..files.configs import lone_vae, vae_config
+    from ..files.states import read_record
+    from ..files.unsupported import Known, add_on, read_header
+
+    header = read_header(path) if path.is_file() else None
+    if header and "minidiffedit" in header.metadata:
+        _, record = read_record(path)
+        return {"kind": f"a saved edit by {record['settings']['method']}", "for": record["model_name"], "use": "resume"}
+    known = add_on(header) if header else None
+    if isinstance(known, Known) and known.fits:
+        return {"kind": known.what, "for": known.model or "a model that its names do not tell", "use": known.option}
+    if vae := lone_vae(path):
+        config, scale = vae_config(vae, None), "Stable Diffusion v1"
+        if config != type(config)():
+            scale = f"a model whose latents are scaled by {config.scaling_factor}"
+        return {"kind": "a VAE", "for": scale, "use": "--vae"}
+    return None
 
 
 def run_verify(args: argparse.Namespace) -> dict[str, Any]:
@@ -99,7 +141,15 @@ def say_verify(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def say_settings(found: dict[str, Any]) -> str:
+    lines = [f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in found.items()]
+    return "\n".join([*map(shown, lines), "`minidiffedit edit PICTURE --like` this file takes them"])
+
+
 def say_info(result: dict[str, Any]) -> str:
+    if "for" in result:
+        command = "minidiffedit resume" if result["use"] == "resume" else f"{result['use']} of every command that edits"
+        return f"{result['model']}: {result['kind']} for {result['for']}; taken by {command}"
     lines = [f"{result['model']}: {result['kind']}, {result['layout']}, trained at {result['training_size']} px"]
     for name, network in result["networks"].items():
         lines.append(

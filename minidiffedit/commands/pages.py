@@ -5,7 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..files.results import free
 from .common import (
+    OWN,
     Command,
     add_dry_run,
     add_given,
@@ -14,17 +16,22 @@ from .common import (
     add_model,
     add_no_metadata,
     add_options,
+    add_output,
     add_steering,
     arguments,
     asked_plan,
     check_outputs,
     describe,
+    dry_run,
+    flag,
     identity,
     load,
     picture_and_output,
+    predicted,
     progress,
     record_of,
     say_cost,
+    say_dry,
     steering_of,
     text_chunks,
     together,
@@ -73,13 +80,13 @@ def add_figure(parser: argparse.ArgumentParser, words: list[str]) -> None:
         "from noise and from the encoding; latents: encoding and decoding level by level; reconstruction: what "
         "encoding and decoding lose, by steps",
     )
-    add_image(parser, "the page (.png, .jpg, .webp; default: IMAGE-NAME.png here)")
+    add_image(parser, "the page (.png, .jpg, .webp; default: IMAGE-figure-NAME.png here)")
     parser.add_argument("--values", metavar="V,V,...", help="thresholds, strengths, levels (latents) or steps")
     parser.add_argument("--decode", action="store_true", help="latents: shown by the autoencoder, sharper and slower")
     add_page(parser)
     settled = blank_plan("diffedit")
     add_given(parser, settled, needed=False)
-    add_options(parser.add_argument_group("options of diffedit"), settled)
+    add_options(parser.add_argument_group(OWN), settled)
     add_model(parser)
 
 
@@ -92,7 +99,7 @@ def add_page(parser: argparse.ArgumentParser) -> None:
 
 def add_report(parser: argparse.ArgumentParser, words: list[str]) -> None:
     parser.add_argument("state", type=Path, metavar="STATE", help="what `edit --save-state` wrote")
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="the page (default: NAME.html here)")
+    add_output(parser, "the page (default: NAME.html here)", ".html")
     parser.add_argument("--decode-previews", action="store_true", help="show some through the autoencoder too")
     add_model(parser)
 
@@ -135,8 +142,8 @@ def run_sheet(args: argparse.Namespace) -> dict[str, Any]:
         check_folder(args.save_edits)
     steering, cost = steering_of(args), costs(found.plans)
     if args.dry_run:
-        return {"rows": {"predicted": sum(cost.values()), "paid": 0}, "evaluations": cost, "settings": found.settings}
-    sd = load(args)
+        return dry_run(args, found.plans, cost, picture.size) | {"seed": None, "settings": found.settings}
+    sd = load(args, found.plans)
     with progress(args.quiet, cost) as watch:
         done = draw_sheet(found, sd, picture, args.height, steering=steering, watch=watch)
     result = {"output": str(output)}
@@ -149,6 +156,35 @@ def run_sheet(args: argparse.Namespace) -> dict[str, Any]:
         result["edits"] = str(args.save_edits)
     coverage = [[one.coverage for one in line] for line in done.edits]
     return result | written(args, done, output, sd, cost) | {"coverage": coverage}
+
+
+def run_candidates(args: argparse.Namespace, settled: "Plan") -> dict[str, Any]:
+    """`edit --count`: the pictures and their sheet."""
+    from ..files.images import write_picture
+    from ..views.sheet import candidates, draw_candidates, total
+
+    single = ("save_mask", "save_heat", "save_state", "report", "preview", "piped")
+    if asked := [name for name in single if getattr(args, name, None)]:
+        said = "-o -" if asked == ["piped"] else flag(asked[0])
+        raise ValueError(f"{said} goes with one result, not with --count {args.count}")
+    plans = candidates(settled, args.count)
+    ends = [f"-seed{one.settings['seed']}" for one in plans]
+    usual = Path(f"{(args.picture or args.image).stem}-candidates.png")
+    args.output = args.output or free(usual, *(f"{end}.png" for end in ends))
+    files = [args.output.with_stem(args.output.stem + end) for end in ends]
+    picture, output = picture_and_output(args, "", *files)
+    steering, rows = steering_of(args), total(predicted(args, *plans))
+    if args.dry_run:
+        return dry_run(args, plans, rows, picture.size)
+    sd = load(args)
+    with progress(args.quiet, rows) as watch:
+        done = draw_candidates(plans, sd, picture, steering=steering, watch=watch)
+    made = []
+    for file, one in zip(files, done.edits[0]):
+        write_picture(one.image, file, text_chunks(args, record_of(args, one)))
+        made.append({"output": str(file), "seed": one.seed, "verdict": one.verdict, "coverage": one.coverage})
+    made_of: dict[str, Any] = {"method": settled.method, "output": str(output), "candidates": made}
+    return made_of | written(args, done, output, sd, rows) | {"seed": plans[0].settings["seed"]}
 
 
 def run_figure(args: argparse.Namespace) -> dict[str, Any]:
@@ -167,11 +203,11 @@ def run_figure(args: argparse.Namespace) -> dict[str, Any]:
     values = None if args.values is None else [parse(one.strip()) for one in args.values.split(",")]
     found = planned_figure(args.name, values, **given)
     check_height(args)
-    picture, output = picture_and_output(args, args.name)
+    picture, output = picture_and_output(args, f"figure-{args.name}")
     cost = costs(found.plans)
     if args.dry_run:
-        return {"rows": {"predicted": sum(cost.values()), "paid": 0}, "evaluations": cost, "settings": found.settings}
-    sd = load(args)
+        return dry_run(args, found.plans, cost, picture.size) | {"seed": None, "settings": found.settings}
+    sd = load(args, found.plans)
     with progress(args.quiet, cost) as watch:
         done = draw_figure(found, sd, picture, args.height, args.decode, watch)
     return {"output": str(output)} | written(args, done, output, sd, cost) | {"numbers": done.numbers}
@@ -191,11 +227,11 @@ def written(args: argparse.Namespace, done: Any, output: Path, sd: Any, cost: di
 
 
 def say_page(result: dict[str, Any]) -> str:
-    cost = say_cost(result["evaluations"])
     if "output" not in result:
-        return cost
+        return say_dry(result)
     files = [result[key] for key in ("output", "edits") if key in result]
-    said = [cost, *([] if result["seed"] is None else [f"seed {result['seed']}"])]
+    files += [one["output"] for one in result.get("candidates", ())]
+    said = [say_cost(result["evaluations"]), *([] if result["seed"] is None else [f"seed {result['seed']}"])]
     return "\n".join([*files, "; ".join([*said, f"{sum(result['seconds'].values()):.1f} s"])])
 
 
@@ -204,8 +240,8 @@ def run_report(args: argparse.Namespace) -> dict[str, Any]:
     from ..views.report import save_report
 
     _, record = read_record(args.state)
-    output = args.output or Path(f"{args.state.stem}.html")
-    check_outputs([args.state], [], report=output)
+    output = args.output or free(Path(f"{args.state.stem}.html"))
+    check_outputs(args, [args.state], [], report=output)
     name_model(args, record)
     state = load_state(args.state, load_named(args, record))
     save_report(state, output, state=args.state, decode_previews=args.decode_previews)
@@ -219,8 +255,20 @@ def say_report(result: dict[str, Any]) -> str:
 
 COMMANDS = {
     "sheet": Command(
-        "edit a picture over two options, or by several methods, on one page", add_sheet, run_sheet, say_page
+        "edit a picture over two options, or by several methods, on one page",
+        add_sheet,
+        run_sheet,
+        say_page,
+        ('sheet photo.png --source "a horse" --target "a zebra" --rows strength=.4,.6,.8 --columns seed=0,1,2',),
     ),
-    "figure": Command("draw one of the usual figures of an edit", add_figure, run_figure, say_page),
-    "report": Command("write the page of a saved edit", add_report, run_report, say_report),
+    "figure": Command(
+        "draw one of the usual figures of an edit",
+        add_figure,
+        run_figure,
+        say_page,
+        ('figure threshold photo.png --source "a horse" --target "a zebra"',),
+    ),
+    "report": Command(
+        "write the page of a saved edit", add_report, run_report, say_report, ("report run.safetensors -o page.html",)
+    ),
 }

@@ -1,8 +1,10 @@
 """Official weights from the Hugging Face hub: the ten files that are needed, by name, from the cache first."""
 
+import contextlib
 import os
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ content with them. The authors claim no rights in your results; you answer for t
 https://huggingface.co/spaces/CompVis/stable-diffusion-license. No safety checker runs: not for public
 services as is."""
 
+MINI = "mini"  # the name of the miniature, wherever it is
 NO_IDS = (".safetensors", ".json", ".ckpt", ".bin", ".pt", ".pth")  # ends of file names, not of hub ids
 
 
@@ -55,6 +58,15 @@ def is_id(model: str) -> bool:
     return bool(written) and not os.path.exists(model)
 
 
+def find_mini() -> Path:
+    """The miniature: the clone's weights/mini, else the copy that is packaged."""
+    package = Path(__file__).parents[1]
+    for folder in (package.parent / "weights" / MINI, package / MINI):
+        if (folder / "unet").is_dir():
+            return folder
+    raise ValueError(f"--model {MINI}: the miniature is neither in a clone nor in the package; install it anew")
+
+
 def find_model(
     model: str,
     revision: str | None = None,
@@ -63,31 +75,97 @@ def find_model(
     variant: str | None = None,
     half: bool = False,
 ) -> Path:
-    """A path as it is; a hub id "owner/name" -> the folder in the cache, downloaded if need be.
+    """A path as it is; a hub id "owner/name" -> the folder in the cache, downloaded if need be; "mini" -> where it is.
 
-    half: the run is in a 16-bit type, so that the fp16 files are the nearest. Raises as `download` does.
+    "hub:owner/name" is an id whatever stands on the disk. half: the run is in a 16-bit type, so that the fp16 files are
+    the nearest. Raises as `download` does.
     """
-    if not is_id(model):
-        return Path(model)
+    if model == MINI:
+        return find_mini()
+    path, model, named = Path(model), model.removeprefix("hub:"), model.startswith("hub:")
+    if not named and not is_id(model):
+        return snapshot(path, revision)
+    if not named and path.parts == ("weights", MINI):
+        raise ValueError(f"{model}: no such folder here; from anywhere the miniature is --model {MINI}")
     wanted = [variant] if variant else (["fp16", None] if half else [None, "fp16"])
     options: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir}
-    missing = []
-    for one in wanted:
-        try:
-            return find_cached(model, one, **options)
-        except NotCached as error:
-            missing.append(error)
-    if local_files_only:
-        raise HubError(
-            f"{model}: no such file or folder, nor a hub id in the cache ({missing[0]}); "
-            f"to fetch it: minidiffedit download {REMOVED.get(model, model)}"
-        ) from missing[0]
+    try:
+        return find_cached(model, wanted, **options)
+    except NotCached as error:
+        if local_files_only:
+            raise HubError(
+                f"{model}: no such file or folder, nor a hub id in the cache ({error}); "
+                f"to fetch it: minidiffedit download {REMOVED.get(model, model)}"
+            ) from error
+    if not named:
+        print(f"There is no file or folder {model} here, so the hub is asked for it.", file=sys.stderr)
     try:
         return download(model, variant=wanted[0], **options)
     except NoSuchFile:
         if len(wanted) == 1:
             raise
         return download(model, variant=wanted[1], **options)
+
+
+def find_vae(vae: str, cache_dir: Any, local_files_only: bool, half: bool) -> Path:
+    """The file of a VAE: of a path, of a folder, of a hub id that holds a VAE alone or a whole model, or of "mini".
+
+    Its config.json stands beside it, where it has one. half, and what is raised: as for `find_model`.
+    """
+    from .configs import vae_file
+
+    if vae == MINI or not (vae.startswith("hub:") or is_id(vae)):
+        return vae_file(find_model(vae), half)
+    vae, options = vae.removeprefix("hub:"), {"revision": None, "cache_dir": cache_dir}
+    files = [weight_files(variant)[1].removeprefix("vae/") for variant in (["fp16", None] if half else [None, "fp16"])]
+    for sub in ("vae/", ""):
+        with contextlib.suppress(NotCached):
+            return cached(vae, [[f"{sub}config.json"], [sub + file for file in files]], **options)
+    if local_files_only:
+        raise HubError(f"{vae}: no such file or folder, nor a hub id of a VAE in the cache")
+    print(f"There is no file or folder {vae} here, so the hub is asked for it.", file=sys.stderr)
+    reach(vae, None)
+    for sub in ("vae/", ""):
+        with contextlib.suppress(NoSuchFile):
+            get_file(vae, f"{sub}config.json", **options)
+            try:
+                return get_file(vae, sub + files[0], **options)
+            except NoSuchFile:
+                return get_file(vae, sub + files[1], **options)
+    raise NoSuchFile(f"{vae} holds no VAE: neither vae/{files[0]} nor {files[0]}")
+
+
+def snapshot(path: Path, revision: str | None) -> Path:
+    """A repository's folder in the hub's cache (models--owner--name), or its snapshots/ -> the model in it; any other
+    path as it is.
+    """
+    root = path.parent if path.name == "snapshots" else path
+    if not (root / "snapshots").is_dir():
+        return path
+    there = sorted(one for one in (root / "snapshots").iterdir() if one.is_dir())
+    named = root / "refs" / (revision or "main")
+    wanted = named.read_text().strip() if named.is_file() else revision
+    found = [one for one in there if one.name == wanted] or (there if not revision else [])
+    if len(found) != 1:
+        raise ValueError(f"{path}: which of its revisions? It has {', '.join(one.name for one in there) or 'none'}")
+    return found[0]
+
+
+def no_model(cache_dir: Any) -> str:
+    """What to say where no model is given and the default one is not in the cache; names another SD v1 model there."""
+    from huggingface_hub import constants
+
+    said, others = f"no --model given, and {DEFAULT} is not in the cache", []
+    for one in sorted(Path(cache_dir or constants.HF_HUB_CACHE).glob("models--*--*")):
+        with contextlib.suppress(ValueError, OSError):
+            from .configs import read_configs
+
+            name = one.name.removeprefix("models--").replace("--", "/")
+            read_configs(find_cached(name, [None, "fp16"], revision=None, cache_dir=cache_dir))
+            others.append(name)
+    if others:
+        return f"{said}, but {', '.join(others[:3])} is: give --model {others[0]}"
+    return f"{said}: fetch it (4.3 GB) with `minidiffedit download`, or use the miniature with --model {MINI}"
 
 
 def download(
@@ -100,70 +178,100 @@ def download(
     """
     options: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir}
     try:
-        return find_cached(model, variant, **options)
+        return find_cached(model, [variant], **options)
     except NotCached as error:
         if model in REMOVED:
             raise HubError(f"{model} was removed from the hub in August 2024; use {REMOVED[model]}") from error
-    print(f"{model} is not in the cache, contacting the hub.\n\n{LICENCE}\n", file=sys.stderr)
+    print(f"{model} is not in the cache, contacting the hub.", file=sys.stderr)
     return fetch(model, variant, **options)
 
 
-def find_cached(model: str, variant: str | None, *, revision: str | None, cache_dir: Any) -> Path:
-    """The folder of one variant's files in the cache, also one that diffusers filled; HubError names what it lacks.
+def find_cached(model: str, variants: Sequence[str | None], *, revision: str | None, cache_dir: Any) -> Path:
+    """The folder of a model's files in the cache, also one that diffusers filled, each network's in the first variant
+    that is there; NotCached names what it lacks.
+    """
+    names = [[name, ONE_TOKENIZER] if name.startswith("tokenizer/") else [name] for name in SMALL]
+    names += [[*each] for each in zip(*map(weight_files, variants))]
+    return cached(model, names, revision=revision, cache_dir=cache_dir).parent.parent
+
+
+def cached(model: str, names: Sequence[Sequence[str]], *, revision: str | None, cache_dir: Any) -> Path:
+    """The last of a repository's files in the cache, of each entry of names the first that is there.
 
     Not hf_hub_download(local_files_only=True): from huggingface_hub 2 on, that asks the hub for a list of agents.
     """
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
-    for name in (*SMALL, *weight_files(variant)):
+    for either in names:
         try:
-            found = try_to_load_from_cache(model, name, cache_dir=cache_dir, revision=revision)
-            if name.startswith("tokenizer/") and not isinstance(found, str):
-                found = try_to_load_from_cache(model, ONE_TOKENIZER, cache_dir=cache_dir, revision=revision)
+            found = [try_to_load_from_cache(model, name, cache_dir=cache_dir, revision=revision) for name in either]
         except HFValidationError as error:
             raise HubError(f"{model!r} is no hub id (owner/name): {error}") from error
-        if not isinstance(found, str):
-            raise NotCached(f"{at(model, revision)}: {name} is not in the cache")
-        path = Path(found)
-    return path.parent.parent
+        there = [one for one in found if isinstance(one, str)]
+        if not there:
+            raise NotCached(f"{at(model, revision)}: {either[0]} is not in the cache")
+    return Path(there[0])
 
 
 def fetch(model: str, variant: str | None, *, revision: str | None, cache_dir: Any) -> Path:
     """All files of one variant from the hub -> their folder; one clear error names the first that cannot be had."""
-    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+    from .configs import read_configs
+
+    options: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir}
+    reach(model, revision)
+    print(f"\n{licence_of(model)}\n", file=sys.stderr)
+    for name in SMALL:
+        try:
+            path = get_file(model, name, **options)
+        except NoSuchFile as error:
+            if not name.startswith("tokenizer/"):
+                raise
+            try:
+                get_file(model, ONE_TOKENIZER, **options)
+            except NoSuchFile:
+                raise error from None
+    read_configs(path.parent.parent)  # gigabytes of another model need not come first
+    for name in weight_files(variant):
+        path = get_file(model, name, **options)
+    return path.parent.parent
+
+
+def licence_of(model: str) -> str:
+    """The licence of the weights that are known here; of others, where it stands."""
+    owner, _, name = model.partition("/")
+    if owner in ("CompVis", DEFAULT.partition("/")[0]) and name.startswith("stable-diffusion-"):
+        return LICENCE
+    return f"The licence of these weights is what their page says: https://huggingface.co/{model}"
+
+
+def reach(model: str, revision: str | None) -> None:
+    """Raise HubError where the hub cannot be reached. Asked once: downloads try again and again for half a minute."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        get_hf_file_metadata(hf_hub_url(model, SMALL[0], revision=revision), timeout=10)
+    except HfHubHTTPError:
+        pass  # the hub is there; what it says is told with the files
+    except Exception as error:
+        where = at(model, revision)
+        raise HubError(f"{where} is not in the cache, and the hub cannot be reached ({first_line(error)})") from error
+
+
+def get_file(model: str, name: str, *, revision: str | None, cache_dir: Any) -> Path:
+    """One file of a repository, from the hub if need be. Raises HubError, NoSuchFile where only the file lacks."""
+    from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import (
         EntryNotFoundError,
-        HfHubHTTPError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
 
-    from .configs import read_configs
-
-    where, name = at(model, revision), SMALL[0]
-    try:  # asked once: downloads try again and again for half a minute, and say so each time
-        get_hf_file_metadata(hf_hub_url(model, name, revision=revision), timeout=10)
-    except HfHubHTTPError:
-        pass  # the hub is there; what it says is told below
-    except Exception as error:
-        raise HubError(f"{where} is not in the cache, and the hub cannot be reached ({first_line(error)})") from error
-
-    def get(name: str) -> Path:
-        return Path(hf_hub_download(model, name, revision=revision, cache_dir=cache_dir))
-
+    where = at(model, revision)
     try:
-        for name in SMALL:
-            try:
-                path = get(name)
-            except EntryNotFoundError as error:
-                if isinstance(error, LocalEntryNotFoundError) or not name.startswith("tokenizer/"):
-                    raise
-                get(ONE_TOKENIZER)
-        read_configs(path.parent.parent)  # gigabytes of another model need not come first
-        for name in weight_files(variant):
-            path = get(name)
+        return Path(hf_hub_download(model, name, revision=revision, cache_dir=cache_dir))
     except LocalEntryNotFoundError as error:
         raise HubError(f"{where}: {name} is not in the cache, and the hub cannot be reached (offline?)") from error
     except RepositoryNotFoundError as error:  # or its subclass GatedRepoError
@@ -172,11 +280,8 @@ def fetch(model: str, variant: str | None, *, revision: str | None, cache_dir: A
         raise HubError(f"{where}: no such revision; use a branch, a tag or a full 40-digit commit") from error
     except EntryNotFoundError as error:
         raise NoSuchFile(f"{where} has no file {name}") from error
-    except ValueError:  # of read_configs
-        raise
     except Exception as error:  # a full disk, a server's error, or what the HTTP library of the day raises
         raise HubError(f"{where}: {name} could not be fetched: {first_line(error)}") from error
-    return path.parent.parent
 
 
 def first_line(error: Exception) -> str:

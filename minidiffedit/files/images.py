@@ -12,33 +12,40 @@ import os
 import secrets
 import warnings
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageOps, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from ..ddim import whole
 
-FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}  # written
+READ = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 LONGEST_SIDE = {"PNG": 2**31 - 1, "JPEG": 65500, "WEBP": 16383}  # what the encoders take
 LONGEST_EXIF = 65533  # one JPEG segment
 MOST_PIXELS = 1024 * 1024  # what the model is asked to work on
 MOST_ASPECT = 8
 CELLS = "minidiffedit-mask"  # the text chunk that keeps a mask's latent cells
+# What of a picture's EXIF describes it, whatever its format and size: texts, makers, dates, density, its two parts.
+DESCRIBING = {270, 271, 272, 282, 283, 296, 305, 306, 315, 316, 33432, 34665, 34853, *range(40091, 40096)}
+EXIF, COMMENT, PIXELS_OF = 0x8769, 0x9286, (0xA002, 0xA003)
+MOST_COLOUR = 32  # by how much the channels of a mask may differ: a JPEG's noise
 
 
 def read_picture(source: Any) -> Image.Image:
     """A path, PIL image or uint8 array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) -> PIL, upright, otherwise as stored.
 
-    PNG, JPEG and WebP; of an animation the first frame. The source stays as it was. Raises ValueError for anything
+    PNG, JPEG, WebP, GIF, BMP, TIFF and AVIF; of several frames or pages the first. `info` keeps the colour profile, the
+    dpi, and of the EXIF data what describes the picture. The source stays as it was. Raises ValueError for anything
     else, damaged files, and more than Pillow's limit of 89 million pixels.
     """
+    name = source if isinstance(source, str | os.PathLike) else "the picture"
     if isinstance(source, np.ndarray):
         if (
             source.dtype != np.uint8
@@ -49,41 +56,81 @@ def read_picture(source: Any) -> Image.Image:
             raise ValueError(f"a picture array must be uint8 (H, W) or (H, W, 3), got {source.dtype} {source.shape}")
         picture = Image.fromarray(source.squeeze(-1) if source.shape[2:] == (1,) else source)
     elif isinstance(source, Image.Image):
-        with _read_or_refused("the picture"):  # Pillow may not have read its pixels yet
+        with _read_or_refused(name):  # Pillow may not have read its pixels yet
             picture = source.copy()
     elif isinstance(source, str | os.PathLike):
         picture = _open(Path(source))
     else:
         raise ValueError(f"a picture must be a path, a PIL image or a uint8 array, got {type(source).__name__}")
     if min(picture.size) < 1:
-        raise ValueError(f"the picture has no pixels: {picture.size}")
-    if picture.mode in ("I", "F"):  # no file opens so; 255, 65535 or 1 could be white
-        raise ValueError(f"a picture in PIL's mode {picture.mode} has no agreed white; convert it to L or RGB")
+        raise ValueError(f"{name} has no pixels: the picture is {picture.size[0]} x {picture.size[1]}")
+    if picture.mode in ("I", "F", "LAB"):  # 255, 65535 or 1 could be white
+        raise ValueError(f"{name}: a picture of the mode {picture.mode} has no agreed white; convert it to L or RGB")
+    exif = b""
     with warnings.catch_warnings(record=True) as complaints:
         warnings.simplefilter("always")
         try:
             picture = ImageOps.exif_transpose(picture)
+            exif = describing(picture)
         except Exception as error:  # Pillow's EXIF parser raises whatever the damage leads to
             complaints.append(error)  # type: ignore[arg-type]
     if complaints:
         warnings.warn("the picture's EXIF data is damaged; check that the result is not on its side", stacklevel=3)
     picture.info.pop("exif", None)  # its orientation is spent
+    picture.info |= {"exif": exif} if exif else {}
     return picture
+
+
+def describing(picture: Image.Image) -> bytes:
+    """The EXIF data of an upright picture without thumbnail, orientation and what belongs to its file; b"" for none."""
+    exif, kept = picture.getexif(), Image.Exif()
+    for tag in exif.keys() & DESCRIBING:
+        kept[tag] = dict(exif.get_ifd(tag)) if tag > 34000 and tag < 35000 else exif[tag]
+    for tag in PIXELS_OF if EXIF in kept else ():
+        kept[EXIF].pop(tag, None)
+    return kept.tobytes() if len(kept) else b""
+
+
+def has_hole(source: Any) -> bool:
+    """Whether a part of a picture is erased: transparent, while its corners are not, as those of a cut-out are. Said
+    in a warning; what cannot be read has none.
+    """
+    try:
+        if isinstance(source, str | os.PathLike):
+            if not os.path.isfile(source):  # a pipe would wait for ever
+                return False
+            with warnings.catch_warnings(), Image.open(source) as file:  # looks at the header alone
+                warnings.simplefilter("ignore")
+                if not file.has_transparency_data:
+                    return False
+        picture = read_picture(source)
+        if picture.mode.startswith("I") or not picture.has_transparency_data:
+            return False
+        alpha = np.asarray(picture.convert("RGBA"))[..., 3]
+    except Exception:
+        return False
+    if not (alpha == 0).any() or alpha[[0, 0, -1, -1], [0, -1, 0, -1]].min() < 255:
+        return False
+    warnings.warn("a part of the picture is erased (transparent), and taken for the mask", stacklevel=3)
+    return True
 
 
 def _open(path: Path) -> Image.Image:
     if os.path.isdir(path):
-        raise ValueError(f"{path} is a folder; name a PNG, JPEG or WebP file")
+        raise ValueError(f"{path} is a folder; name a picture")
     if not os.path.isfile(path):  # a pipe would wait for ever
         raise ValueError(f"{path} is not a regular file" if os.path.exists(path) else f"{path}: no such file")
     with _read_or_refused(f"{path} ({os.path.getsize(path)} bytes)"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Pillow's on EXIF data: read_picture has its own
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as file:
+        Image.init()
+        with Image.open(path, formats=[kind for kind in READ if kind in Image.OPEN]) as file:  # AVIF: as built
             frames = 1 if file.format == "MPO" else getattr(file, "n_frames", 1)  # MPO: a JPEG with a preview
             picture = file.copy()
+            with suppress(Exception):  # whatever damage leads to
+                picture.info |= {"exif": describing(file)} if file.format == "TIFF" else {}  # stands in its own tags
     if frames > 1:
-        warnings.warn(f"{path} is animated ({frames} pictures); only the first is used", stacklevel=4)
+        warnings.warn(f"{path} is animated or has pages ({frames} pictures); only the first is used", stacklevel=4)
     return picture
 
 
@@ -94,7 +141,8 @@ def _read_or_refused(name: Any) -> Iterator[None]:
     except MemoryError:
         raise
     except UnidentifiedImageError as error:
-        raise ValueError(f"{name} is no PNG, JPEG or WebP picture, or cut short; convert it or get it again") from error
+        kinds = f"{', '.join(READ[:-1])} or {READ[-1]}"
+        raise ValueError(f"{name} is no picture ({kinds}), or cut short; convert it or get it again") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(f"{name}: {error} Scale it down first.") from error
     except PermissionError as error:
@@ -104,13 +152,23 @@ def _read_or_refused(name: Any) -> Iterator[None]:
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:
-    """Any mode -> RGB: alpha (palettes' too) onto white, 16-bit grey scaled to 8; a colour profile is kept."""
-    profile = picture.info.get("icc_profile") or b""
+    """Any mode -> RGB: alpha (palettes' too) onto white, 16-bit grey scaled to 8; colour profile, EXIF and dpi stay."""
+    profile, kept = picture.info.get("icc_profile") or b"", {"exif": picture.info.get("exif"), "dpi": dpi_of(picture)}
     if picture.mode.startswith("I;16"):
         picture = _grey8(picture)
     rgb = _flattened(picture, "white").convert("RGB")
-    rgb.info = {"icc_profile": profile} if profile[16:20] == b"RGB " else {}  # grey's and CMYK's fit no more
+    kept["icc_profile"] = profile if profile[16:20] == b"RGB " else None  # grey's and CMYK's fit no more
+    rgb.info = {name: value for name, value in kept.items() if value}
     return rgb
+
+
+def dpi_of(picture: Image.Image) -> tuple[float, float] | None:
+    """Pixels an inch, across and down, as far as it is a sound number."""
+    try:
+        x, y = (float(one) for one in picture.info.get("dpi", ()))
+    except (TypeError, ValueError, ZeroDivisionError):
+        return None
+    return (x, y) if 1 <= x <= 65535 and 1 <= y <= 65535 else None
 
 
 def _flattened(picture: Image.Image, colour: str) -> Image.Image:
@@ -166,9 +224,10 @@ def to_picture(image: Tensor, size: tuple[int, int] | None = None) -> Image.Imag
 def read_mask(source: Any) -> np.ndarray:
     """A user's mask of any kind -> (H, W) float32 in [0, 1], 1 = edited; the source is left as it was.
 
-    Files and PIL images are read as grey (alpha onto black), 8- and 16-bit values by their range, or as 0 and 1 where
-    none is above 1; wider integers must be 0 and 1, floats in [0, 1]. Also arrays and tensors (H, W), (1, H, W),
-    (1, 1, H, W), and uint8 (H, W, 3). Raises ValueError for anything else.
+    Files and PIL images are read as grey, 8- and 16-bit values by their range, or as 0 and 1 where none is above 1;
+    where some of it is transparent, that hole is 1, whatever is seen around it, unless that is white paint alone: then
+    the paint is. Wider integers must be 0 and 1, floats in [0, 1]. Also arrays and tensors (H, W), (1, H, W),
+    (1, 1, H, W), and uint8 (H, W, 3 or 4). Raises ValueError for colours and anything else.
     """
     if isinstance(source, Tensor):
         try:
@@ -201,7 +260,20 @@ def read_mask(source: Any) -> np.ndarray:
 
 
 def _grey_values(picture: Image.Image) -> np.ndarray:
-    return np.asarray(picture if picture.mode.startswith("I;16") else _flattened(picture, "black").convert("L"))
+    if picture.mode.startswith("I;16"):
+        return np.asarray(picture)
+    pixels = np.asarray(picture.convert("RGBA"))
+    alpha, seen = pixels[..., 3], pixels[pixels[..., 3] > 0, :3]
+    if alpha.min() < 255:
+        painted = seen.size > 0 and seen.min() >= 250
+        return (alpha if painted else 255 - alpha).astype(np.float32) / 255
+    spread = np.ptp(seen.astype(int), axis=1)
+    if spread.max() > MOST_COLOUR:
+        raise ValueError(
+            f"a mask is grey, white = edited, and this one has colours, such as {(*seen[spread.argmax()].tolist(),)}; "
+            "make the region white and the rest black, or erase it from the picture (transparent = edited)"
+        )
+    return np.asarray(picture.convert("L"))
 
 
 def latent_mask(source: Any, picture: tuple[int, int], working: tuple[int, int], factor: int = 8) -> Tensor:
@@ -209,8 +281,9 @@ def latent_mask(source: Any, picture: tuple[int, int], working: tuple[int, int],
 
     picture, working: (width, height) of the input and of what the model works on. A mask of the input's size is
     averaged (BOX) to the working size; of each `factor` x `factor` block the largest value counts. One of latent
-    size is taken as it is. Any other size raises ValueError. One that `mask_picture` made for this picture and this
-    grid, also as a PNG file, gives the very cells it was made of, as long as nobody painted in it.
+    size is taken as it is, one of the picture's aspect resized, with a warning; any other size raises ValueError. So
+    does a warning tell of values that edit nothing wholly, or keep nothing wholly. One that `mask_picture` made for
+    this picture and this grid, also as a PNG file, gives the very cells it was made of, if nobody painted in it.
     """
     if isinstance(source, str | os.PathLike):
         source = read_picture(source)
@@ -219,16 +292,39 @@ def latent_mask(source: Any, picture: tuple[int, int], working: tuple[int, int],
         return cells
     values = read_mask(source)
     size = (values.shape[1], values.shape[0])
-    if size in (picture, working):
+    check_range(float(values.min()), float(values.max()))
+    if size == latent and size not in (picture, working):
+        return torch.from_numpy(values)[None, None]
+    same_aspect = min(size) >= factor and abs(size[0] * picture[1] / picture[0] - size[1]) <= 0.51
+    if size in (picture, working) or same_aspect:
+        if size not in (picture, working):
+            said = f"the mask is {size[0]} x {size[1]}, resized to the picture's {picture[0]} x {picture[1]}"
+            warnings.warn(said, stacklevel=2)
         if size != working:
             values = np.asarray(Image.fromarray(values).resize(working, Image.Resampling.BOX)).clip(0, 1)
         return F.max_pool2d(torch.from_numpy(values)[None, None], factor)
-    if size == latent:
-        return torch.from_numpy(values)[None, None]
+    others = f"or {working[0]} x {working[1]}, " if working != picture else ""
     raise ValueError(
-        f"the mask is {size[0]} x {size[1]}; it must have the picture's size {picture[0]} x {picture[1]} "
-        f"(or {working[0]} x {working[1]}, or the latent's {latent[0]} x {latent[1]})"
+        f"the mask is {size[0]} x {size[1]}; it must have the picture's size {picture[0]} x {picture[1]} or aspect "
+        f"({others}or the latent's {latent[0]} x {latent[1]})"
     )
+
+
+def pixel_mask(source: Any, picture: tuple[int, int]) -> np.ndarray | None:
+    """A mask (H, W) as `read_mask`, if it has the picture's size and no cells of its own."""
+    if source is None or (isinstance(source, Image.Image) and CELLS in source.info):
+        return None
+    values = read_mask(source)
+    return values if (values.shape[1], values.shape[0]) == picture else None
+
+
+def check_range(low: float, high: float) -> None:
+    """Warn of a mask whose values, 0 = kept and 1 = edited, say neither."""
+    reach = f"the mask's values reach from {low:.3g} to {high:.3g} (0 = kept, 1 = edited)"
+    if 0 < high < 0.5:
+        warnings.warn(f"{reach}: nothing is edited wholly; make the region white, also of labels", stacklevel=3)
+    elif 0 < low < 1:
+        warnings.warn(f"{reach}: nothing is kept wholly; make what shall stay black", stacklevel=3)
 
 
 def grey_picture(values: Tensor, size: tuple[int, int], smooth: bool = False) -> Image.Image:
@@ -300,20 +396,46 @@ def composite(
     return result, region
 
 
+def placed(picture: Image.Image, box: Sequence[int], patch: Image.Image, mask: Any = None) -> tuple[Any, Any]:
+    """`composite` of the part of a patch that the mask shows (all of it without one), as large as it fits into box and
+    in its middle, its sides in proportion. Raises ValueError for an empty mask, or one of another size than the patch.
+    """
+    part = (0, 0, *patch.size)
+    if mask is not None:
+        mask = Image.fromarray((read_mask(mask) * 255).round().astype(np.uint8))
+        if mask.size != patch.size or not (part := mask.getbbox()):
+            raise ValueError(f"reference_mask must be white somewhere and as large as the reference, {patch.size}")
+        mask = mask.crop(part)
+    patch, (left, top, right, bottom) = patch.crop(part), box
+    scale = min((right - left) / patch.width, (bottom - top) / patch.height)
+    w, h = (max(1, round(scale * side)) for side in patch.size)
+    x, y = (left + right - w) // 2, (top + bottom - h) // 2
+    return composite(picture, patch, (x, y, x + w, y + h), mask)
+
+
 def paste_mask(mask: Tensor, size: tuple[int, int]) -> Image.Image:
-    """Latent mask (1, 1, h, w) -> PIL L at (width, height): grown by one cell, then faded out over one."""
-    grown = F.max_pool2d(mask.float(), kernel_size=3, stride=1, padding=1)
-    return grey_picture(grown, size, smooth=True)
+    """Latent mask (1, 1, h, w) -> PIL L at (width, height), how much of each pixel is the edit's: cells of value 1 are
+    grown by one cell, then faded out over one; elsewhere at most the cell's value, less beside lesser neighbours.
+    """
+    M = mask.float()
+    grown = F.max_pool2d((M == 1).float(), kernel_size=3, stride=1, padding=1)
+    soft = ImageChops.darker(grey_picture(M, size), grey_picture(M, size, smooth=True))
+    return ImageChops.lighter(grey_picture(grown, size, smooth=True), soft)
 
 
 def write_picture(picture: Image.Image, path: Path, text: dict[str, str] | None = None) -> None:
     """Write PNG, JPEG (quality 95, 4:4:4) or WebP (lossless) by the suffix, whole or not at all.
 
     text: metadata. In PNG one text chunk each (and one for the cells of a `mask_picture`); in JPEG and WebP the first
-    is EXIF's UserComment, the others follow it as JSON-quoted extras, `, name: "value"`.
+    is EXIF's UserComment, the others follow it as JSON-quoted extras, `, name: "value"`. The picture's own colour
+    profile, dpi and EXIF data are written besides, unless text is {}: then the file holds pixels alone.
     """
-    kind = picture_format(path, picture.size)
-    options: dict[str, Any] = {"icc_profile": picture.info.get("icc_profile")}
+    kind, own = picture_format(path, picture.size), picture.info if text is None or text else {}
+    options: dict[str, Any] = {"icc_profile": own.get("icc_profile")}
+    options |= {name: own[name] for name in ("dpi", "exif") if name in own and (name, kind) != ("dpi", "WEBP")}
+    profile = picture.info.get("icc_profile", b"").replace(b"\0", b"")  # its name may be UTF-16
+    if profile and not own and b"sRGB" not in profile:
+        warnings.warn("the picture's colour profile is left out too: its colours will be taken for sRGB", stacklevel=2)
     if kind == "PNG":
         options["pnginfo"] = info = PngImagePlugin.PngInfo()
         cells = {CELLS: picture.info[CELLS]} if CELLS in picture.info else {}
@@ -321,11 +443,13 @@ def write_picture(picture: Image.Image, path: Path, text: dict[str, str] | None 
             info.add_text(key, value)
     else:
         options |= {"quality": 95, "subsampling": 0} if kind == "JPEG" else {"lossless": True}
-        if text:
-            options["exif"] = user_comment(text)
-        if kind == "JPEG" and len(options.get("exif", b"")) > LONGEST_EXIF:
-            warnings.warn("the settings are too long for JPEG's EXIF data and left out; PNG takes them", stacklevel=2)
-            del options["exif"]
+        wanted = [user_comment(text, own.get("exif", b"")), user_comment(text)] if text else []
+        wanted += [options.pop("exif", b"")]
+        fitting = [exif for exif in wanted if kind != "JPEG" or len(exif) <= LONGEST_EXIF]
+        if fitting[:1] != wanted[:1]:
+            left = "the source's EXIF data are" if text and fitting[:1] == wanted[1:2] else "the settings are"
+            warnings.warn(f"{left} too long for JPEG's EXIF data and left out; PNG takes them", stacklevel=2)
+        options |= {"exif": fitting[0]} if fitting and fitting[0] else {}
     encoded = io.BytesIO()  # Pillow, given a file, does not notice when the disk takes only a part
     picture.save(encoded, kind, **options)
     write_whole(path, encoded.getbuffer())
@@ -345,11 +469,13 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
         raise
 
 
-def user_comment(text: dict[str, str]) -> bytes:
+def user_comment(text: dict[str, str], exif_of_the_source: bytes = b"") -> bytes:
     (_, comment), *rest = text.items()
     comment = ", ".join([comment, *(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in rest)])
     exif = Image.Exif()
-    exif.get_ifd(0x8769)[0x9286] = b"UNICODE\0" + comment.encode("utf-16-be")
+    exif.load(exif_of_the_source)
+    own = {COMMENT: b"UNICODE\0" + comment.encode("utf-16-be")}
+    exif[EXIF] = exif.get_ifd(EXIF) | own  # set, as Pillow 11.0 forgets what get_ifd made
     return exif.tobytes()
 
 

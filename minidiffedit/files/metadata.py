@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Callable
 from functools import wraps
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,14 +20,20 @@ if TYPE_CHECKING:
 NAMES = {
     "steps": "Steps",
     "sampler": "Sampler",
+    "eta": "Eta",
     "guidance_scale": "CFG scale",
     "seed": "Seed",
     "working_size": "Size",
     "model_hash": "Model hash",
     "model": "Model",
+    "lora": "Lora hashes",
+    "embeddings": "TI hashes",
+    "vae_hash": "VAE hash",
+    "vae": "VAE",
     "strength": "Denoising strength",
     "source": "Source prompt",
 }
+SAMPLERS = {"dpmsolver++": "DPM++ 2M"}  # where an option names it
 OURS = ("mask_threshold", "mask_clip", "maps", "mask_strength", "encode_text")
 NAMES |= {name: f"DiffEdit {name.replace('_', ' ')}" for name in OURS}
 
@@ -63,13 +70,23 @@ def model_hash(path: Path) -> str:
 
 
 def identity(sd: "StableDiffusion") -> dict[str, str]:
-    """The model as a picture's settings name it: its name, the hash of the UNet's file if it has one, the dtype."""
-    dtype = {"dtype": str(sd.dtype).removeprefix("torch.")}
+    """The model as a picture's settings name it: its name, the hash of the UNet's file if it has one, the dtype; a VAE
+    from elsewhere in the same way; its add-ons; that the UNet predicts v.
+    """
+    said = {"dtype": str(sd.dtype).removeprefix("torch.")} | ({"prediction": "v"} if sd.prediction == "v" else {})
     if sd.checkpoint is None:
-        return {"model": "in memory"} | dtype
-    name = Path(sd.name).resolve().name if Path(sd.name).exists() else sd.name  # no path
-    model = os.fsencode(name).decode(errors="replace")
-    return {"model": model, "model_hash": model_hash(sd.checkpoint.parts["unet"].path)} | dtype
+        return {"model": "in memory"} | said
+    parts = sd.checkpoint.parts
+    if sd.vae_name:
+        said |= {"vae": plain_name(sd.vae_name), "vae_hash": model_hash(parts["vae"].path)}
+    hashed = {"model": plain_name(sd.name), "model_hash": model_hash(parts["unet"].path)}
+    return hashed | sd.checkpoint.add_ons | said
+
+
+def plain_name(name: str) -> str:
+    """A model's name without its path, as text; a hub id as it is."""
+    here = Path(name)
+    return os.fsencode(here.resolve().name if here.exists() else name).decode(errors="replace")
 
 
 def describe_result(result: "Result") -> dict[str, str]:
@@ -85,13 +102,23 @@ def prompt_of(settings: dict[str, Any]) -> str:
 
 def metadata(settings: dict[str, Any], prompt: str) -> dict[str, str]:
     """Settings and the prompt -> text chunks by name: `parameters` and `minidiffedit`."""
-    known = settings | {"sampler": "DDIM"}
+    sampler = SAMPLERS.get(settings.get("sampler", "ddim")) or sampler_of(settings.get("method", "diffedit"))
+    known = settings | {"sampler": sampler}
     if known.get("working_size"):
         known["working_size"] = "x".join(str(side) for side in known["working_size"])
     values = ", ".join(f"{NAMES[key]}: {quoted(known[key])}" for key in NAMES if known.get(key) not in (None, ""))
     lines = [prompt, *([f"Negative prompt: {n}"] if (n := settings.get("negative_prompt")) else []), values]
     record = settings | {"edited": "mask" in settings, "prompt": prompt}  # runs on a picture say what their mask is
     return {"parameters": "\n".join(lines), "minidiffedit": json.dumps(record, sort_keys=True, ensure_ascii=False)}
+
+
+def sampler_of(method: str) -> str:
+    """Who steps: the method's inversion, or where it has none its editor, by its module's SAMPLER; DDIM's step else."""
+    from ..run import blank_plan
+
+    places = blank_plan(method).functions
+    module = import_module(f"minidiffedit.methods.{places.get('path', places['latent']).partition(':')[0]}")
+    return getattr(module, "SAMPLER", "DDIM")
 
 
 def quoted(value: Any) -> str:

@@ -33,14 +33,14 @@ from .unsupported import Header, read_header
 if TYPE_CHECKING:
     from ..sd import StableDiffusion
 
-FORMAT = 2
+FORMAT = 3
 # What is kept of a Result, by type; the rest of it follows from that, from its settings and calls.
-REST = ("method", "settings", "mask", "paste_mask", "plan", "calls", "sd")
+REST = ("method", "settings", "mask", "paste_mask", "plan", "calls", "sd", "inside", "witness")
 HINTS = get_type_hints(Result, localns={"StableDiffusion": Any})
 KEPT = {name: hint for name, hint in HINTS.items() if name not in REST}
 # What a Path is made of, and what containers are of whose annotation does not say it.
 OF_A_PATH: dict[str, Any] = {"latents": list[Tensor], "steps": int, "null": Tensor | None, "eta": float, "pinned": bool}
-OF_A_PATH |= {"nulls": dict[int, Tensor], "noises": dict[int, Tensor]}
+OF_A_PATH |= dict.fromkeys(("nulls", "noises", "sources"), dict[int, Tensor]) | {"sampler": str}
 OF_ANY: dict[Any, Any] = {list: (Any,), dict: (str, Any), tuple: (Any, ...)}
 # What may be raised where a made-up file is taken at its word.
 UNSOUND = (ValueError, TypeError, LookupError, AttributeError, NameError, ArithmeticError, RecursionError)
@@ -55,6 +55,8 @@ def save_state(result: Result, path: str | PathLike[str]) -> None:
     check_name(pathlib.Path(path))
     if result.source is None:
         raise ValueError("no picture went into this result, so there is nothing to go on from; save its image instead")
+    if result.inside is not None:
+        raise ValueError("an edit with crop cannot be saved; leave crop out, or save its picture")
     given, steering, tensors = result.given_mask, result.steering, dict[str, Tensor]()
     calls = [call for call in result.calls if call.function in result.plan.functions.values()]
     others = [name for name, value in result.plan.given.items() if GIVEN[name].kind == "picture" and value is not None]
@@ -63,7 +65,8 @@ def save_state(result: Result, path: str | PathLike[str]) -> None:
         "format": FORMAT,
         "settings": result.settings,
         "model": fingerprint(result.sd),
-        "model_name": str(model.resolve()) if (model := pathlib.Path(result.sd.name)).exists() else result.sd.name,
+        "model_name": whole_name(result.sd.name),
+        "vae_name": whole_name(result.sd.vae_name),
         "mask_edits": given is not None and bool((steering(given) if steering else given).any()),
         "content": {name: packed(getattr(result, name), name, tensors) for name in KEPT},
         "pictures": packed(pictures, "pictures", tensors),
@@ -88,7 +91,7 @@ def load_state(path: str | PathLike[str], sd: "StableDiffusion") -> Result:
     """
     path = pathlib.Path(path)
     header, record = read_record(path)
-    check_model(path, record["model"], sd)
+    check_model(path, record, sd)
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name).to(copy=True) for name in header}  # a copy: the file may change
     if record.pop("sha256", None) != checksum(record, tensors):
@@ -104,7 +107,7 @@ def read_record(path: pathlib.Path) -> tuple[Header, dict[str, Any]]:
 
     Raises ValueError, naming the path, for anything that is not one.
     """
-    header = read_header(path)
+    header = read_header(path, again="save the edit again")
     with safe_open(path, framework="pt") as file:
         said = (file.metadata() or {}).get("minidiffedit")
     if said is None:
@@ -119,6 +122,17 @@ def read_record(path: pathlib.Path) -> tuple[Header, dict[str, Any]]:
     except UNSOUND as error:
         raise refusal(path, error) from error
     return header, record
+
+
+def shows_source(path: pathlib.Path, picture: pathlib.Path) -> bool:
+    """Whether a file holds, pixel for pixel, the picture that a saved edit was made of."""
+    try:
+        pixels = np.array(images.to_rgb(images.read_picture(picture)))
+    except ValueError:  # not there, or no picture
+        return False
+    with safe_open(path, framework="np") as file:
+        source = file.get_slice("source")
+        return source.get_shape() == [*pixels.shape] and bool((source[:] == pixels).all())
 
 
 def plan_of(record: dict[str, Any], header: Header | None = None) -> Plan:
@@ -147,8 +161,9 @@ def packed(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
         tensors[name] = value
         return {"tensor": name}
     if isinstance(value, Image.Image):
-        tensors[f"{name}.profile"] = torch.tensor([*value.info.get("icc_profile", b"")], dtype=torch.uint8)
-        return packed(torch.from_numpy(np.array(value)), name, tensors)
+        for part, key in (("profile", "icc_profile"), ("exif", "exif")):
+            tensors[f"{name}.{part}"] = torch.tensor([*value.info.get(key, b"")], dtype=torch.uint8)
+        return packed(torch.from_numpy(np.array(value)), name, tensors) | {"dpi": value.info.get("dpi")}
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, list | tuple):
@@ -175,7 +190,8 @@ def unpacked(said: Any, hint: Any, take: Callable[[str], Tensor]) -> Any:
     if kind is Tensor:
         return take(said["tensor"])
     if kind is Image.Image:
-        return picture(take(said["tensor"]), take(f"{said['tensor']}.profile"))
+        name = said["tensor"]
+        return picture(take(name), take(f"{name}.profile"), take(f"{name}.exif"), said["dpi"])
     if isinstance(said, list) and kind in (list, tuple, Sequence):
         each = [inner[0]] * len(said) if kind is not tuple or inner[1:] == (...,) else inner
         return (tuple if kind is tuple else list)(unpacked(*one, take) for one in zip(said, each, strict=True))
@@ -190,12 +206,20 @@ def unpacked(said: Any, hint: Any, take: Callable[[str], Tensor]) -> Any:
     return said
 
 
-def picture(pixels: Tensor, profile: Tensor) -> Image.Image:
-    """(H, W, 3) and (n,), both uint8 -> PIL RGB with its colour profile."""
-    if pixels.ndim != 3 or pixels.shape[2] != 3 or profile.ndim != 1 or {pixels.dtype, profile.dtype} != {torch.uint8}:
+def picture(pixels: Tensor, profile: Tensor, exif: Tensor, dpi: Any) -> Image.Image:
+    """(H, W, 3), (n,) and (m,), all uint8 -> PIL RGB with its colour profile, EXIF data and dpi."""
+    types, dims = {pixels.dtype, profile.dtype, exif.dtype}, (pixels.ndim, profile.ndim, exif.ndim)
+    if dims != (3, 1, 1) or pixels.shape[2] != 3 or types != {torch.uint8}:
         raise ValueError(f"a picture must be uint8 (H, W, 3), got {pixels.dtype} {[*pixels.shape]}")
     made = Image.fromarray(pixels.cpu().numpy())
-    made.info = {"icc_profile": profile.cpu().numpy().tobytes()} if len(profile) else {}
+    parts = {"icc_profile": profile, "exif": exif}
+    made.info = {"dpi": dpi, **{name: part.cpu().numpy().tobytes() for name, part in parts.items() if len(part)}}
+    try:
+        checked_exif = images.describing(made)
+    except Exception as error:  # Pillow's EXIF parser raises whatever the damage leads to
+        raise ValueError("the EXIF data of its picture are damaged") from error
+    kept = {"exif": checked_exif, "dpi": images.dpi_of(made)}
+    made.info = {name: value for name, value in (made.info | kept).items() if value}
     return made
 
 
@@ -229,7 +253,7 @@ def unpacked_result(record: dict[str, Any], tensors: dict[str, Tensor], sd: "Sta
         method=settled.method,
         settings=settings,
         mask=None if M is None else images.mask_picture(checked(M), source.size),
-        paste_mask=images.paste_mask(M > 0, source.size) if pasted else None,
+        paste_mask=images.paste_mask(M, source.size) if pasted else None,
         plan=replace(settled, given=settled.given | given),
         calls=tuple(calls),
         sd=sd,
@@ -264,7 +288,7 @@ def refusal(path: pathlib.Path, error: Exception) -> ValueError:
 def check_record(record: dict[str, Any]) -> None:
     """Raise for a record that `save_state` cannot have written; the working size becomes a tuple again."""
     if record["format"] != FORMAT:
-        by = "an older version" if record["format"] == 1 else "another version"
+        by = "an older version" if record["format"] in (1, 2) else "another version"
         raise ValueError(f"it was saved by {by} of minidiffedit (format {record['format']!r}, expected {FORMAT})")
     settings, settled = record["settings"], plan_of(record)
     width, height = settings["working_size"]
@@ -274,7 +298,8 @@ def check_record(record: dict[str, Any]) -> None:
             raise ValueError(f"{function!r} is no function of {settled.method}")
         for name in given.keys() - INPUTS.keys():
             settled.options[name].check(given[name])
-    texts, beside = [settings["mask"], record["model_name"]], {"working_size", "mask", "steering", *record["pictures"]}
+    texts = [settings["mask"], record["model_name"], record.get("vae_name", "")]
+    beside = {"working_size", "mask", "steering", *record["pictures"]}
     if not (
         {name: value for name, value in settings.items() if name not in beside} == settled.record
         and all(isinstance(one, str) for one in texts)
@@ -302,10 +327,12 @@ def check_sizes(result: Result) -> None:
         if isinstance(path := call.result, Path):
             latents += [*path.values(), *(path.noises[j] for j in path.down() if path.noises)]
             texts += [path.any_null, *path.nulls.values()]
+            texts += [half for one in path.sources.values() for half in one.split(77, dim=1)]
         elif call.function == result.plan.functions.get("mask"):
             masks += [call.result.mask] if call.result.verdict[0] else []
     w, h = (side // sd.factor for side in at)
-    text = (1, 77, sd.unet.config.cross_attention_dim)
+    long = max([77, *(one.shape[1] for one in texts if one is not None and one.ndim == 3)])
+    text = (1, long if long % 77 == 0 else 77, sd.unet.config.cross_attention_dim)
     known: list[tuple[Tensor, tuple[int, ...]]]
     known = [(checked(one), (1, 1, h, w)) for one in masks if one is not None]
     known += [(one, text) for one in texts if one is not None]
@@ -319,17 +346,27 @@ def check_sizes(result: Result) -> None:
 
 
 def fingerprint(sd: "StableDiffusion") -> dict[str, str]:
-    """The hash of each network's file, and the dtype."""
+    """The hash of each network's file, the add-ons with theirs, and the dtype."""
     if sd.checkpoint is None:
         raise ValueError("a model that was built in memory has no files to tell it by; load it from a folder or file")
     hashes = {network: model_hash(part.path) for network, part in sd.checkpoint.parts.items()}
-    return hashes | {"dtype": str(sd.dtype).removeprefix("torch.")}
+    predicts = {"prediction": "v"} if sd.prediction == "v" else {}  # one file may stand for both
+    return hashes | sd.checkpoint.add_ons | {"dtype": str(sd.dtype).removeprefix("torch.")} | predicts
 
 
-def check_model(path: pathlib.Path, saved: dict[str, str], sd: "StableDiffusion") -> None:
-    here = fingerprint(sd)
-    for what, ours in here.items():
-        theirs = saved.get(what)
+def whole_name(name: str) -> str:
+    return str(here.resolve()) if name and (here := pathlib.Path(name)).exists() else name
+
+
+def check_model(path: pathlib.Path, record: dict[str, Any], sd: "StableDiffusion") -> None:
+    here, saved = fingerprint(sd), record["model"]
+    options = {"dtype": f"--dtype {saved.get('dtype')}", "lora": "--lora", "embeddings": "--embedding"}
+    for what in [*here, *sorted(saved.keys() - here.keys())]:
+        missing = "epsilon" if what == "prediction" else "none"
+        theirs, ours = saved.get(what, missing), here.get(what, missing)
         if theirs != ours:
-            advice = f"pass --dtype {theirs}" if what == "dtype" else "give the --model it was made with"
+            vae = record.get("vae_name") or ("" if sd.vae_name else None)
+            advice = f"give the {options.get(what, '--model')} it was made with"
+            if what == "vae" and vae is not None:
+                advice = f"pass --vae {vae}" if vae else "leave out --vae"
             raise ValueError(f"{path} was made by another model: its {what} is {theirs}, here it is {ours}; {advice}")

@@ -1,13 +1,15 @@
 """What a weights file is, told by its first bytes and its header: the door before any memory is spent.
 
 `read_header` takes a safetensors file apart and refuses what is broken; `refuse_header` and `refuse_folder` refuse
-what is sound but not Stable Diffusion v1, each with what it is and what to do.
+what is sound but not Stable Diffusion v1, each with what it is and what to do; `add_on` names what adds to a model.
 """
 
 import json
 import math
+import os
 import re
 import struct
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,11 +24,15 @@ PICKLE = "a pickle file: it can run code when opened and is never read here; use
 LINEAR_V2 = "an SD v2 checkpoint, which uses another text encoder; use an SD v1 model"
 SDXL = "an SDXL checkpoint; only SD v1 is supported"
 OTHER = "not a UNet of SD v1 (it looks like SD3, Flux or another transformer); use an SD v1 model"
+ONLY_VAE = "only the VAE; the whole model is needed, and --vae takes this one beside it"
 FIRST_CONV = {
     5: "the UNet of SD v2 depth (5 input channels); use an SD v1 base model",
     7: "the UNet of the x4 upscaler (7 input channels); use an SD v1 base model",
 }
 PARTS = {"first_stage_model.": "VAE", "cond_stage_model.": "text encoder"}
+PICKLES = (".ckpt", ".bin", ".pt", ".pth", ".pkl")
+TOKENS, POSITIONS = 49408, 77  # rows of SD v1's two tables of texts
+WIDTHS = {768: "Stable Diffusion v1", 1024: "SD v2", 2048: "SDXL", 1280: "SDXL"}  # of texts
 
 
 class TensorInfo(NamedTuple):
@@ -34,13 +40,36 @@ class TensorInfo(NamedTuple):
     shape: tuple[int, ...]
 
 
-Header = dict[str, TensorInfo]
+class Header(dict[str, TensorInfo]):
+    """Name -> dtype and shape of each tensor; metadata: what the file says of itself."""
+
+    def __init__(self, tensors: dict[str, TensorInfo], metadata: dict[str, str]):
+        super().__init__(tensors)
+        self.metadata = metadata
 
 
-def read_header(path: Path) -> Header:
-    """Name -> dtype and shape of a safetensors file; reads the header only.
+class Known(NamedTuple):
+    """What adds to a model: what it is, the model it was made for ("": it cannot be told), the option that takes it
+    ("": none)."""
 
-    Raises ValueError, naming the path, for anything that is not a whole, sound safetensors file.
+    what: str
+    model: str
+    option: str
+
+    @property
+    def fits(self) -> bool:
+        return bool(self.option) and self.model not in ("SD v2", "SDXL", "SD3 or Flux")
+
+    def __str__(self) -> str:
+        advice = f"give it with {self.option} beside --model" if self.fits else "no command here uses it"
+        return f"{self.what}{self.model and f' for {self.model}'}, which adds to a checkpoint and is none; {advice}"
+
+
+def read_header(path: Path, again: str = "download it again") -> Header:
+    """Name -> dtype and shape of a safetensors file, whatever its name; reads the header only.
+
+    again: what to do about a damaged one. Raises ValueError, naming the path, for anything that is not a whole, sound
+    safetensors file.
     """
     if not path.is_file():  # a pipe would be waited for
         raise ValueError(f"{path}: {'not a regular file' if path.exists() else 'no such file'}")
@@ -51,31 +80,28 @@ def read_header(path: Path) -> Header:
             start = file.read(512)
             length = struct.unpack("<Q", start[:8])[0] if len(start) >= 8 else 0
             if start[8:9] != b"{" or length > LONGEST_HEADER:
-                raise ValueError(f"{path} is {sniff(start, size)}")
+                raise ValueError(f"{path} is {sniff(path, start, size, again)}")
             if size < 8 + length:
-                raise ValueError(f"{path} is cut off: {size} bytes on disk, over {8 + length} expected; {AGAIN}")
+                raise ValueError(f"{path} is cut off: {size} bytes on disk, over {8 + length} expected; {again}")
             file.seek(8)
             raw = file.read(length)
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
-    header, end = parse_header(path, raw)
+    header, end = parse_header(path, raw, again)
     if size != 8 + length + end:
-        raise ValueError(f"{path} is damaged: {size} bytes on disk, {8 + length + end} expected; {AGAIN}")
+        raise ValueError(f"{path} is damaged: {size} bytes on disk, {8 + length + end} expected; {again}")
     if size > LARGEST:
         raise ValueError(f"{path} has {size} bytes; an SD v1 file has at most 8 GB")
     try:
         with safe_open(path, framework="pt"):  # the library's own checks: overlaps, holes, alignment
             return header
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is damaged: {error} ({size} bytes on disk); {AGAIN}") from error
+        raise ValueError(f"{path} is damaged: {error} ({size} bytes on disk); {again}") from error
     except RuntimeError as error:  # torch's, where the address space is too small for the file
         raise ValueError(f"{path} cannot be opened: {error}") from error
 
 
-AGAIN = "download it again"
-
-
-def sniff(start: bytes, size: int) -> str:
+def sniff(path: Path, start: bytes, size: int, again: str) -> str:
     """What a file that is not safetensors seems to be."""
     if start.startswith((b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
         return PICKLE
@@ -83,12 +109,33 @@ def sniff(start: bytes, size: int) -> str:
         return f"a Git LFS pointer ({size} bytes), not the weights; run git lfs pull"
     if start.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"<"):
         return "an HTML page, probably a failed download; download the file itself"
+    if start.startswith(b"GGUF"):
+        return "a GGUF file, whose weights are rounded; use the .safetensors file"
+    if kind := picture_kind(path):
+        return f"a picture ({kind}), where a .safetensors file is wanted"
+    if path.suffix.lower() in PICKLES:
+        return PICKLE
+    if path.suffix == ".json" and start.lstrip()[:1] == b"{":
+        return "a file of settings; give the model's folder"
     if len(start) < 9:
-        return f"no safetensors file ({size} bytes: empty or cut off); {AGAIN}"
-    return f"no safetensors file ({size} bytes, it starts with {start[:8]!r}); {AGAIN}"
+        return f"no safetensors file ({size} bytes: empty or cut off); {again}"
+    return f"no safetensors file ({size} bytes, it starts with {start[:8]!r}); {again}"
 
 
-def parse_header(path: Path, raw: bytes) -> tuple[Header, int]:
+def picture_kind(path: Path) -> str | None:
+    """PNG, JPEG or another format that is read here; None for what is no picture."""
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path) as picture:
+                return picture.format
+    except Exception:  # what a decoder says of a file that is none
+        return None
+
+
+def parse_header(path: Path, raw: bytes, again: str) -> tuple[Header, int]:
     """The JSON of a header -> tensors and where their data ends; duplicate keys, refused."""
 
     def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -100,8 +147,7 @@ def parse_header(path: Path, raw: bytes) -> tuple[Header, int]:
 
     try:
         entries = json.loads(raw.decode("utf-8"), object_pairs_hook=no_duplicates)
-        entries.pop("__metadata__", None)
-        header, end = {}, 0
+        header, end = Header({}, entries.pop("__metadata__", None) or {}), 0
         for name, entry in entries.items():
             begin, stop = entry["data_offsets"]
             shape = tuple(entry["shape"])
@@ -111,37 +157,107 @@ def parse_header(path: Path, raw: bytes) -> tuple[Header, int]:
             header[name] = TensorInfo(str(entry["dtype"]), shape)
             end = max(end, stop)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged: its header is not sound ({error}); {AGAIN}") from error
+        raise ValueError(f"{path} is damaged: its header is not sound ({error}); {again}") from error
     return header, end
 
 
-def refuse_header(path: Path, header: Header, whole: bool) -> None:
-    """Raise ValueError if the tensors are not SD v1's, saying what they are. whole: all three networks are expected
-    (a single file), else the file is a folder's UNet.
+def refuse_header(path: Path, header: Header, whole: bool, vae: bool = False) -> None:
+    """Raise ValueError if the tensors are not SD v1's, saying what they are. whole: all three networks are expected (a
+    single file), else the file is one of a folder's; vae: the VAE comes from elsewhere.
     """
-    what = add_on(header) or other_model(header, whole)
+    if "minidiffedit" in header.metadata:
+        raise ValueError(f"{path} is a saved edit, not a model; `minidiffedit resume` goes on from it")
+    what = add_on(header) or other_model(path, header, whole, vae)
+    tables = ("token_embedding.weight", "position_embedding.weight")
+    for key, (_, shape) in header.items():
+        if not what and shape and key.endswith(tables) and key.startswith(("cond_stage_model.", "text_model.", "emb")):
+            tokens, positions = (shape[0], POSITIONS) if "token" in key else (TOKENS, shape[0])
+            what = strange_text(tokens, positions)
     if what:
         raise ValueError(f"{path} is {what}")
 
 
-def add_on(header: Header) -> str | None:
+SCHEDULE_BUFFERS = re.compile(
+    "betas|alphas_cumprod(_prev)?|(sqrt|sqrt_one_minus|log_one_minus|sqrt_recip|sqrt_recipm1)_alphas_cumprod"
+    "|posterior_(variance|log_variance_clipped|mean_coef1|mean_coef2)"
+)
+
+
+def is_leftover(key: str) -> bool:
+    """What training left in official files and nobody needs; the last two are read by `prediction_of`."""
+    ends = ("position_ids", "logit_scale")
+    known = SCHEDULE_BUFFERS.fullmatch(key) or key.startswith("model_ema.") or key.endswith(ends)
+    return bool(known) or key in ("v_pred", "ztsnr")
+
+
+# Where in a file a tensor that is not known changes what the networks compute: another architecture.
+BUILT_IN = re.compile(
+    r"model\.diffusion_model\.|(first_stage_model\.)?((en|de)coder|(post_)?quant_conv)\."
+    r"|cond_stage_model\.transformer\.(text_model\.)?encoder\."
+)
+
+
+def strange_text(tokens: int, positions: int) -> str | None:
+    """Names a text encoder that has other tables than SD v1's."""
+    if positions != POSITIONS:
+        long = " (LongCLIP)" if positions == 248 else ""
+        return f"a model whose text encoder reads {positions} positions{long}; SD v1's reads {POSITIONS}: use that one"
+    if tokens > TOKENS:
+        return (
+            f"a model with {tokens - TOKENS} added token rows: words that a trainer taught its text encoder; use the "
+            f"model as it was before ({TOKENS} rows), and the words by --embedding"
+        )
+    return None if tokens == TOKENS else f"a model whose text encoder knows {tokens} tokens; SD v1's knows {TOKENS}"
+
+
+# Parts of names -> what adds to a checkpoint, and the option that takes it. The first that holds is it.
+ADD_ONS: dict[tuple[str, ...], tuple[str, str]] = {
+    ("hada_w1", "hada_w2"): ("a LoHa (LyCORIS)", ""),
+    ("lokr_w1", "lokr_w2"): ("a LoKr (LyCORIS)", ""),
+    ("oft_blocks", "oft_diag", ".oft_R", "boft_"): ("an OFT (orthogonal finetuning)", ""),
+    ("dora_scale", "lora_magnitude_vector"): ("a DoRA", ""),
+    ("ip_adapter.", "image_proj.", "to_k_ip", "image_proj_model."): ("an IP-Adapter (pictures as prompts)", ""),
+    ("motion_modules.",): ("a motion module (AnimateDiff)", ""),
+    ("control_model.", "controlnet_cond_embedding.", "lora_controlnet"): ("a ControlNet", ""),
+    ("adapter.body.", "body.0.block1."): ("a T2I-Adapter", ""),
+    ("lora_unet_", "lora_te", "lora_down.", "lora_up.", "lora_A.", "lora_B.", "_lora.", ".lora.", "lycoris_"): (
+        "a LoRA", "--lora"),
+    ("emb_params", "string_to_param"): ("a learned word (textual inversion)", "--embedding"),
+}  # fmt: skip
+# The weights of a LoRA that take a text in: their second side is the text's width.
+TAKES_TEXT = re.compile(r"(attn2.*to_[kv]|self_attn.*[qkv]_proj).*(lora[._]down|lora_A|_lora\.down|hada_w[12]_b)")
+
+
+def add_on(header: Header) -> Known | str | None:
     """Names what only adds to a checkpoint, or is one in a form not read here."""
-
-    def has(*parts: str) -> bool:
-        return any(part in key for key in header for part in parts)
-
+    keys = [key for key in header if not key.startswith(("embedding_manager.", "safety_checker."))]  # left by trainers
     if any(info.dtype.startswith("F8") for info in header.values()):
         return "stored in 8-bit floats; use the fp16 file"
-    if has("lora_unet_", "lora_te", "lora_down.", "lora_up.", "lora_A.", "lora_B.", "_lora.", "lycoris_"):
-        return "a LoRA, an add-on to a checkpoint; merge it into one first"
-    if has("emb_params", "string_to_param") or (len(header) == 1 and next(iter(header.values())).shape[-1:] == (768,)):
-        return "a learned word (textual inversion), not a checkpoint"
-    if has("control_model.", "controlnet_cond_embedding."):
-        return "a ControlNet, not a checkpoint; use an SD v1 model"
+    for marks, (what, option) in ADD_ONS.items():
+        if any(mark in key for key in keys for mark in marks):
+            return Known(what, made_for(header), option)
+    if {"clip_l", "clip_g"} <= header.keys():
+        return Known("a learned word (textual inversion)", "SDXL", "--embedding")
+    if len(header) == 1 and len(next(iter(header.values())).shape) in (1, 2):
+        return Known("a learned word (textual inversion)", made_for(header), "--embedding")
     return None
 
 
-def other_model(header: Header, whole: bool) -> str | None:
+def made_for(header: Header) -> str:
+    """The model that an add-on was made for, by the width of its texts; "" where nothing tells."""
+    if any(part in key for key in header for part in ("double_blocks", "joint_blocks", "single_transformer_blocks")):
+        return "SD3 or Flux"
+    if any(key.startswith(("lora_te1_", "lora_te2_", "text_encoder_2.")) for key in header):
+        return "SDXL"
+    widths = [i.shape[1] for key, i in header.items() if TAKES_TEXT.search(key) and len(i.shape) > 1]
+    if not widths and len(header) < 3:  # a word, with its count of steps perhaps
+        widths = [info.shape[-1] for info in header.values() if info.shape[-1:] > (1,)]
+    if not widths and any(part in key for key in header for part in ("down_blocks.0.att", "down_blocks_0_att")):
+        return "Stable Diffusion v1 or v2"  # SDXL has no attention there
+    return WIDTHS.get(widths[0], f"a model whose texts are {widths[0]} wide") if widths else ""
+
+
+def other_model(path: Path, header: Header, whole: bool, vae: bool) -> str | None:
     """Names another model family, or a part of one, by keys and shapes."""
     keys = header.keys()
 
@@ -171,18 +287,21 @@ def other_model(header: Header, whole: bool) -> str | None:
         ):
             return LINEAR_V2
     if whole and not unet:
+        above = path.absolute().parent.parent
+        advice = f"give the folder {above}" if os.path.isdir(above / "unet") else "the whole model is needed"
         if starts("encoder.down", "decoder.up", "encoder.conv_in", "decoder.conv_in", "first_stage_model."):
-            return "only the VAE; the whole model is needed"
+            return ONLY_VAE
         if "conv_in.weight" in keys or "input_blocks.0.0.weight" in keys:
-            return "only the UNet; the whole model is needed"
+            return f"only the UNet; {advice}"
         if starts("text_model.", "embeddings.", "cond_stage_model."):
-            return "only the text encoder; the whole model is needed"
+            return f"only the text encoder; {advice}"
     if whole and unet:
-        lacking = [what for prefix, what in PARTS.items() if not starts(prefix)]
+        lacking = [what for prefix, what in PARTS.items() if not starts(prefix) and not (vae and what == "VAE")]
         if len(lacking) == 2:
             return "only the UNet; the whole model is needed"
         if lacking:
-            return f"a checkpoint without its {lacking[0]}; use one that holds all three networks"
+            use = "give one by --vae" if lacking == ["VAE"] else "use one that holds all three networks"
+            return f"a checkpoint without its {lacking[0]}; {use}"
     return None
 
 
@@ -195,18 +314,30 @@ def input_channels(header: Header) -> int:
 
 def refuse_name(path: Path) -> None:
     """Raise ValueError for a file that its name alone rules out."""
-    if path.suffix.lower() in (".ckpt", ".bin", ".pt", ".pth", ".pkl"):
-        raise ValueError(f"{path} is {PICKLE}")
     if re.search(r"-\d{5}-of-\d{5}", path.name) or path.name.endswith(".safetensors.index.json"):
         raise ValueError(f"{path} is one shard of several; official v1 files are not sharded; merge them into one")
 
 
 def refuse_folder(folder: Path) -> None:
-    """Raise ValueError for a folder that its sub-folders rule out."""
+    """Raise ValueError for a folder that its sub-folders rule out, naming the one that may have been meant."""
     if (folder / "text_encoder_2").exists():
         raise ValueError(f"{folder} is {SDXL}")
     if (folder / "transformer").exists():
         raise ValueError(f"{folder} is {OTHER}")
-    alone = sorted(folder.glob("*.safetensors"))
-    if alone and not (folder / "unet").exists():
-        raise ValueError(f"{folder} has no folder unet/ but {alone[0].name}: give that file instead")
+    if (folder / "unet").exists():
+        return
+    inside, above = sorted(folder.iterdir()), folder.resolve().parent
+    models = [one for one in inside if os.path.isdir(one / "unet")]
+    files = [one.name for one in inside if one.suffix in (".safetensors", ".ckpt")]
+    cached = [one.name.removeprefix("models--").replace("--", "/") for one in inside if one.name[:8] == "models--"]
+    if models:
+        meant = f" but {models[0].name}/ has: give {models[0]}"
+    elif os.path.isdir(above / "unet"):
+        meant = f": it is a part of the model {above}; give that folder"
+    elif files:
+        meant = f" but {files[0]}: give that file instead"
+    elif cached:
+        meant = f": it is the hub's cache; give one of its ids ({', '.join(cached[:5])})"
+    else:
+        return
+    raise ValueError(f"{folder} has no folder unet/{meant}")

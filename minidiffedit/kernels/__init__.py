@@ -5,6 +5,7 @@ it; the choice is made in attention.py.
 """
 
 import os
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from ..attention import Site
 
+OLDEST = (3, 6)  # of Triton, that the tests run; 2.2 fails at these kernels
 WIDEST = 160  # numbers per head, SD v1's widest; the keys and values of wider ones would not fit on the chip together
 # (kind, d) where the kernel was faster on a GPU than every SDPA of torch, so that "auto" takes it. Nothing has been
 # measured yet; the command is tests/bench/gpu.py, figure G5.
@@ -28,6 +30,8 @@ def unfit(device: torch.device, dtype: torch.dtype) -> str | None:
     dtypes = (torch.float32, torch.float16) if interpreted else (torch.float16, torch.bfloat16)
     if find_spec("triton") is None:
         return "the package triton is missing (torch's CUDA builds for Linux bring it)"
+    if old := outdated():
+        return f"it needs triton {OLDEST[0]}.{OLDEST[1]} or newer, got {old}, which came with torch; update torch"
     if device.type != "cuda" and not interpreted:
         return f"it needs a CUDA device, got {device}"
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
@@ -35,6 +39,15 @@ def unfit(device: torch.device, dtype: torch.dtype) -> str | None:
     if dtype not in dtypes:
         return f"it needs {' or '.join(name(x) for x in dtypes)}, got {name(dtype)}"
     return None
+
+
+def outdated() -> str:
+    """The version of a Triton older than that; of a nightly's, which has another name, nothing is known."""
+    try:
+        found = version("triton")
+    except PackageNotFoundError:
+        return ""
+    return found if tuple(map(int, found.split(".")[:2])) < OLDEST else ""
 
 
 def name(dtype: torch.dtype) -> str:

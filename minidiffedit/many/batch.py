@@ -4,10 +4,11 @@ Rows of one picture come together and share its latent, and what their methods c
 finished row is known by its content: the bytes of its files, its settings, the model. So a run that was ended goes on
 where it stopped, and a row that changed is made again.
 
-Seeds follow from the picture and its two texts unless given: neither order, nor shards, nor sweeps of other settings
-change the noise. On one machine the same rows give the same bits in whatever order, shards or interruptions, as long as
-the number of threads is the same: on a CPU torch's float32 sums depend on it in the last digits, as they do on `chunk`.
-Threads, device and attention are no part of a row's content: who goes on elsewhere keeps what was made.
+Seeds follow from the picture and what is asked of it (texts, points, another picture) unless given: neither order, nor
+shards, nor sweeps of settings change the noise. On one machine the same rows give the same bits in whatever order,
+shards or interruptions, as long as the number of threads is the same: on a CPU torch's float32 sums depend on it in the
+last digits, as they do on `chunk`. Threads, device and attention are no part of a row's content: who goes on elsewhere
+keeps what was made.
 """
 
 import contextlib
@@ -21,11 +22,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..files.images import picture_format, read_picture, write_picture, write_whole
+from ..files.images import has_hole, picture_format, read_picture, write_picture, write_whole
 from ..files.masks import Steering
 from ..files.metadata import describe_result, identity, sha256
+from ..files.results import is_ours
 from ..files.states import fingerprint
-from ..run import GIVEN, Plan, Result, execute, plan
+from ..run import GIVEN, Plan, Result, blank_plan, execute, plan
 from .manifest import FILES, SHAPING, Row, check_output, files_of
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 
 FORMAT = 2
 MOST_ERRORS = 20  # in the summary; the table has all
+ASKED = GIVEN.keys() - {"source", "target", "negative_prompt", "mask"}  # what a seed follows from, beside two texts
 
 # "made", "already there" or "failed"; and what the table of results holds of the row.
 Outcome = tuple[str, dict[str, Any]]
@@ -86,17 +89,25 @@ def settle(row: Row, root: Path) -> Task:
     if "output" in options:
         check_output(options["output"])
     files = files_of(options, root)
+    with recorded() as said:
+        if "mask" not in files and "mask" in blank_plan(options["method"]).given and has_hole(files["image"]):
+            files["mask"] = files["image"]
     for path in files.values():
         if not os.path.isfile(path):  # a pipe would wait for ever
             raise ValueError(f"{path}: no such file" if not os.path.exists(path) else f"{path} is not a regular file")
     shaping = Steering(**{name: options[name] for name in SHAPING if name in options}).settings()
     arguments: dict[str, Any] = {n: one for n, one in options.items() if n not in ("image", "output", *FILES, *SHAPING)}
     arguments |= {name: path for name, path in files.items() if name in GIVEN}
-    with recorded() as said:
+    with recorded() as more:
         settled = plan(**arguments)
+    said += more
+    said += [f"{settled.method} takes no {name}: left out" for name in row.own if name not in {*options, "inversion"}]
     hashes = {name: sha256(path) for name, path in files.items()}
     if options.get("seed") is None:
-        seed = digest(hashes["image"], settled.given.get("source", ""), settled.given.get("target", ""))
+        asked = {name: settled.given[name] for name in settled.given.keys() & ASKED if settled.given[name] is not None}
+        asked |= {name: hashes[name] for name in hashes.keys() & ASKED}
+        two = settled.given.get("source", ""), settled.given.get("target", "")
+        seed = digest(hashes["image"], *two, *([asked] if asked else []))
         settled = replace(settled, settings=settled.settings | {"seed": int(seed[:8], 16)})
     content = digest(FORMAT, hashes, settled.record, shaping)
     return Task(row, files, hashes, settled, shaping, content, tuple(said))
@@ -125,11 +136,15 @@ class Editor:
 
     load: makes the model, e.g. functools.partial(StableDiffusion.load, "weights/mini"); called at the first row that
     needs it. root, out: the folders of the pictures and of the results. marked: write the settings into the pictures.
+    overwrite: replace files of any origin, not only results of ours.
     An editor pickles without its model and its memory of the results: each worker loads its own.
     """
 
-    def __init__(self, load: "Callable[[], StableDiffusion]", root: Path, out: Path, marked: bool = True):
-        self.load, self.root, self.out, self.marked = load, Path(root).absolute(), Path(out).absolute(), marked
+    def __init__(
+        self, load: "Callable[[], StableDiffusion]", root: Path, out: Path, marked: bool = True, overwrite: bool = False
+    ):
+        self.load, self.root, self.out = load, Path(root).absolute(), Path(out).absolute()
+        self.marked, self.overwrite = marked, overwrite
         self.sd: StableDiffusion | None = None
         self.known: dict[tuple[str, str], bytes] | None = None
 
@@ -143,7 +158,7 @@ class Editor:
         tasks: list[Task] = []
         for row in rows:
             try:
-                tasks.append(settle(row, self.root))
+                tasks.append(self.replaceable(settle(row, self.root)))
             except Exception as error:
                 yield failed(row, error)
         last, record = None, None
@@ -169,11 +184,25 @@ class Editor:
             self.sd = self.load()
         return self.sd, digest(task.content, fingerprint(self.sd), *([] if self.marked else ["no metadata"]))
 
+    def replaceable(self, task: Task) -> Task:
+        """The task. Raises ValueError where a file of another origin has its output's name: one that neither carries
+        settings of ours nor stands in a table as it is.
+        """
+        path = self.out / task.output
+        if self.overwrite or not path.exists() or is_ours(path):
+            return task
+        lines = [json.loads(line) for (_, name), line in self.results().items() if name == task.output]
+        if path.is_file() and sha256(path) in [line.get("sha256") for line in lines]:
+            return task
+        raise ValueError(f"{path} is there, and no result of minidiffedit; --overwrite replaces it all the same")
+
+    def results(self) -> dict[tuple[str, str], bytes]:
+        self.known = known_results(self.out) if self.known is None else self.known
+        return self.known
+
     def made_before(self, task: Task, key: str) -> dict[str, Any] | None:
         """The record of a result that stands in the folder as it was written, or None."""
-        if self.known is None:
-            self.known = known_results(self.out)
-        line, path = self.known.get((key, task.output)), self.out / task.output
+        line, path = self.results().get((key, task.output)), self.out / task.output
         record = json.loads(line) if line else {}
         return record if path.is_file() and sha256(path) == record.get("sha256") else None
 

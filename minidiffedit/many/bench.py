@@ -24,11 +24,12 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..attention import BACKENDS, backend
-from ..checkpoint import STEMS, build
+from ..checkpoint import build
 from ..clip import CLIPConfig
 from ..ddim import noises, whole
 from ..diffedit import default_chunk
 from ..fast import trim
+from ..files.configs import STEMS
 from ..run import edit
 from ..sd import StableDiffusion
 from ..unet import UNetConfig

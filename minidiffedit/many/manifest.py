@@ -9,6 +9,7 @@ import json
 import os
 import re
 import unicodedata
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -20,7 +21,7 @@ from ..methods.table import SYSTEMS
 from ..options import Option
 from ..run import GIVEN, blank_plan, like
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 LONGEST_ROW = 1 << 20  # characters
 RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))}
 
@@ -46,7 +47,9 @@ class Row:
         return image if isinstance(image := self.own.get("image"), str) else ""
 
     def options(self) -> dict[str, Any]:
-        """Its own values, and the defaults that its method takes. Raises ValueError for unknown methods and words."""
+        """Its own values and the defaults that its method takes; of its own texts, too, those that it takes.
+        Raises ValueError for unknown methods and words.
+        """
         method = self.own.get("method", self.defaults.get("method", "diffedit"))
         defaults = {} if "method" in self.own else self.defaults  # a default inversion belongs to the default method
         inversion = (defaults | self.own).get("inversion")
@@ -56,8 +59,9 @@ class Row:
         for name, option in (blank.options | SHAPING).items():
             if isinstance(word := self.own.get(name), str):
                 found[name] = option.parse(word)
+        unread = {name for name, given in GIVEN.items() if given.kind == "text" and name not in taken}
         found = {name: value for name, value in found.items() if value is not None or name in blank.options}
-        return {name: value for name, value in found.items() if name != "inversion"} | {"method": blank.method}
+        return {n: value for n, value in found.items() if n not in {"inversion", *unread}} | {"method": blank.method}
 
 
 def columns() -> list[str]:
@@ -68,20 +72,24 @@ def columns() -> list[str]:
     return ["image", "output", "method", "inversion", *given, *options, *SHAPING, *LAID_OVER]
 
 
-def read_manifest(path: Path, defaults: dict[str, Any]) -> list[Row]:
+def read_manifest(path: Path, defaults: dict[str, Any], masks: Path | None = None) -> list[Row]:
     """A .jsonl or .csv file, a folder with manifest.jsonl or manifest.csv in it, or one of pictures alone -> its rows.
 
     `-` and `_` are alike in a column's name; an empty cell or null counts as not given; text stands for a value as on a
     command line. defaults: values by column for the rows that have none of their own, and whose method takes them; a
-    file in them is a Path. Raises ValueError for a file that cannot be read as a whole, naming the row; a bad value
-    fails its row alone, later.
+    file in them is a Path. masks: a folder of masks for one of pictures. Raises ValueError for a file that cannot be
+    read as a whole, naming the row; a bad value fails its row alone, later.
     """
     found = [path / name for name in ("manifest.jsonl", "manifest.csv") if (path / name).is_file()]
     if len(found) > 1:
         raise ValueError(f"{path} holds manifest.jsonl and manifest.csv; name one of them")
     path = found[0] if found else path
     rows, taken = list[Row](), dict[str, int]()
-    for number, cells in enumerate(cells_of(path), 1):
+    if masks and not path.is_dir():
+        raise ValueError(f"--masks goes with a folder of pictures; {path.name} has a column mask")
+    masked = "mask" in blank_plan(defaults.get("method") or "diffedit", defaults.get("inversion")).given
+    read = pictures_of(path, masks, masked) if path.is_dir() else cells_of(path)
+    for number, cells in enumerate(read, 1):
         own, fault = {name: value for name, value in cells.items() if value is not None}, ""
         if isinstance(output := own.get("output"), str):
             first = taken.setdefault(unicodedata.normalize("NFC", output).casefold(), number)
@@ -92,12 +100,36 @@ def read_manifest(path: Path, defaults: dict[str, Any]) -> list[Row]:
     return rows
 
 
+def pictures_of(folder: Path, masks: Path | None, masked: bool) -> Iterator[dict[str, Any]]:
+    """The pictures of a folder with their masks: NAME_mask beside NAME, or either name in the folder `masks`. One line
+    says what is left out. masked: whether masks are taken.
+    """
+    if masks and not masks.is_dir():
+        raise ValueError(f"{masks} is no folder; name the one that holds the masks")
+    there = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+    found = [path for path in there if path.suffix.lower() in PICTURES and path.is_file()]
+    stems, own = {path.stem for path in found}, dict[str, Path]()
+    for path in sorted(masks.iterdir()) if masks else found:
+        stem = path.stem.removesuffix("_mask")
+        if stem in stems and path.suffix.lower() in PICTURES and (masks or stem != path.stem):
+            own[stem] = path
+    found = [path for path in found if masks or path not in own.values()]
+    said = [f"{path.name}/" if path.is_dir() else path.name for path in there if path not in (*found, *own.values())]
+    said += [path.name for path in own.values()] if not masked else []
+    if said:
+        shown = ", ".join(said[:5]) + (", ..." if said[5:] else "")
+        warnings.warn(f"{folder}: {len(said)} left out as no picture to edit: {shown}", stacklevel=3)
+    lacking = [path.name for path in found if path.stem not in own]
+    if masks and masked and lacking:
+        line = f"{len(lacking)} of {len(found)} pictures have no mask in {masks}: {lacking[0]}, ..."
+        warnings.warn(line, stacklevel=3)
+    for path in found:
+        mask = own.get(path.stem) if masked else None
+        yield {"image": path.name, "mask": mask and (Path(os.path.abspath(mask)) if masks else mask.name)}
+
+
 def cells_of(path: Path) -> Iterator[dict[str, Any]]:
     """The cells of each row by column."""
-    if path.is_dir():
-        names = sorted(p.name for p in path.iterdir() if p.suffix.lower() in PICTURES and not p.name.startswith("."))
-        yield from ({"image": name} for name in names)
-        return
     if not path.is_file():
         raise ValueError(f"{path} is not a regular file" if path.exists() else f"{path}: no such file or folder")
     if (read := READERS.get(path.suffix.lower())) is None:

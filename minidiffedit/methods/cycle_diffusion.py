@@ -7,6 +7,7 @@ rows: K b (2 K b at another source_scale), and the editor's. Left out: many samp
 """
 
 import math
+from functools import partial
 from typing import Annotated, Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from ..ddim import level_at, levels
 from ..diffedit import Eps, working
-from ..options import Scale, Seed, Steps, Strength, Within
+from ..options import Sampler, Scale, Seed, Steps, Strength, Within
 from ..path import Path, mean_and_sigma
 from .edit_friendly import visited
 from .sdedit import draws, vp_noised
@@ -31,6 +32,7 @@ def cycle(
     strength: Strength = 0.8,
     source_scale: Scale = 1.0,
     eta: Annotated[float, Within(0.001, 1, "how random steps are; 1: ancestral")] = 0.1,
+    sampler: Sampler = "ddim",
     seed: Seed = 0,
 ) -> Path:
     """The noises hold for these steps, eta, source text and source_scale; a source row is held on the path."""
@@ -40,4 +42,5 @@ def cycle(
         noise = (x[j] - math.sqrt(a[j]) * x0) / math.sqrt(1 - a[j])
         mean, sigma = mean_and_sigma(x[j], noise, a[j], a[j - 1], eta)
         x[j - 1] = mean + sigma * next(draw).to(x0)
-    return visited(eps, [x[j] for j in range(K + 1)], null, source, steps=steps, scale=source_scale, eta=eta)
+    visit = partial(visited, steps=steps, scale=source_scale, eta=eta, sampler=sampler)
+    return visit(eps, [x[j] for j in range(K + 1)], null, source)

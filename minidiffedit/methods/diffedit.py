@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..diffedit import Eps, Mask, find_mask, masked_decode, threshold_maps
-from ..options import About, Scale, Seed, Steps, Within
+from ..options import About, Grey, Sampler, Scale, Seed, Steps, Within
 from ..path import Path
 from .sde_diffedit import decode as by_steps
 
@@ -20,6 +20,7 @@ MapLevel = Annotated[float, Within(0, 1, "noise at which texts differ, 0..1")]
 Maps = Annotated[int, Within(1, 1000, "maps that are averaged")]
 Clip = Annotated[float | None, Within(1, 1e9, "cut values at this times the mean, or none; less gives larger masks")]
 Threshold = Annotated[float, Within(0, 1, "0..1; less gives larger masks")]
+Fences = Annotated[float, Within(0, 1e9, "cut values beyond the third quartile by this many interquartile ranges")]
 Chunk = Annotated[int | None, Within(1, 1000, "maps per model call; fewer need less memory")]
 OfTheMask = ("mask_clip", "mask_threshold")  # they cut the maps, and change no map
 
@@ -55,27 +56,79 @@ def contrast(
     return find_mask(raw_eps, x0, target, source, chunk=chunk, known_reference=reference, **levels_and_noise, **cut)
 
 
+def quartiles(
+    raw_eps: Eps,
+    x0: Tensor,
+    target: Any,
+    source: Any = "",
+    *,
+    steps: Steps = 50,
+    mask_strength: MapLevel = 0.5,
+    maps: Maps = 10,
+    mask_fence: Fences = 1.5,
+    mask_threshold: Threshold = 0.5,
+    seed: Seed = 0,
+    chunk: Chunk = None,
+    earlier: Any = None,
+) -> Mask:
+    """`contrast` whose extremes are cut by the rule of Watch Your Steps (2308.08947), see `fenced`. With maps = 1 and
+    mask_strength = .8 it is their relevance map on plain weights. Model rows: 2 n b, none for another threshold.
+    """
+    for known in earlier("mask_threshold") if earlier else ():
+        return threshold_maps(known.maps, known.flat_below, clip=None, threshold=mask_threshold)
+    levels_and_noise: dict[str, Any] = {"steps": steps, "strength": mask_strength, "maps": maps, "seed": seed}
+    found = find_mask(raw_eps, x0, target, source, chunk=chunk, **levels_and_noise)
+    return fenced(found.maps, found.flat_below, mask_fence, mask_threshold)
+
+
+def fenced(maps: Tensor, flat_below: Tensor, fence: float, threshold: float) -> Mask:
+    """maps (b, n, h, w) -> the mask of their mean, cut at its third quartile + fence interquartile ranges, each picture
+    by its own; `maps` of it is that mean.
+    """
+    mean = maps.float().mean(dim=1, keepdim=True)
+    low, high = torch.quantile(mean.flatten(1), torch.tensor([0.25, 0.75]).to(mean), dim=1)[..., None, None, None]
+    clipped = torch.minimum(mean, high + fence * (high - low))
+    return threshold_maps(clipped, flat_below, clip=None, threshold=threshold)
+
+
 def decode(
-    eps: Eps, mask: Tensor, path: Path, null: Any, target: Any, negative: Any = "", *, guidance_scale: Scale = 7.5
+    eps: Eps,
+    mask: Tensor,
+    path: Path,
+    null: Any,
+    target: Any,
+    negative: Any = "",
+    *,
+    guidance_scale: Scale = 7.5,
+    grey: Grey = "level",
+    sampler: Sampler = "ddim",
 ) -> Tensor:
     """Guided decoding, what lies outside the mask held on the path: `diffedit.masked_decode`. Model rows: 2 K b.
 
-    A path with noises or null texts of its own is walked by them (`sde_diffedit.decode`). negative: in the null text's
-    place, if it is another.
+    A path with noises or null texts of its own is walked by them (`sde_diffedit.decode`), and so is one by another
+    sampler. negative: in the null text's place, if it is another.
     """
+    path = path.by(sampler)
     if negative is not null:
-        path = Path([*path.values()], path.steps, negative, noises=path.noises, eta=path.eta)
-    if path.noises or path.nulls:
-        return by_steps(eps, mask, path, target, guidance_scale=guidance_scale)
-    return masked_decode(eps, path, mask, target, path.any_null, guidance_scale=guidance_scale)
+        path = path.of([*path.values()], null=negative, nulls={})
+    if path.noises or path.nulls or path.sampler != "ddim":
+        return by_steps(eps, mask, path, target, guidance_scale=guidance_scale, grey=grey)
+    return masked_decode(eps, path, mask, target, path.any_null, guidance_scale=guidance_scale, grey=grey)
 
 
 def decode_all(
-    eps: Eps, path: Path, null: Any, target: Any, negative: Any = "", *, guidance_scale: Scale = 7.5
+    eps: Eps,
+    path: Path,
+    null: Any,
+    target: Any,
+    negative: Any = "",
+    *,
+    guidance_scale: Scale = 7.5,
+    sampler: Sampler = "ddim",
 ) -> Tensor:
     """The same without a mask (the ablation's "encode" and, from noise, SDEdit). Model rows: 2 K b."""
     everywhere = torch.ones_like(path[0][:, :1])
-    return decode(eps, everywhere, path, null, target, negative, guidance_scale=guidance_scale)
+    return decode(eps, everywhere, path, null, target, negative, guidance_scale=guidance_scale, sampler=sampler)
 
 
 def reconstruct(

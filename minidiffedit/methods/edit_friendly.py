@@ -14,10 +14,12 @@ from torch import Tensor
 
 from ..ddim import level_at, levels
 from ..diffedit import Eps, working
-from ..options import About, Scale, Seed, Steps, Strength
-from ..path import Path, mean_and_sigma
+from ..options import About, Sampler, Scale, Seed, Steps, Strength
+from ..path import Path, improvement, mean_and_sigma
 from .guidance import cfg
 from .sdedit import draws, vp_noised
+
+SAMPLER = "DDPM"  # as metadata name it
 
 
 @torch.no_grad()
@@ -31,28 +33,37 @@ def edit_friendly(
     strength: Strength = 0.64,
     source_scale: Scale = 3.5,
     zero_last: Annotated[bool, About("no noise in the last step, as the authors have it")] = False,
+    sampler: Sampler = "ddim",
     seed: Seed = 0,
 ) -> Path:
     """The noises hold for these steps, source text and source_scale; an editor's source row is held on the path."""
     x0, a, K, draw = working(x0), levels(steps).a, level_at(strength, steps), draws(x0.shape, seed)
     x = [x0, *(vp_noised(x0, next(draw).to(x0), a[j]) for j in range(1, K + 1))]
-    path = visited(eps, x, null, source, steps=steps, scale=source_scale)
+    path = visited(eps, x, null, source, steps=steps, scale=source_scale, sampler=sampler)
     if zero_last and K:
         path.noises[1] = torch.zeros_like(x0)
     return path
 
 
 def visited(
-    eps: Eps, x: list[Tensor], null: Any, source: Any, *, steps: int, scale: float = 1.0, eta: float = 1.0
+    eps: Eps,
+    x: list[Tensor],
+    null: Any,
+    source: Any,
+    *,
+    steps: int,
+    scale: float = 1.0,
+    eta: float = 1.0,
+    sampler: str = "ddim",
 ) -> Path:
     """The path through the levels x, (b, 4, h, w) each, with the noises that lead a sampler with eta > 0 from one to
     the next under the source text. The levels become what the steps reach, which differs by rounding.
     """
-    (t, a), z, x = levels(steps), dict[int, Tensor](), [*x]
+    (t, a), z, x, improve = levels(steps), dict[int, Tensor](), [*x], improvement(sampler, steps)
     for j in range(len(x) - 1, 0, -1):
         alone = source is null or scale == 1
         e = eps(x[j], t[j], [source])[0] if alone else cfg(scale)(*eps(x[j], t[j], [null, source]))
-        mean, sigma = mean_and_sigma(x[j], e, a[j], a[j - 1], eta)
+        mean, sigma = mean_and_sigma(x[j], improve(x[j], e, a[j], a[j - 1]), a[j], a[j - 1], eta)
         z[j] = (x[j - 1] - mean) / sigma
         x[j - 1] = mean + sigma * z[j]
-    return Path(x, steps, null, noises=z, eta=eta, pinned=True)
+    return Path(x, steps, null, noises=z, eta=eta, pinned=True, sampler=sampler)

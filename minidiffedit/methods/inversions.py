@@ -90,6 +90,37 @@ def ddim_paper(
     return Path(x, steps, null)
 
 
+def aidi(
+    eps: Eps,
+    x0: Tensor,
+    null: Any,
+    source: Any = "",
+    *,
+    steps: Steps = 50,
+    strength: Strength = 1.0,
+    encode_text: EncodeText = "source",
+    iterations: Annotated[int, Within(1, 100, "calls for each level, 1: as DDIM")] = 5,
+) -> Path:
+    """AIDI (Pan et al., 2309.04907), our reading of its abstract: each level is the fixed point of its DDIM step, found
+    by Anderson's acceleration over two values, where `refine` of `ddim` only goes on. Model rows: K b iterations. Left
+    out: its guidance blended from two scales.
+    """
+    (t, a), text, x = levels(steps), source if encode_text == "source" else null, [working(x0)]
+    for j in range(level_at(strength, steps)):
+        found, before = x[j], list[tuple[Tensor, Tensor]]()
+        for _ in range(iterations):
+            reached = move(x[j], eps(found, t[j + 1], [text])[0], a[j], a[j + 1])
+            missed, found_before = reached - found, [*before]
+            before, found = [(reached, missed)], reached
+            for reached_before, missed_before in found_before:
+                change = missed - missed_before
+                size = change.square().sum((1, 2, 3), keepdim=True).clamp(min=1e-30)
+                share = (missed * change).sum((1, 2, 3), keepdim=True) / size
+                found = reached - share * (reached - reached_before)
+        x.append(found)
+    return Path(x, steps, null)
+
+
 def noise(x0: Tensor, null: Any, *, steps: Steps = 50, strength: Strength = 0.8, seed: Seed = 0) -> Path:
     """No inversion: x0 under one noise at every level, as SDEdit starts (2108.01073). No model rows."""
     start = noised(x0, next(draws(x0.shape, seed)), steps=steps, strength=strength)

@@ -18,6 +18,7 @@ from ..ddim import move
 from ..diffedit import Eps
 from ..options import Scale, Steps, Strength, Within
 from ..path import Path
+from .descent import Adam, slopes
 from .inversions import Refine, ddim
 
 RATE, ENOUGH, ENOUGH_MORE = 1e-2, 1e-5, 2e-5
@@ -59,16 +60,11 @@ def null_text(
 
 
 def optimised(null: Tensor, goal: Tensor, stepped: Any, most: int, rate: float, enough: float) -> Tensor:
-    """Adam (Kingma and Ba, 1412.6980) on |stepped(null) - goal|^2, mean over values, until it is below `enough`."""
-    null = null.detach().float().clone()
-    mean, square = torch.zeros_like(null), torch.zeros_like(null)
-    for k in range(1, most + 1):
-        with torch.enable_grad():
-            variable = null.requires_grad_()
-            loss = F.mse_loss(stepped(variable), goal)
-            (gradient,) = torch.autograd.grad(loss, variable)
-        mean, square = 0.9 * mean + 0.1 * gradient, 0.999 * square + 0.001 * gradient**2
-        null = null.detach() - rate * (mean / (1 - 0.9**k)) / ((square / (1 - 0.999**k)).sqrt() + 1e-8)
+    """Adam on |stepped(null) - goal|^2, mean over values, until it is below `enough`; that step is still taken."""
+    null, adam = null.detach().float().clone(), Adam(rate)
+    for _ in range(most):
+        loss, found = slopes(lambda one: F.mse_loss(stepped(one), goal), [null])
+        (null,) = adam.step([null], found)
         if float(loss) < enough:
             break
-    return null.detach()
+    return null

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..attention import Attend, Site
-from ..diffedit import checked_mask
-from ..options import About, Scale
+from ..diffedit import checked_mask, mask_at
+from ..options import About, Grey, Scale
 from ..path import HookedEps, Path
 from .guidance import Guidance, Norm, Quantile, guide_of
 from .prompt_to_prompt import Early, first
@@ -46,6 +46,7 @@ def pfb_diff(
     guidance: Guidance = "cfg",
     quantile: Quantile = 0.4,
     norm: Norm = "l0",
+    grey: Grey = "level",
 ) -> Tensor:
     """Rows of a call: source, target unguided, target. mask (b or 1, 1, h, w) in [0, 1], 1 = edited; coarsest: the
     coarsest level with text (SD v1: 2).
@@ -57,25 +58,25 @@ def pfb_diff(
     def blended(site: Site, h: Tensor) -> Tensor:
         if not deep(site, coarsest):
             return h
-        m, h_source = resized(M, h.shape[2:]).to(h), h[:b]
-        return torch.cat([h_source, *(m * one + (1 - m) * h_source for one in h[b:].split(b))])
+        own, h_source = resized(m, h.shape[2:]).to(h), h[:b]
+        return torch.cat([h_source, *(own * one + (1 - own) * h_source for one in h[b:].split(b))])
 
     def masked(plain: Attend, site: Site, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         out = plain(site, q, k, v)
         if not wordy(site, coarsest):
             return out
         grid = [-(-side // 2**site.level) for side in y.shape[2:]]
-        within = (resized(M, grid) > 0.5).flatten(2)[..., None]  # (b or 1, 1, n, 1)
+        within = (resized(m, grid) > 0.5).flatten(2)[..., None]  # (b or 1, 1, n, 1)
         inner, outer = (plain(site, q[-b:], k[-b:, :, at], v[-b:, :, at]) for at in (inside, outside))
         return torch.cat([out[:-b], torch.where(within, inner, outer)])
 
     for i, j in enumerate(path.down()):
-        texts = path.texts(source, path.null(j), target)
+        texts, m = path.texts(source, path.null(j), target), mask_at(M, j - 1, path.top, grey)
         e = eps(torch.cat([path[j], y, y]), path.t[j], [texts], tap=masked, feature=blended)[0]
         _, e_null, e_text = e.split(b)
         y = path.step(y, guide(e_null, e_text), j)
         if i < first(blend_steps, path.top):
-            y = M * y + (1 - M) * path[j - 1]
+            y = m * y + (1 - m) * path[j - 1]
     return y
 
 

@@ -71,6 +71,7 @@ def prompt_to_prompt(
 
     def exchange(plain: Attend, site: Site, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         nonlocal seen
+        k, v = (k[:, :, :77], v[:, :, -77:]) if site.kind == "cross" else (k, v)  # of paired texts (path.Path.sources)
         (qs, qt), (ks, kt), vt = q[-2 * b :].split(b), k[-2 * b :].split(b), v[-b:]
         if site.kind == "self":
             if i >= first(self_steps, K) or site.level <= coarsest - self_levels:
@@ -91,7 +92,7 @@ def prompt_to_prompt(
         shared = W * (active * c)  # what the target's words take of the source's maps, and below of their own
         alone = active * c * (W.sum(0) == 0) + (1 - active)
         takes, adds = bool(shared.any()), bool(alone.any())
-        texts = path.texts(*[path.null(j)] * (u // b), source, target)
+        texts = path.texts(*[path.null(j)] * (u // b), path.source(j, source), target)
         e_null, e_text = eps(torch.cat([x[-u:], x]), path.t[j], [texts], tap=exchange)[0].split([u, 2 * b])
         x = path.pin(path.step(x, torch.cat([e_text[:-u], guide(e_null, e_text[-u:])]), j), j - 1)
         if blend and i >= first(BLEND_STEPS, K):

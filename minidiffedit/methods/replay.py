@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..diffedit import Eps
-from ..options import Scale
+from ..options import Sampler, Scale
 from ..path import Path
 from .guidance import Guidance, Norm, Quantile, guide_of
 
@@ -25,8 +25,10 @@ def replay(
     guidance: Guidance = "cfg",
     quantile: Quantile = 0.4,
     norm: Norm = "l0",
+    sampler: Sampler = "ddim",
 ) -> Tensor:
     """Guided by guidance_scale (2207.12598); each level's null text is the path's."""
+    path = path.by(sampler)
     x, guide = path.rows(1), guide_of(guidance, guidance_scale, quantile, norm)
     for j in path.down():
         e_null, e_text = eps(x, path.t[j], [path.null(j), target])

@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 
 from ..ddim import level_at, levels
-from ..diffedit import Eps, checked_mask, working
-from ..options import Scale, Seed, Steps, Strength
+from ..diffedit import Eps, checked_mask, mask_at, working
+from ..options import Grey, Sampler, Scale, Seed, Steps, Strength
 from ..path import Path
 from .edit_friendly import visited
 from .sdedit import draws
+
+SAMPLER = "DDPM"  # as metadata name it
 
 
 @torch.no_grad()
@@ -31,6 +33,7 @@ def cycle_sde(
     steps: Steps = 50,
     strength: Strength = 0.7,
     guidance_scale: Scale = 7.5,
+    sampler: Sampler = "ddim",
     seed: Seed = 0,
 ) -> Path:
     """The noises hold for these steps, source text and guidance_scale; a source row is held on the path."""
@@ -38,11 +41,13 @@ def cycle_sde(
     for j in range(1, level_at(strength, steps) + 1):
         kept = a[j] / a[j - 1]
         x.append(math.sqrt(kept) * x[-1] + math.sqrt(1 - kept) * next(draw).to(x[0]))
-    return visited(eps, x, null, source, steps=steps, scale=guidance_scale)
+    return visited(eps, x, null, source, steps=steps, scale=guidance_scale, sampler=sampler)
 
 
 @torch.no_grad()
-def decode(eps: Eps, mask: Tensor, path: Path, target: Any, *, guidance_scale: Scale = 7.5) -> Tensor:
+def decode(
+    eps: Eps, mask: Tensor, path: Path, target: Any, *, guidance_scale: Scale = 7.5, grey: Grey = "level"
+) -> Tensor:
     """mask (b or 1, 1, h, w) in [0, 1], 1 = edited; path: any, which says how to step (DDIM's: DiffEdit's decoding)."""
     M, y = checked_mask(mask, path[0]), path.rows(1)
     for j in path.down():
@@ -51,5 +56,6 @@ def decode(eps: Eps, mask: Tensor, path: Path, target: Any, *, guidance_scale: S
         else:
             e_null, e_text = eps(y, path.t[j], [path.null(j), target])
             e = e_null + guidance_scale * (e_text - e_null)
-        y = M * path.step(y, e, j) + (1 - M) * path[j - 1]
+        m = mask_at(M, j - 1, path.top, grey)
+        y = m * path.step(y, e, j) + (1 - m) * path[j - 1]
     return y

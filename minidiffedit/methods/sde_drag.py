@@ -23,6 +23,8 @@ from .sdedit import draws
 
 Cell = tuple[int, int]  # row and column of the latent
 
+SAMPLER = "DDPM"  # as metadata name it
+
 
 @torch.no_grad()
 def sde_drag(

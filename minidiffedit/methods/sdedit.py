@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from ..ddim import Trajectory, level_at, levels, whole
-from ..diffedit import Eps, checked_mask, finite, working
-from ..options import About, Scale, Seed, Steps, Strength, Within
+from ..diffedit import Eps, checked_mask, finite, mask_at, working
+from ..options import About, Grey, Sampler, Scale, Seed, Steps, Strength, Within
+from ..path import improvement
 
 Form = Literal["vp", "ve"]
 
@@ -75,6 +76,8 @@ def denoise(
     guidance_scale: float = 7.5,
     eta: float = 0.0,
     form: Form = "vp",
+    grey: str = "level",
+    sampler: str = "ddim",
 ) -> Tensor:
     """`masked_decode` with eta: what it computes at eta = 0, bit for bit in the form "vp"; M (b or 1, 1, h, w) checked.
 
@@ -82,12 +85,13 @@ def denoise(
     `start` just reached.
     """
     (t, a), step, K = levels(start.steps), FORMS[form][1], max(start)
-    y = start[K]
+    y, improve = start[K], improvement(sampler, start.steps)
     for j in range(K, 0, -1):
         *e_null, e = (e.to(y) for e in eps(y, t[j], texts))
         if e_null:
             e = e_null[0] + guidance_scale * (e - e_null[0])
-        y = M * step(y, e, a[j], a[j - 1], eta, draw) + (1 - M) * start[j - 1]
+        e, m = improve(y, e, a[j], a[j - 1]), mask_at(M, j - 1, K, grey)
+        y = m * step(y, e, a[j], a[j - 1], eta, draw) + (1 - m) * start[j - 1]
     return finite(y, "the decoding")
 
 
@@ -105,6 +109,8 @@ def sdedit(
     eta: Annotated[float, Within(0, 1, "0: deterministic steps, 1: ancestral")] = 0.0,
     repeats: Annotated[int, Within(1, 100, "times that noise is laid and taken away")] = 1,
     form: Annotated[Form, About("how the process is written")] = "vp",
+    grey: Grey = "level",
+    sampler: Sampler = "ddim",
     seed: Seed = 0,
 ) -> Tensor:
     """SDEdit on latents (algorithm 1; with a mask, the paper's appendix): x0 (b, 4, h, w) -> y_0, the same shape.
@@ -115,7 +121,7 @@ def sdedit(
     """
     y = x0 = working(x0)
     texts = [target] if target is negative or guidance_scale == 1 else [negative, target]
-    draw, process = draws(x0.shape, seed), {"guidance_scale": guidance_scale, "eta": eta, "form": form}
+    draw, process = draws(x0.shape, seed), dict[str, Any](eta=eta, form=form, grey=grey, sampler=sampler)
     outside = noised(x0, next(draw), steps=steps, strength=strength, form=form)
     M, K = torch.ones_like(x0[:, :1]) if mask is None else checked_mask(mask, x0), max(outside)
     for repeat in range(repeats if K and M.any() else 0):
@@ -123,5 +129,5 @@ def sdedit(
         if repeat:
             again = FORMS[form][0](y, next(draw).to(y), levels(steps).a[K])
             start = Trajectory([*outside.prefix(K - 1).values(), M * again + (1 - M) * outside[K]], steps)
-        y = denoise(eps, start, M, texts, draw, **process)  # type: ignore[arg-type]
+        y = denoise(eps, start, M, texts, draw, guidance_scale=guidance_scale, **process)
     return y

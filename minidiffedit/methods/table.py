@@ -2,37 +2,7 @@
 published combination of what is there is a row alone.
 """
 
-from dataclasses import dataclass, field
-from typing import Any
-
-
-@dataclass(frozen=True)
-class System:
-    """paper: its arXiv number, or where it is described. edit: "module:function" in this folder, empty where there is
-    none yet. inversion, mask: rows of INVERSIONS and MASKS, where the editor takes a path and a mask. options: where
-    their defaults differ from the functions' own. status: L1 (works, proven on small weights in `tests/`), todo or
-    blocked. letter: A inference on plain SD v1, B with gradients, C a checkpoint of its own, D another network.
-    weights: base, inpainting or instruct. note: what it is, what is missing, or why it is blocked.
-    """
-
-    paper: str
-    edit: str = ""
-    inversion: str = ""
-    options: dict[str, Any] = field(default_factory=dict)
-    mask: str = ""
-    status: str = "L1"
-    letter: str = "A"
-    weights: str = "base"
-    note: str = ""
-
-
-def todo(paper: str, letter: str, note: str = "not written yet") -> System:
-    return System(paper, status="todo", letter=letter, note=note)
-
-
-def blocked(paper: str, why: str) -> System:
-    return System(paper, status="blocked", letter="D", note=why)
-
+from .system import System, blocked, todo
 
 # What makes a `path` of a picture; any of them feeds any editor that takes one.
 INVERSIONS = {
@@ -44,13 +14,17 @@ INVERSIONS = {
     "cycle": "cycle_diffusion:cycle",
     "cycle-sde": "sde_diffedit:cycle_sde",
     "ddim-paper": "inversions:ddim_paper",
+    "aidi": "inversions:aidi",
     "noise": "inversions:noise",
+    "dpl": "dpl:dpl",
+    "style-diffusion": "style_diffusion:style_diffusion",
 }
 
 # What makes a `mask` where none is given; `words+diffedit` takes another one than DiffEdit's.
 MASKS = {
     "contrast": "diffedit:contrast",
     "contrasts": "diffedit_regions:contrasts",
+    "quartiles": "diffedit:quartiles",
     "words": "word_maps:word_mask",
     "relevance": "watch_your_steps:relevance",
 }
@@ -58,11 +32,18 @@ MASKS = {
 PAPER = {"encode_text": "null", "strength": 0.8}  # DiffEdit's encoding: under no text, up to .8 of the noise
 IP2P = "instruct_pix2pix:instruct_pix2pix"
 P2P = "prompt_to_prompt:prompt_to_prompt"
+MASA = "masactrl:masactrl"
 HARNESS = {"cross_steps": 0.4, "self_steps": 0.6, "self_levels": 2}
-SKIP = {"steps": 100, "guidance_scale": 15.0}
-CROSS = {"steps": 100, "strength": 0.68}
+UNION = {"look": "union", "null_look": "union"}
+SKIP, CROSS = {"steps": 100, "guidance_scale": 15.0}, {"steps": 100, "strength": 0.68}
 WATCH = "watch_your_steps:watch_your_steps"
+READING, LORA = "our reading of its abstract", "by LoRA, where its authors train all weights"
+STYLE, DISENTANGLED = HARNESS | {"cross_steps": 0.6, "self_steps": 0.8}, "disentanglement:disentanglement"
 RATED = "weights for SD 1.5; to the conditional ones say '..., image quality is five out of five'"
+GIVEN_MASK = "DiffEdit under the mask and captions that other networks made of an instruction, given"
+CANDIDATES = "our reading: samples (seeds) under a given segment's mask; the network that ranks them is missing"
+FILL = "inpainting:inpaint"
+ANYTHING = "fill; replace: with --invert; its masks are yours to give, as is what removes without a text"
 CLIP_IMAGE = "needs CLIP's image tower, which no SD v1 file has"
 
 SYSTEMS = {
@@ -88,58 +69,64 @@ SYSTEMS = {
     "edit-friendly-ddpm": System("2304.06140", "replay:replay", "edit-friendly", SKIP, note="the top 36 % skipped"),
     "cycle-diffusion": System("2210.05559", "replay:replay", "cycle", {"steps": 100, "guidance_scale": 2.0}),
     "ledits++": System("2311.16711", "ledits:ledits", "edit-friendly", {"steps": 40, "strength": 0.85}),
+    "edict": System("2211.12446", "edict:edict"),
     "proxedit": System("2306.05414", "proxedit:proxedit", "negative-prompt"),
     "sde-diffedit": System("2311.01410", "sde_diffedit:decode", "cycle-sde", mask="contrast"),
     "sde-drag": System("2311.01410", "sde_drag:sde_drag", note="without the LoRA that its authors train"),
     # attention, features, words
-    "masactrl": System("2304.08465", "masactrl:masactrl", "direct"),
+    "masactrl": System("2304.08465", MASA, "direct"),
+    "masactrl-union": System("2304.08465", MASA, "direct", UNION, note="looks at itself, too"),
+    "prox-masactrl": System("2306.05414", MASA, "negative-prompt", {"guidance": "prox"}, note="ProxEdit's"),
     "prompt-to-prompt": System("2208.01626", P2P, "direct"),
     "plug-and-play": System("2211.12572", "plug_and_play:plug_and_play", "direct"),
     "pfb-diff": System("2306.16894", "pfb_diff:pfb_diff", "ddim"),
-    "ti-guided-edit": todo("2401.02126", "A"),
+    "ti-guided-edit": System("2401.02126", "ti_guided:ti_guided_edit", "ddim"),
     "cross-image-attention": System("2311.03335", "cross_image:cross_image_attention", "edit-friendly", CROSS),
-    "tf-icon": todo("2307.12493", "A"),
-    "tic-inversion": todo("2312.14611", "A", "known from its abstract only"),
+    "tf-icon": System("2307.12493", "tf_icon:tf_icon"),
+    "tic-inversion": System("2312.14611", "tic_inversion:tic", "ddim-paper", note="our reading of its abstract"),
     # gradients, drags, weights of one picture
     "dds": System("2304.07090", "dds:dds", letter="B"),
     "sds": System("2209.14988", "dds:sds", letter="B"),
-    "cds": todo("2311.18608", "B"),
-    "dpl": todo("2309.15664", "B"),
-    "style-diffusion": todo("2303.15649", "B"),
-    "mag-edit": todo("2312.11396", "B"),
-    "baret": todo("2312.05482", "B", "known from its abstract only"),
-    "kv-inversion": todo("2309.16608", "B", "known from its abstract only"),
-    "disentanglement": todo("2212.08698", "B"),
-    "drag-diffusion": todo("2306.14435", "B"),
-    "drag-noise": todo("2404.01050", "B"),
-    "dragon-diffusion": todo("2307.02421", "B"),
-    "imagic": todo("2210.09276", "B"),
-    "sine": todo("2212.04489", "B"),
-    "latent-inversion": todo("2402.08601", "B", "known from its abstract only"),
+    "pix2pix-zero": System("2302.03027", "pix2pix_zero:pix2pix_zero", "direct", letter="B"),
+    "cds": System("2311.18608", "cds:cds", letter="B"),
+    "dpl": System("2309.15664", P2P, "dpl", {"self_levels": 2}, letter="B"),
+    "style-diffusion": System("2303.15649", P2P, "style-diffusion", STYLE, letter="B", note="its direct variant"),
+    "mag-edit": System("2312.11396", "mag_edit:mag_edit", "null-text", letter="B"),
+    "baret": System("2312.05482", "baret:baret", letter="B", note=READING),
+    "kv-inversion": System("2309.16608", "kv_inversion:kv_inversion", letter="B", note=READING),
+    "disentanglement": System(
+        "2212.08698", DISENTANGLED, "edit-friendly", note="a fixed schedule, not learned by CLIP"
+    ),
+    "drag-diffusion": System("2306.14435", "drag_diffusion:drag_diffusion", letter="B"),
+    "drag-noise": System("2404.01050", "drag_diffusion:drag_noise", letter="B"),
+    "dragon-diffusion": System("2307.02421", "dragon_diffusion:dragon_diffusion", "ddim", letter="B"),
+    "imagic": System("2210.09276", "imagic:imagic", letter="B", note=LORA),
+    "sine": System("2212.04489", "sine:sine", letter="B", note=LORA),
+    "latent-inversion": System("2402.08601", "latent_inversion:latent_inversion", letter="B", note=READING),
     # checkpoints of their own
-    "sd-inpainting": System("2112.10752", "inpainting:inpaint", letter="C", weights="inpainting"),
-    "inpaint-anything": todo("2304.06790", "C", "fill and replace are `sd-inpainting` under your mask"),
+    "sd-inpainting": System("2112.10752", FILL, letter="C", weights="inpainting"),
+    "inpaint-anything": System("2304.06790", FILL, letter="C", weights="inpainting", note=ANYTHING),
     "instruct-pix2pix": System("2211.09800", IP2P, letter="C", weights="instruct"),
     "magicbrush": System("2306.10012", IP2P, letter="C", weights="instruct", note="its weights, InstructPix2Pix's way"),
     "hive": System("2303.09618", IP2P, letter="C", weights="instruct", note=RATED),
     "watch-your-steps": System("2308.08947", WATCH, mask="relevance", letter="C", weights="instruct"),
     "paint-by-example": todo("2211.13227", "C", "needs its CLIP vision tower and mapper"),
-    "controlnet": todo("2302.05543", "C"),
+    "controlnet": todo("2302.05543", "C", "not written yet: its encoder is a second checkpoint beside the UNet"),
     # what another network found is given as a file
-    "instructedit": todo("2305.18047", "D", "DiffEdit under a mask of other networks, as `user-mask` takes"),
-    "mfl": todo("2212.07603", "D", "many samples under a segmentation's mask, ranked; the ranker is missing"),
-    "diffusion-clip": todo("2110.02711", "D", CLIP_IMAGE),
-    "blended-diffusion": todo("2111.14818", "D", CLIP_IMAGE),
-    "style-diffusion-wang": todo("Wang et al., ICCV 2023", "D", CLIP_IMAGE),
-    "b-lora": todo("2403.14572", "D", "made for SDXL's blocks"),
+    "instructedit": System("2305.18047", "diffedit:decode", "ddim", PAPER, letter="D", note=GIVEN_MASK),
+    "mfl": System("2212.07603", "blended_latent:blended_latent", letter="D", note=CANDIDATES),
+    "diffusion-clip": todo("2110.02711", "D", CLIP_IMAGE + "; its own weights are pixel models of faces"),
+    "blended-diffusion": todo("2111.14818", "D", CLIP_IMAGE + "; its own model is one of pixels"),
+    "style-diffusion-wang": todo("Wang et al., ICCV 2023", "D", CLIP_IMAGE + "; no code was published"),
+    "b-lora": todo("2403.14572", "D", "trains two blocks of SDXL's UNet, which SD v1 does not have"),
     "sige": todo("2211.02048", "A", "an engine for edits of small regions, not a method"),
     # other networks
-    "dream-inpainter": blocked("2312.03771", "its weights were not published"),
-    "moe-controller": blocked("2309.04372", "neither code nor weights were published"),
+    "dream-inpainter": blocked("2312.03771", "its trained weights were not published"),
+    "moe-controller": blocked("2309.04372", "neither code nor the experts' weights were published"),
     "drag-gan": blocked("2305.10973", "a StyleGAN2, not a diffusion model"),
     "glide": blocked("2112.10741", "pixel-space networks of its own"),
     "sora": blocked("OpenAI, 2024", "a video model without public weights"),
     "cyclegan": blocked("1703.10593", "a GAN without text"),
     "ct-dual-stream": blocked("a CT super-resolution network", "trained on CT scans, no text"),
-    "controlnet++": blocked("2404.07987", "its consistency training needs other networks"),
+    "controlnet++": blocked("2404.07987", "its training rewards need segmentation, edge and depth networks"),
 }

@@ -8,20 +8,18 @@ out: edits of scenes in three dimensions.
 """
 
 import math
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..ddim import level_at, levels, move, noises
-from ..diffedit import Mask, threshold_maps, working
-from ..options import Scale, Seed, Steps, Within
+from ..diffedit import Mask, mask_at, threshold_maps, working
+from ..options import Grey, Scale, Seed, Steps
 from ..path import HookedEps
-from .diffedit import MapLevel, Maps, Threshold
+from .diffedit import Fences, MapLevel, Maps, Threshold, fenced
 from .instruct_pix2pix import PictureScale, predictor
 from .sdedit import draws
-
-Fences = Annotated[float, Within(0, 1e9, "cut values beyond the third quartile by this many interquartile ranges")]
 
 
 @torch.no_grad()
@@ -53,10 +51,8 @@ def relevance(
         x_t = math.sqrt(a[j]) * x0 + math.sqrt(1 - a[j]) * one
         e_picture, e_both = eps(x_t, t[j], [null, instruction], given=x0_unscaled)
         found.append((e_both - e_picture).abs().sum(dim=1))
-    mean = torch.stack(found, dim=1).float().mean(dim=1, keepdim=True)
-    low, high = torch.quantile(mean.flatten(), torch.tensor([0.25, 0.75]).to(mean))
-    clipped = mean.clamp(max=high + mask_fence * (high - low))
-    return threshold_maps(clipped, clipped.new_zeros(1), clip=None, threshold=mask_threshold)
+    raw = torch.stack(found, dim=1)
+    return fenced(raw, torch.zeros(1, device=raw.device), mask_fence, mask_threshold)
 
 
 @torch.no_grad()
@@ -71,6 +67,7 @@ def watch_your_steps(
     steps: Steps = 100,
     guidance_scale: Scale = 7.5,
     picture_scale: PictureScale = 1.5,
+    grey: Grey = "level",
     seed: Seed = 0,
 ) -> Tensor:
     """mask (b or 1, 1, h, w) in [0, 1], 1 = edited."""
@@ -81,5 +78,6 @@ def watch_your_steps(
     for j in range(steps, 0, -1):
         x = move(x, predict(x, t[j]), a[j], a[j - 1])
         kept = math.sqrt(a[j - 1]) * x0 + math.sqrt(1 - a[j - 1]) * outside if j > 1 else x0
-        x = M * x + (1 - M) * kept
+        m = mask_at(M, j - 1, steps, grey)
+        x = m * x + (1 - m) * kept
     return x

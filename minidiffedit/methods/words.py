@@ -13,7 +13,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ..tokenizer import BOS_TEXT, EOS, EOS_TEXT, LENGTH, Tokenizer
+from ..tokenizer import EOS, LENGTH, Tokenizer
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Words:
 
     def find(self, phrase: str) -> list[int]:
         """All positions of a word or phrase, in any case of letters, wherever it stands; [] if nowhere."""
-        wanted = tuple(self.tokenizer.bpe.encode(phrase).ids[1:-1])
+        wanted = tuple(token.id for token in self.tokenizer.encode(phrase)[1:-1])
         found: list[int] = []
         for start in self.starts if wanted else ():
             if self.ids[start : start + len(wanted)] == wanted:
@@ -61,13 +61,14 @@ def tokenizer() -> Tokenizer:
 
 def words_of(tokenizer: Tokenizer, prompt: str) -> Words:
     """Words are runs of letters, single digits, and runs of other signs, as CLIP divides a text (tokenizer.WORDS)."""
-    encoding = tokenizer.bpe.encode(prompt)
-    ids = encoding.ids[: LENGTH - 1]  # of a longer prompt the text encoder sees these, and the end token
-    ids = [*ids, EOS] if len(encoding.ids) > LENGTH else encoding.ids
-    end, closing = len(ids) - 1, ("</w>", BOS_TEXT, EOS_TEXT)  # how the last token of a word is spelled
-    starts = [i for i in range(1, end) if encoding.tokens[i - 1].endswith(closing)]
-    offsets = [(encoding.offsets[a][0], encoding.offsets[b - 1][1]) for a, b in zip(starts, (*starts[1:], end))]
-    return Words(tokenizer, tuple(ids), tuple(starts), tuple(prompt[a:b] for a, b in offsets))
+    tokens = tokenizer.encode(prompt)
+    ids = [token.id for token in tokens]
+    if len(ids) > LENGTH:  # the text encoder sees as many as fit, and the end token
+        ids = [*ids[: LENGTH - 1], EOS]
+    end = len(ids) - 1
+    starts = [i for i in range(1, end) if tokens[i - 1].ends]
+    names = (prompt[tokens[a].start : tokens[b - 1].stop] for a, b in zip(starts, (*starts[1:], end)))
+    return Words(tokenizer, tuple(ids), tuple(starts), tuple(names))
 
 
 def replaced(source: Words, target: Words) -> Tensor:

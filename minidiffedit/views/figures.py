@@ -6,7 +6,7 @@ matplotlib, an extra, which is imported only where there is one.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
 from typing import Any, NamedTuple
@@ -57,7 +57,7 @@ class PlannedFigure(NamedTuple):
 class Figure(Sheet):
     """A sheet, its edits in one row in the order of the values; numbers: what it shows, as plain lists by name."""
 
-    numbers: dict[str, Any]
+    numbers: dict[str, Any] = field(repr=False)
 
 
 def figure(sd: Any, image: Picture, name: str, values: Sequence[Any] | None = None, **arguments: Any) -> Figure:

@@ -33,6 +33,7 @@ from ..files.masks import Steering
 from ..files.states import fingerprint
 from ..run import GIVEN, Result, blank_plan, edit, nothing_to_edit
 from .previews import LatentRGB, Level, apply, fit, walk
+from .witness import Looks, reaches
 
 if TYPE_CHECKING:
     from ..sd import StableDiffusion
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 LONGEST, SMALL = 1024, 256  # pixels a side at which pictures are shown, and what lies beside them
 MOST_LOSSLESS = 400_000  # bytes of PNG; above it stands a JPEG
 MOST_CELLS = 51 * 64 * 64  # latent cells pictured of one kind: every level of a 512 x 512 edit of 50 steps
+MOST_WORD_CELLS = 51 * 64 * 64  # cells of words' maps pictured of one prompt and level
 DECODED = 9  # levels shown through the autoencoder, where that is asked for
 # One transparent pixel, until the script copies a picture there, or where there is none.
 BLANK = "data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="
@@ -72,18 +74,21 @@ def report_page(result: Result, *, picture: File = None, state: File = None, dec
     """
     if not isinstance(result, Result):
         raise ValueError(f"a report shows one Result, got {type(result).__name__}")
-    walked, name = walk(result), Path(typed(picture)).stem if picture else "picture"
-    clean = (result.latent, result.image) if result.source is None else (result.x0, result.source)
+    seen = result.inside or result  # of an edit with crop, the levels of the square
+    walked, name = walk(seen), Path(typed(picture)).stem if picture else "picture"
+    clean = (seen.latent, seen.image) if seen.source is None else (seen.x0, seen.source)
     rgb, line = fit(*clean), commands(result, picture, state)  # type: ignore[arg-type]
-    levels = [numbers(one, result.latent_mask) for one in walked]
+    levels = [numbers(one, seen.latent_mask) for one in walked]
     data = mask_data(result) | {"name": name, "palette": plain(palette()), "commands": line}
-    data |= {"frames": frames(walked, rgb), "levels": levels}
+    looks = [word_maps(one) for one in result.witness.looks] if result.witness else []
+    data |= {"frames": frames(walked, rgb), "levels": levels, "looks": looks}
     vae = through_the_vae(result, walked) if decode_previews and edited(result) else ""
     style, script = part("report.css"), part("report.js")
     policy = f"default-src 'none'; img-src data:; style-src {allowed(style)}; script-src {allowed(script)}"
     parts = headline(result, name) | pictures(result)
     parts |= {"policy": policy, "style": style, "script": script, "blank": BLANK, "shows": shows(result, levels)}
     parts |= {"data": json.dumps(data, sort_keys=True, allow_nan=False).replace("<", "\\u003c"), "facts": facts(result)}
+    parts |= {"reach": reach(result), "kept": kept(result)}
     parts |= {"costs": costs(result), "vae": vae, "explained": f"{rgb.explained:.0%}", "again": escape(line["start"])}
     parts |= {"settings": definitions((key.replace("_", " "), one) for key, one in result.settings.items())}
     parts |= {"model": definitions(model_facts(result.sd).items()), "versions": definitions(versions().items())}
@@ -96,6 +101,8 @@ def shows(result: Result, levels: list[list[Any]]) -> str:
     there = {"source": result.source, "masked": masked, "computed": computed, "given": given, "decoded": edited(result)}
     there |= {"unmasked": not (computed or given), "held": masked and not any(row[5] for row in levels)}
     there |= {"path": None not in levels[0][6:]}  # encoded and decoded
+    there |= {"seen": result.witness, "touched": result.witness and result.witness.touched}
+    there |= {"looked": result.witness and result.witness.looks}
     return " ".join(name for name, one in there.items() if one)
 
 
@@ -126,6 +133,8 @@ def facts(result: Result) -> str:
     said = {"verdict": result.verdict if edited(result) else nothing_to_edit(result.plan, result.verdict)}
     if result.coverage is not None:
         said["coverage"] = f"{math.floor(1000 * result.coverage + 0.5) / 10:.1f} %"
+    if box := result.settings.get("crop_box"):
+        said["edited alone"] = f"{box[2] - box[0]} x {box[3] - box[1]} pixels from {box[0]}, {box[1]}"
     said |= {"seed": str(result.seed), "cost": f"{result.rows} UNet rows, {sum(result.seconds.values()):.1f} s"}
     return "".join(f"<div><dt>{escape(key)}</dt><dd>{escape(value)}</dd></div>" for key, value in said.items())
 
@@ -169,7 +178,8 @@ def commands(result: Result, picture: File, state: File) -> dict[str, Any]:
     said = ["minidiffedit", "resume", typed(state)] if state else words(result, picture, CUT if maps else ())
     if sd.checkpoint is not None:
         usual = "float16" if sd.device.type == "cuda" else "float32"
-        said += option("model", typed(sd.name)) + option("dtype", str(sd.dtype).removeprefix("torch."), usual)
+        said += option("model", named(sd.name)) + option("vae", named(sd.vae_name) if sd.vae_name else "", "")
+        said += option("dtype", str(sd.dtype).removeprefix("torch."), usual)
     laid = steering is not None and (steering.union is not None or steering.subtract is not None)
     options = not laid and (maps or (state is not None and result.given_mask is not None))
     return {"start": shlex.join(said), "steered": bool(state and steering), "options": options}
@@ -203,6 +213,12 @@ def option(name: str, value: Any, usual: Any = None) -> list[str]:
     return [f"--{flag}={text}"] if text.startswith("-") else [f"--{flag}", text]
 
 
+def named(model: str) -> str:
+    """A model so that it is found from where the page is made: a page may go to others, but its commands stay here."""
+    beside = os.path.relpath(model) if os.path.isabs(model) else model
+    return os.fsencode(model if beside.startswith(os.pardir) else beside).decode(errors="replace")
+
+
 def typed(path: str | os.PathLike[str]) -> str:
     """A path as it was typed, of an absolute one the name alone: pages are passed on. What is no text becomes �."""
     return os.fsencode(Path(path).name if Path(path).is_absolute() else path).decode(errors="replace")
@@ -217,7 +233,8 @@ def mask_data(result: Result) -> dict[str, Any]:
     The mean of the maps and the mean of that are taken here, by the very operations of `threshold_maps`: a sum depends
     on the order of its terms, while every operation after it is rounded alike wherever float32 is IEEE 754's.
     """
-    steering, settings, (h, w) = result.steering or Steering(), result.settings, result.latent.shape[2:]
+    steering, settings = result.steering or Steering(), result.settings
+    h, w = (result.latent if result.x0 is None else result.x0).shape[2:]
     data: dict[str, Any] = {"cells": [w, h], "working": [*settings["working_size"]], "mean": None}
     data |= {"widths": spread(w, result.image.width), "heights": spread(h, result.image.height)}
     data |= {"used": plain(result.latent_mask), "given": plain(result.given_mask)}
@@ -274,7 +291,7 @@ def frames(walked: list[Level], rgb: LatentRGB) -> dict[str, Any]:
     chosen = pictured(len(walked), MOST_CELLS // nothing[0, 0].numel())
     some, columns = [walked[i].shown for i in chosen], math.ceil(math.sqrt(len(chosen)))
     most = max((float(one["apart"].mean(dim=1).max()) for one in some if "apart" in one), default=0.0) or 1.0
-    made: dict[str, Any] = {"levels": chosen, "columns": columns}
+    made: dict[str, Any] = {"levels": chosen, "columns": columns, "tile": [nothing.shape[3], nothing.shape[2]]}
     for name in {name: None for one in some for name in one}:
         latents = [one.get(name, nothing) for one in some]
         tiles = [coloured(x[0].mean(dim=0) / most, hole=True) if name == "apart" else apply(rgb, x) for x in latents]
@@ -308,6 +325,49 @@ def through_the_vae(result: Result, walked: list[Level]) -> str:
             alt = f"predicted x_0 at t = {one.t}, through the autoencoder"
             made.append(figure(uri(picture, "JPEG", quality=88), alt, f"t = {one.t}" if one.j is None else one.j))
     return "".join(made)
+
+
+# ---------------------------------------------------------------- words, and what the method touched
+
+
+def word_maps(one: Looks) -> dict[str, Any]:
+    """What the page shows of the words of a prompt: of each level the maps of some steps, word after word, as square
+    roots of shares, the largest 1.
+    """
+    levels = []
+    for maps in one.maps.values():
+        chosen = pictured(len(one.steps), MOST_WORD_CELLS // maps[0].numel())
+        some, top = maps[chosen], float(maps.max())
+        grey = (some / top).sqrt().mul(255).round().to(torch.uint8).flatten(0, 1)
+        columns = math.ceil(math.sqrt(len(grey)))
+        level: dict[str, Any] = {"cells": [*maps.shape[:1:-1]], "steps": [one.steps[i] for i in chosen], "top": top}
+        level |= {"columns": columns, "sheet": uri(sheet([Image.fromarray(tile.numpy()) for tile in grey], columns))}
+        levels.append(level)
+    return {"stage": one.stage, "prompt": one.prompt, "words": [*one.words], "levels": levels}
+
+
+def reach(result: Result) -> str:
+    """Rows of the table: which layers the method reached into, and when."""
+    made = []
+    for one in reaches(result.witness, result.latent.shape[2:]) if result.witness else ():
+        runs, edges = [], [i for i, now in enumerate(one.steps) if now != (one.steps[i - 1] if i else False)]
+        runs = [*zip(edges[::2], [*edges[1::2], len(one.steps)])]
+        bars = "".join(f'<rect x="{a}" y="0" width="{b - a}" height="1"/>' for a, b in runs)
+        said = ", ".join(f"{a + 1}{NONE}{b}" if b > a + 1 else f"{b}" for a, b in runs) + f" of {len(one.steps)}"
+        box = f'viewBox="0 0 {len(one.steps)} 1" preserveAspectRatio="none" role="img" aria-label="steps {said}"'
+        bar = f'<svg class="bar" {box}>{bars}</svg>'
+        made.append(f"<tr>{cells(one.where, one.stage, one.what, said)}<td>{bar}</td></tr>")
+    return "\n".join(made)
+
+
+def kept(result: Result) -> str:
+    """Masks that the method made for itself on the way, the last of each, as figures."""
+    own = vars(result.found) if result.found is not None else {}
+    masks = {name: x for name, x in result.tensors.items() if name not in own and x.ndim == 4 and x.shape[:2] == (1, 1)}
+    return "".join(
+        figure(uri(coloured(x[0, 0].float())), f"the mask {name} of the method", name, "cells")
+        for name, x in masks.items()
+    )
 
 
 # ---------------------------------------------------------------- pieces of HTML
@@ -386,7 +446,7 @@ def sheet(tiles: Sequence[Image.Image], columns: int) -> Image.Image:
     """Pictures of one size and mode, row by row."""
     w, h = tiles[0].size
     made = tiles[0].resize((w * columns, h * math.ceil(len(tiles) / columns)))  # with its palette, if it has one
-    made.paste(0 if made.mode == "P" else (0, 0, 0), (0, 0, *made.size))
+    made.paste((0, 0, 0) if made.mode == "RGB" else 0, (0, 0, *made.size))
     for i, tile in enumerate(tiles):
         made.paste(tile, (i % columns * w, i // columns * h))
     return made

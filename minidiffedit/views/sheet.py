@@ -1,16 +1,18 @@
 """Contact sheets: one picture edited over two options, or by several methods, on one page with labelled axes."""
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from PIL import Image
 
 from .. import cost
+from ..ddim import whole
 from ..files.images import grey_picture
 from ..options import options_of
-from ..run import COMMON, Picture, Plan, Result, blank_plan, execute, function_at, open_picture, plan
+from ..run import COMMON, Picture, Plan, Result, Shown, blank_plan, execute, function_at, open_picture, plan
 from .layout import Page, Panel
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ class Planned(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Sheet:
+class Sheet(Shown):
     """image: the page, PIL RGB; edits[i][j]: row i, column j; evaluations (model rows) and seconds by stage, of all
     edits together; settings: those that all share, and under "sheet" both axes.
     """
@@ -41,8 +43,8 @@ class Sheet:
     image: Image.Image
     edits: tuple[Any, ...] = field(repr=False)
     evaluations: dict[str, int]
-    seconds: dict[str, float]
-    settings: dict[str, Any]
+    seconds: dict[str, float] = field(repr=False)
+    settings: dict[str, Any] = field(repr=False)
 
 
 def contact_sheet(
@@ -175,6 +177,34 @@ def total(each: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     for one in each:
         found.update(one)
     return dict(found)
+
+
+# ---------------------------------------------------------------- candidates
+
+
+def candidates(settled: Plan, count: int) -> list[Plan]:
+    """A plan under its own seed and those after it. Raises ValueError where no seed changes the result, and beyond what
+    a sheet holds.
+    """
+    whole("count", count, 1, MOST_CELLS)
+    if users(settled, "seed") <= ({"mask"} if settled.given.get("mask") is not None else set()):
+        raise ValueError(f"all {count} would be one picture: nothing here depends on the seed ({settled.method})")
+    first, check = settled.settings["seed"], settled.options["seed"].check
+    return [replace(settled, settings=settled.settings | {"seed": check(first + i)}) for i in range(count)]
+
+
+def draw_candidates(plans: Sequence[Plan], sd: "StableDiffusion", image: Picture, **options: Any) -> Sheet:
+    """Run plans that differ in their seeds and lay the results out; options: `steering`, `watch`."""
+    picture, at = open_picture(sd, image, plans[0].settings["size"])
+    edits = run_all(sd, picture, plans, **options)
+    panels = [Panel(one.image, ", ".join(filter(None, [f"seed {one.seed}", coverage(one)]))) for one in edits]
+    across = math.ceil(math.sqrt(len(panels)))
+    rows = [panels[i : i + across] for i in range(0, len(panels), across)]
+    said, (paid, seconds) = shared(plans, "seed"), paid_for(edits)
+    head, height = [Panel(picture, "source")], page_height(picture.size)
+    page = Page(title(said), notes(said, paid), head, rows, [], [], height).draw()
+    settings = said | {"sheet": {"seeds": [one.seed for one in edits]}, "working_size": at}
+    return Sheet(page, (tuple(edits),), paid, seconds, settings)
 
 
 # ---------------------------------------------------------------- the page

@@ -471,7 +471,10 @@ def main(argv: list[str] | None = None) -> int:
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as temporary:
         bench = Bench(args, Path(temporary))
-        (tiny.write_folder if args.tiny else write_folder)(bench.folder)
+        if args.tiny:
+            tiny.write_folder(bench.folder, unet=tiny.SHALLOW)
+        else:
+            write_folder(bench.folder)
         where = torch.cuda.get_device_name() if bench.on_gpu else args.device
         bench.say("machine", device=where, torch=torch.__version__, dtype=args.dtype, date=time.strftime("%F %T"))
         for figure in dict.fromkeys(FIGURES[name] for name in args.only):

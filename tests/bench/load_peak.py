@@ -20,8 +20,8 @@ from pathlib import Path
 import torch
 
 from minidiffedit import StableDiffusion
-from minidiffedit.checkpoint import NETWORKS, SINGLE, STEMS, build
-from minidiffedit.files.configs import KINDS
+from minidiffedit.checkpoint import NETWORKS, SINGLE, build
+from minidiffedit.files.configs import KINDS, STEMS
 
 CONFIGS = Path(__file__).parent.parent / "data" / "manifests" / "configs" / "v1-5"
 LIMIT = 1.3

@@ -18,7 +18,7 @@ from made_up import made_up, maps, page_of
 from PIL import Image
 from playwright.sync_api import expect
 
-from minidiffedit import StableDiffusion, Steering, cli, edit, generate, load_state, threshold_maps
+from minidiffedit import StableDiffusion, Steering, Witness, cli, edit, generate, load_state, threshold_maps
 from minidiffedit.files.images import latent_mask
 from minidiffedit.views import previews
 
@@ -46,7 +46,7 @@ def scene_path(tmp_path_factory):
     mini = Path(__file__).parents[2] / "weights" / "mini"
     texts = {"source": "a photo of a horse on a grass field", "target": "a photo of a zebra on a grass field"}
     picture = mini / "scenes" / "horse-zebra" / "source.png"
-    made = edit(StableDiffusion.load(mini, device="cpu"), picture, seed=0, steps=20, **texts)
+    made = edit(StableDiffusion.load(mini, device="cpu"), picture, seed=0, steps=20, witness=Witness(), **texts)
     return page_of(made, tmp_path_factory.mktemp("scene") / "page.html", picture=picture, decode_previews=True)
 
 
@@ -324,10 +324,41 @@ def test_accessible_and_within_its_width(visit, scene_path, scheme, width):
     page.locator(".bench").screenshot(path=SCREENSHOTS / f"mask-{scheme}-{width}.png")
 
 
+def test_words_are_chosen_and_their_maps_are_the_runs(sd, visit, tmp_path):
+    """A word, a level, a step: the large map is that word's, to the page's eight bits; the number is its share."""
+    told = {"source": "a horse on grass", "target": "a zebra on <b>grass</b>", "steps": 4, "seed": 0}
+    looks_on = Witness()
+    made = edit(sd, tiny.picture(), "prompt-to-prompt", witness=looks_on, **told)
+    page = visit(page_of(made, tmp_path / "page.html"))
+    for number, look in enumerate(looks_on.looks):
+        page.locator("#looked").select_option(str(number))
+        for nth, level in enumerate(look.maps.values()):
+            page.locator("#look-level").select_option(str(nth))
+            for step, word in ((0, 1), (2, 0), (4, len(look.words) - 1)):
+                page.locator("#look-step").fill(str(step))
+                page.locator("#tiles button").nth(word).click()
+                shares = level[step, word] if step < 4 else level[:, word].mean(0)
+                said = page.locator("#look-said").text_content()
+                assert said.startswith(f"“{look.words[word]}”: ")
+                assert abs(float(said.split(": ")[1].split(" ")[0]) - 100 * float(shares.mean())) < 0.15
+                drawn = page.evaluate("""() => { const c = document.getElementById("look"), d = c.getContext("2d");
+                  const alpha = d.getImageData(0, 0, c.width, c.height).data.filter((_, i) => i % 4 === 3);
+                  return [c.width, c.height, ...alpha]; }""")
+                assert drawn[:2] == [*shares.shape[::-1]]
+                alpha = 60 + 0.6 * 255 * (shares / level.max()).sqrt().flatten()
+                assert np.abs(np.array(drawn[2:]) - alpha.numpy()).max() < 4
+    assert page.locator("#tiles b").count() == 0  # a prompt's signs stay text
+    page.locator("#own-scale").check()
+    rows = page.locator(".reach tbody tr")
+    assert rows.count() > 3 and "put together from several attentions" in rows.first.text_content()
+
+
 def test_every_control_is_reached_by_tab_and_shows_it(visit, page_path):
     page = visit(page_path)
     wanted = set(
-        page.locator("input:not([disabled]), button, a, summary").evaluate_all("all => all.map(e => e.id || e.tagName)")
+        page.locator("input:not([disabled]), button, a, summary").evaluate_all(
+            "all => all.filter(e => e.checkVisibility()).map(e => e.id || e.tagName)"
+        )
     )
     reached = {}
     for _ in range(60):

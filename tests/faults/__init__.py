@@ -18,11 +18,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import torch
 from fuzz.forked import Child
 from fuzz.harness import QUICK, World, snapshot
 from safetensors import safe_open
 
+from minidiffedit import StableDiffusion
 from minidiffedit.files import images
 
 RESULTS = ("out.png", "mask.out.png", "state.safetensors")
@@ -42,10 +45,11 @@ class Faults:
         self.counts: dict[str, Counter[str]] = {}
         self.slowest = 0.0
         self.lay_old()
-        start = time.monotonic()
-        code, _, err = self.child().wait()
-        assert code == 0, err
-        self.seconds = time.monotonic() - start
+        for _ in range(2):  # the first one also starts the server
+            start = time.monotonic()
+            code, _, err = self.child().wait()
+            assert code == 0, err
+            self.seconds = time.monotonic() - start
         self.new = {name: Path(name).read_bytes() for name in RESULTS}
 
     def close(self) -> None:
@@ -58,11 +62,11 @@ class Faults:
         for name in RESULTS:
             Path(name).write_bytes(b"old")
 
-    def child(self, surroundings: Callable[[], object] = lambda: None, *more: str, folder: str = ".") -> Child:
+    def child(self, surroundings: Callable[[], object] = os.getpid, *more: str, folder: str = ".") -> Child:
         out, mask, state = (f"{folder}/{name}" for name in RESULTS)
-        argv = ["edit", "in.png", *QUICK, "--model", str(self.world.model), "-o", out, "--save-mask", mask]
-        with self.world.one_model():
-            return Child([*argv, "--save-state", state, *more], surroundings)
+        argv = ["edit", "in.png", *QUICK, "--overwrite", "--model", str(self.world.model)]
+        argv += ["-o", out, "--save-mask", mask, "--save-state", state]
+        return Child(self.world.server, [*argv, *more], surroundings)
 
     def judge(self, section: str, name: str, code: int, err: str, codes: tuple[int, ...], folder: str = ".") -> None:
         """Files and exit code; 0 is right where the run had ended before it was disturbed."""
@@ -123,29 +127,20 @@ class Faults:
 
     def lines(self, every: int = 1) -> None:
         """A signal at each line (or every n-th) of the functions that write, in turn."""
-        writers = {images.write_whole.__code__, images.write_picture.__code__}
         for number, codes in CODES.items():
             at, reached = 0, True
             while reached:
                 at += every
                 self.lay_old()
-                code, _, err = self.child(partial(at_line, writers, at, number)).wait()
+                code, _, err = self.child(partial(at_line, at, number)).wait()
                 self.judge("each line of a write", f"{signal.Signals(number).name} at line {at}", code, err, codes)
                 reached = code != 0
 
     def interrupts(self, runs: int, rng: random.Random) -> None:
         """Ctrl-C while the network is busy: each of its calls takes a third of a second."""
-        eps = self.world.sd.eps
-
-        def slow(*args: object) -> object:
-            time.sleep(0.3)
-            return eps(*args)  # type: ignore[arg-type]
-
         for i in range(runs):
             self.lay_old()
-            self.world.sd.eps = slow  # type: ignore[method-assign, assignment]
-            child = self.child()
-            del self.world.sd.eps
+            child = self.child(slow_network)
             time.sleep(rng.uniform(0.3, 1.5))
             start = time.monotonic()
             os.kill(child.pid, signal.SIGINT)
@@ -159,13 +154,8 @@ class Faults:
     def memory(self, megabytes: list[int]) -> None:
         """So much address space is left when the command starts."""
         for room in megabytes:
-
-            def limit(room: int = room) -> None:
-                used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-                resource.setrlimit(resource.RLIMIT_AS, (used + room * 2**20,) * 2)
-
             self.lay_old()
-            code, _, err = self.child(limit, "--size", "256").wait()
+            code, _, err = self.child(partial(little_memory, room), "--size", "256").wait()
             self.new_or_old_size(code, f"{room} MB", err)
 
     def new_or_old_size(self, code: int, name: str, err: str) -> None:
@@ -223,9 +213,28 @@ class Faults:
         self.judge("the next run", "", code, err, ())
 
 
-def at_line(functions: set[object], count: int, number: int) -> None:
-    """Send this process the signal when it has run so many lines of these functions."""
-    seen = 0
+# What a child is told to do before the command.
+
+
+def slow_network() -> None:
+    eps = StableDiffusion.eps
+
+    def slow(*args: Any, **more: Any) -> Any:
+        time.sleep(0.3)
+        return eps(*args, **more)
+
+    StableDiffusion.eps = slow  # type: ignore[method-assign]
+
+
+def little_memory(megabytes: int) -> None:
+    torch.ones(2**20).exp()  # OpenMP's threads: where it cannot start one it ends the process itself
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + megabytes * 2**20,) * 2)
+
+
+def at_line(count: int, number: int) -> None:
+    """Send this process the signal when it has run so many lines of the functions that write."""
+    functions, seen = {images.write_whole.__code__, images.write_picture.__code__}, 0
 
     def trace(frame: object, event: str, _: object) -> object:
         nonlocal seen

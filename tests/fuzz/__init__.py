@@ -6,7 +6,7 @@ from importlib import import_module
 
 # Category -> how many cases the short form draws; those of `environments` each start a process.
 SHORT = {
-    "checkpoints": 60, "pictures": 40, "masks": 50, "prompts": 50, "options": 80, "states": 50, "manifests": 50,
+    "checkpoints": 30, "pictures": 25, "masks": 25, "prompts": 25, "options": 80, "states": 25, "manifests": 25,
     "environments": 12,
 }  # fmt: skip
 CATEGORIES = tuple(SHORT)

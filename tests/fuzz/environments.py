@@ -5,21 +5,19 @@ import random
 import resource
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-
-from huggingface_hub.utils import get_session
 
 from .harness import QUICK, Case, World, edit
 
 NOBODY = 65534
-get_session()  # imported while this process may still read everything
 ROOT = Path(__file__).parents[2]
 
 
 def cases(world: World, rng: random.Random, scale: float) -> Iterator[Case]:
     def around(
-        name: str, surroundings: Callable[[], None], expect: str = "refused", words: str = "", argv: list[str] | None = None,
+        name: str, surroundings: Callable[[], object], expect: str = "refused", words: str = "", argv: list[str] | None = None,
         make: Callable[[Path], None] = lambda folder: None,
     ) -> Case:  # fmt: skip
         return Case(name, argv or edit(), make, expect, words, surroundings=surroundings)
@@ -27,20 +25,7 @@ def cases(world: World, rng: random.Random, scale: float) -> Iterator[Case]:
     world.root.chmod(0o755)
 
     def someone(mode: int, *names: str) -> Callable[[], None]:
-        """In the child: the case's folder, or files in it, closed; then no longer root, whom modes don't hold."""
-
-        def drop() -> None:
-            for name in names or ("."):
-                os.chmod(name, mode)
-            if not names:
-                os.chmod(".", mode)
-            else:
-                os.chmod(".", 0o777)
-            if os.geteuid() == 0:
-                os.setgid(NOBODY)
-                os.setuid(NOBODY)
-
-        return drop
+        return partial(close_to_us, mode, names)
 
     yield around("a folder without write permission", someone(0o555), words="cannot be written: Permission denied")
     yield around("a picture without read permission", someone(0, "in.png"), words="in.png.*permission denied")
@@ -51,9 +36,9 @@ def cases(world: World, rng: random.Random, scale: float) -> Iterator[Case]:
                      argv=edit(model="bad"), make=lambda folder: copied(world, folder))  # fmt: skip
     yield around("a cache without write permission", someone(0o555, "cache"), words="a/b",
                  argv=edit("--cache-dir", "cache", model="a/b"), make=lambda f: (f / "cache").mkdir())  # fmt: skip
-    yield around("a cache that is a file", lambda: None, words="a/b", argv=edit("--cache-dir", "in.png", model="a/b"))
-    yield around("another's file in a sticky folder", sticky, words="denied|not permitted", argv=edit("-o", "mine.png"),
-                 make=lambda folder: (folder / "mine.png").write_bytes(b"old") and None)  # fmt: skip
+    yield around("a cache that is a file", os.getpid, words="a/b", argv=edit("--cache-dir", "in.png", model="a/b"))
+    yield around("another's file in a sticky folder", sticky, words="denied|not permitted", make=lambda folder: (folder / "mine.png").write_bytes(b"old") and None,
+                 argv=edit("-o", "mine.png", "--overwrite"))  # fmt: skip
     for limit in (0, 1, 512, 4096, 8192):
         yield around(f"room for {limit} bytes", limited(limit), words="cannot be written|too large|No space")
         state = edit("--save-state", "s.safetensors", "--save-mask", "m.png")
@@ -64,14 +49,14 @@ def cases(world: World, rng: random.Random, scale: float) -> Iterator[Case]:
                      argv=["edit", "in.png", *QUICK, "--model", "MODEL", "-o", "kept-out.png", "--save-mask", "kept-m.png",
                            "--save-state", "s.safetensors"])  # fmt: skip
     yield around("a folder that is gone", gone, words="No such file|no such file|cannot")
-    yield around("no stdout", lambda: stream_closed("stdout"), "done", argv=["edit", "in.png", *QUICK, "--model", "MODEL",
+    yield around("no stdout", partial(stream_closed, "stdout"), "done", argv=["edit", "in.png", *QUICK, "--model", "MODEL",
                  "-o", "out.png"])  # fmt: skip
-    yield around("no stderr", lambda: stream_closed("stderr"), "done")
-    yield around("no stdin", lambda: os.close(0), "done")
-    yield around("a mask of permissions", lambda: os.umask(0o777) and None, "done")
-    yield around("no temporary folder", lambda: os.environ.update(TMPDIR="/nonexistent"), "done")
+    yield around("no stderr", partial(stream_closed, "stderr"), "done")
+    yield around("no stdin", partial(os.close, 0), "done")
+    yield around("a mask of permissions", partial(os.umask, 0o777), "done")
+    yield around("no temporary folder", no_temporary_folder, "done")
     for spare in range(6):
-        yield around(f"{spare} file descriptors left", lambda n=spare: few_files(n), "any")
+        yield around(f"{spare} file descriptors left", partial(few_files, spare), "any")
     for name, change in ENVIRONMENTS.items():
         yield Case(name, edit(), expect="done", fresh=change)
         yield Case(f"{name}, a model that is nowhere", edit(model="a/b"), expect="refused", words="a/b",
@@ -97,6 +82,17 @@ def in_fresh_process(argv: list[str], change: dict[str, str | None], folder: Pat
     return done.returncode, done.stdout, done.stderr
 
 
+def close_to_us(mode: int, names: Sequence[str]) -> None:
+    """The case's folder, or files in it, closed; then no longer root, whom modes don't hold."""
+    for name in names or ("."):
+        os.chmod(name, mode)
+    if names:
+        os.chmod(".", 0o777)
+    if os.geteuid() == 0:
+        os.setgid(NOBODY)
+        os.setuid(NOBODY)
+
+
 def copied(world: World, folder: Path) -> None:
     import shutil
 
@@ -112,15 +108,19 @@ def sticky() -> None:
         os.chmod(".", 0o555)
 
 
-def limited(size: int) -> Callable[[], None]:
+def limited(size: int) -> Callable[[], object]:
     """No file may grow beyond `size` bytes: what a full disk does in the middle of a write. Streams are pipes."""
-    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+    return partial(resource.setrlimit, resource.RLIMIT_FSIZE, (size, size))
 
 
 def gone() -> None:
     os.mkdir("sub")
     os.chdir("sub")
     os.rmdir("../sub")
+
+
+def no_temporary_folder() -> None:
+    os.environ["TMPDIR"] = "/nonexistent"
 
 
 def stream_closed(name: str) -> None:

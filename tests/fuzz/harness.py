@@ -19,15 +19,19 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tiny
+import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from PIL import Image
 
 from minidiffedit import StableDiffusion, cli
+
+from .forked import Child, Server
 
 CPU_SECONDS = 15.0  # the tiny model's edit takes a fifth of one
 HANG = 180  # wall clock, after which the run ends with the stack
@@ -48,8 +52,9 @@ class Case:
     make: lays the bad thing into the case's folder, which holds a sound `in.png` and `mask.png`.
     expect: "refused", "done", "same" (done, and the picture is `reference`'s; or refused) or "any".
     words: what an error must match. check: called with the folder after a success; raises AssertionError.
-    surroundings: called in a child process, which then runs the command; fresh: changes of the environment, for a
-    process started from nothing. Results named `kept-...` may be left by a failure, and changed.
+    surroundings: called in a child process, which then runs the command (both are sent there: no closures); fresh:
+    changes of the environment, for a process started from nothing. Results named `kept-...` may be left by a failure,
+    and changed.
     """
 
     name: str
@@ -75,6 +80,7 @@ class World:
     """The sound things that cases damage: a tiny model on disk, a picture, a mask; and the edit they give."""
 
     def __init__(self) -> None:
+        torch.set_num_threads(1)  # on tensors this small they only wait for one another; children have the usual number
         self.root = Path(tempfile.mkdtemp(prefix="fuzz-"))
         self.model = tiny.write_folder(self.root / "model")
         self.work = self.root / "work"
@@ -84,13 +90,23 @@ class World:
         half = np.zeros((70, 91), dtype=np.uint8)
         half[:, 40:] = 255
         Image.fromarray(half).save(self.root / "mask.png")
-        self.load = StableDiffusion.load
-        self.sd = self.load(self.model, device="cpu")
-        verdict = self.run(Case("reference", ["edit", "in.png", *QUICK, "--model", "MODEL", "-o", "out.png"]))
+        self.sd = StableDiffusion.load(self.model, device="cpu")
+        self.broken: Callable[[], Any] = os.getpid  # called in each child before the surroundings
+        verdict = self.run(Case("reference", edit()))
         assert verdict.outcome == "done" and not verdict.faults, verdict
         self.reference = np.asarray(Image.open(self.work / "out.png"))
 
+    @cached_property
+    def server(self) -> Server:
+        """What children are forked from; started when the first one is."""
+        return Server(self.root, self.argv(edit("--save-state", "s.safetensors", "--save-mask", "m.png")))
+
+    def argv(self, words: Sequence[str]) -> list[str]:
+        return [str(self.model) if word == "MODEL" else word for word in words]
+
     def close(self) -> None:
+        if "server" in self.__dict__:
+            self.server.close()
         os.chdir(Path(__file__).parent)
         shutil.rmtree(self.root, ignore_errors=True)
 
@@ -120,7 +136,7 @@ class World:
                 out.write(said[0])
                 err.write(said[1])
             else:
-                with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), self.one_model():
+                with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), one_model(self.model, self.sd):
                     code = self.call(case) if case.call else self.command(case)
         finally:
             faulthandler.cancel_dump_traceback_later()
@@ -135,16 +151,14 @@ class World:
     def apart(self, case: Case) -> tuple[int, str, str]:
         """In a process of its own."""
         from .environments import in_fresh_process
-        from .forked import Child
 
-        argv = [str(self.model) if word == "MODEL" else word for word in case.argv]
+        argv = self.argv(case.argv)
         if case.fresh is not None:
             return in_fresh_process(argv, case.fresh, self.work)
-        with self.one_model():
-            return Child(argv, case.surroundings).wait()
+        return Child(self.server, argv, partial(both, self.broken, case.surroundings)).wait()
 
     def command(self, case: Case) -> int | str:
-        argv = [str(self.model) if word == "MODEL" else word for word in case.argv]
+        argv = self.argv(case.argv)
         try:
             return cli.main(argv)
         except SystemExit as leaving:
@@ -165,21 +179,6 @@ class World:
             return 1
         except BaseException as error:  # to be judged
             return f"{type(error).__name__} escaped: {error}"
-
-    @contextlib.contextmanager
-    def one_model(self) -> Iterator[None]:
-        """The sound model is loaded once for all cases; others are loaded as ever."""
-
-        def load(model: Any, **options: Any) -> StableDiffusion:
-            sound = str(model) == str(self.model) and options.get("dtype", "auto") in ("auto", "float32")
-            sound = sound and options.get("device") in ("auto", "cpu") and not options.get("variant")
-            return self.sd if sound else self.load(model, **options)
-
-        StableDiffusion.load = load  # type: ignore[method-assign, assignment]
-        try:
-            yield
-        finally:
-            StableDiffusion.load = self.load  # type: ignore[method-assign]
 
     def judge(self, case: Case, code: int | str, out: str, err: str, before: dict[str, str]) -> Iterator[str]:
         """What is wrong with how it ended."""
@@ -251,6 +250,28 @@ class World:
             return
         if "coverage" in said and not 0 <= said["coverage"] <= 1:
             yield f"a coverage of {said['coverage']}"
+
+
+@contextlib.contextmanager
+def one_model(folder: Path, sd: StableDiffusion) -> Iterator[None]:
+    """The sound model is loaded once for all cases; others are loaded as ever."""
+    real = StableDiffusion.load
+
+    def load(model: Any, **options: Any) -> StableDiffusion:
+        sound = str(model) == str(folder) and options.get("dtype", "auto") in ("auto", "float32")
+        sound = sound and options.get("device") in ("auto", "cpu") and not options.get("variant")
+        return sd if sound else real(model, **options)
+
+    StableDiffusion.load = load  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        StableDiffusion.load = real  # type: ignore[method-assign]
+
+
+def both(first: Callable[[], object], then: Callable[[], object]) -> None:
+    first()
+    then()
 
 
 def snapshot(folder: Path) -> dict[str, str]:

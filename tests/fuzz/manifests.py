@@ -185,7 +185,18 @@ def batch(
     """
 
     def call(sd: Any) -> None:
-        defaults = ["--steps", "2", "--maps", "1", "--size", "64", "--quiet", "--model", str(world.model)]
+        defaults = [
+            "--steps",
+            "2",
+            "--maps",
+            "1",
+            "--size",
+            "64",
+            "--quiet",
+            "--overwrite",
+            "--model",
+            str(world.model),
+        ]
         said = io.StringIO()
         with contextlib.redirect_stderr(said):
             try:

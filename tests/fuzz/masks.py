@@ -45,7 +45,7 @@ def cases(world: World, rng: random.Random, scale: float) -> Iterator[Case]:
     yield masked("all 0, of latent size", flat(LATENT, 0), "done", check=source_back)
     for value in (1, 255):
         yield masked(f"all {value}", flat(SIZE, value), "done")
-    for size in ((1, 1), (90, 70), (91, 69), (70, 91), (182, 140), (8, 10), (512, 512), (9999, 9)):
+    for size in ((1, 1), (90, 70), (91, 69), (70, 91), (182, 141), (8, 10), (512, 512), (9999, 9)):
         yield masked(f"{size}", flat(size, 255), "refused", "91 x 70|8:1")
         # Told before the model is loaded: there is none.
         argv = ["edit", "in.png", "--target", "x", "--mask", "bad.png", "--size", "64", "--model", "no-such-model"]

@@ -8,6 +8,8 @@ from typing import Any
 from hypothesis import strategies as st
 
 from minidiffedit import edit as edit_picture
+from minidiffedit.methods.table import SYSTEMS
+from minidiffedit.run import blank_plan
 
 from .harness import Case, World, drawn, edit
 from .pictures import DIRECT
@@ -74,6 +76,8 @@ def cases(world: World, rng: random.Random, scale: float) -> Iterator[Case]:
         argv = ["edit", "in.png", "--method", "sdedit", f"--{option}", value]
         yield Case(f"{argv}", argv, expect="refused")
 
+    yield from of_methods(rng)
+
     # Several at once, run to the end where all are in range.
     sets = st.fixed_dictionaries(
         {}, optional={
@@ -96,6 +100,26 @@ def cases(world: World, rng: random.Random, scale: float) -> Iterator[Case]:
         if name not in ("dilate", "feather"):
             for value in drawn(anything, n(12), rng.randrange(2**32)):
                 yield Case(f"Python: {name}={value!r}", call=direct(world, name.replace("-", "_"), value))
+
+
+def of_methods(rng: random.Random) -> Iterator[Case]:
+    """Each option of each method of the table, as its signature declares it: around its range, and what is none."""
+    for method in (name for name, row in SYSTEMS.items() if row.edit):
+        for option in blank_plan(method).options.values():
+            flag = "--" + option.name.replace("_", "-")
+            wrong: list[Any] = ["", rng.choice(("\x1b", "nan", "1e999", "9" * 5000, "1,5", "²", "true false"))]
+            right = [*option.choices]
+            if option.numeric and not option.choices and option.low is not None and option.high is not None:
+                wrong += [option.low - 1, option.high * 2 + 1]
+                right = [option.low, option.high, rng.uniform(option.low, option.high)]
+            elif option.type is str and not option.choices:
+                wrong = []
+            if option.type is int:
+                wrong[2:], right = map(int, wrong[2:]), [*map(int, right)]
+            given = [(value, "refused") for value in wrong] + [(value, "any") for value in right]
+            for value, expect in rng.sample(given, min(3, len(given))):
+                argv = ["edit", "in.png", "--method", method, "--target", "a", f"{flag}={value}", "--dry-run"]
+                yield Case(f"{method} {flag}={str(value)[:20]}", argv, expect=expect)
 
 
 def direct(world: World, name: str, value: Any) -> Any:

@@ -300,7 +300,7 @@
 
   // ------------------------------------------------------------ the levels
 
-  const { levels, columns, ...sheets } = data.frames;
+  const { levels, columns, tile: [across, down], ...sheets } = data.frames;
 
   // The curve, and the table from the top level down.
   function numbers() {
@@ -328,8 +328,8 @@
       const picture = new Image();
       picture.src = sheets[canvas.dataset.frame];
       await picture.decode();
-      canvas.width = w;
-      canvas.height = h;
+      canvas.width = across;
+      canvas.height = down;
       return [canvas, picture, canvas.getAttribute("aria-label")];
     }));
     const slider = $("level"), last = data.levels.length - 1;
@@ -337,8 +337,8 @@
       const i = Number(slider.value), at = levels[i], [j, t, alpha, inside, , outside] = data.levels[at];
       for (const [canvas, picture, label] of drawn) {
         const context = canvas.getContext("2d");
-        context.clearRect(0, 0, w, h);
-        context.drawImage(picture, i % columns * w, Math.floor(i / columns) * h, w, h, 0, 0, w, h);
+        context.clearRect(0, 0, across, down);
+        context.drawImage(picture, i % columns * across, Math.floor(i / columns) * down, across, down, 0, 0, across, down);
         canvas.setAttribute("aria-label", label + " at t = " + t);
       }
       $("level-value").textContent = (j === null ? "" : (sheets.x ? "" : "level ") + j + ", ") + "t = " + t + ", ᾱ = " + alpha.toFixed(4);
@@ -372,6 +372,98 @@
     draw();
   }
 
+  // ------------------------------------------------------------ the words
+
+  // Shares of one level: [step][word] -> values of its cells; the last step is the mean of all.
+  async function sharesOf(look, level) {
+    const [wide, high] = level.cells, canvas = document.createElement("canvas"), picture = new Image();
+    picture.src = level.sheet;
+    await picture.decode();
+    canvas.width = picture.width;
+    canvas.height = picture.height;
+    const context = canvas.getContext("2d", { willReadFrequently: true });
+    context.drawImage(picture, 0, 0);
+    const tile = (i) => {
+      const pixels = context.getImageData(i % level.columns * wide, Math.floor(i / level.columns) * high, wide, high).data;
+      return Float32Array.from({ length: wide * high }, (_, k) => level.top * (pixels[4 * k] / 255) ** 2);
+    };
+    const steps = level.steps.map((_, s) => look.words.map((_, n) => tile(s * look.words.length + n)));
+    const average = look.words.map((_, n) => steps[0][n].map((_, k) => steps.reduce((sum, one) => sum + one[n][k], 0) / steps.length));
+    return [...steps, average];
+  }
+
+  // Values 0..1 as a picture of the palette; the colder, the more transparent where `clear`.
+  function heat(canvas, [wide, high], values, clear) {
+    const context = canvas.getContext("2d"), picture = context.createImageData(wide, high);
+    canvas.width = wide;
+    canvas.height = high;
+    values.forEach((v, i) => {
+      const at = Math.round(255 * Math.max(0, Math.min(1, v)));
+      for (let k = 0; k < 3; k++) picture.data[4 * i + k] = palette[3 * at + k];
+      picture.data[4 * i + 3] = clear ? 60 + 0.6 * at : 255;
+    });
+    context.putImageData(picture, 0, 0);
+  }
+
+  async function words() {
+    const known = new Map(), stages = { mask: "seeking the mask", encode: "encoding", decode: "decoding", generate: "sampling" };
+    const option = (text, value) => Object.assign(document.createElement("option"), { textContent: text, value });
+    const slider = $("look-step");
+    let chosen = 0, look, level, shares;
+    const draw = () => {
+      const s = Number(slider.value), all = s === level.steps.length, own = $("own-scale").checked;
+      $("look-value").textContent = all ? "all, their mean" : "t = " + level.steps[s];
+      slider.setAttribute("aria-valuetext", $("look-value").textContent);
+      const scaled = look.words.map((_, n) => {
+        const range = own ? shares.map((one) => [least(one[n]), most(one[n])]) : [[0, level.top]];
+        const low = Math.min(...range.map((one) => one[0])), high = Math.max(...range.map((one) => one[1]));
+        return shares[s][n].map((v) => Math.sqrt(Math.max(0, v - low) / (high - low || 1)));
+      });
+      look.words.forEach((word, n) => {
+        const button = $("tiles").children[n];
+        heat(button.firstChild, level.cells, scaled[n], false);
+        button.setAttribute("aria-pressed", String(n === chosen));
+      });
+      heat($("look"), level.cells, scaled[chosen], true);
+      const mean = shares[s][chosen].reduce((a, b) => a + b) / shares[s][chosen].length;
+      const said = "“" + look.words[chosen] + "”: " + percent(mean) + " of the attention, at most " + percent(most(shares[s][chosen])) + " in a cell";
+      $("look-said").textContent = said;
+      $("look").setAttribute("aria-label", "heat map: " + said);
+    };
+    const pickLevel = async () => {
+      const before = slider.max ? slider.value / slider.max : 1; // at first the mean of all steps
+      level = look.levels[$("look-level").value];
+      if (!known.has(level)) known.set(level, await sharesOf(look, level));
+      shares = known.get(level);
+      slider.max = level.steps.length;
+      slider.value = Math.round(before * level.steps.length);
+      draw();
+    };
+    const pick = async () => {
+      look = data.looks[$("looked").value];
+      $("looked-at").src = $(look.stage === "decode" || look.stage === "generate" ? "result" : "source").src;
+      $("look-level").replaceChildren(...look.levels.map((one, i) => option(one.cells.join(" × "), i)));
+      $("tiles").replaceChildren(...look.words.map((word, n) => {
+        const button = Object.assign(document.createElement("button"), { type: "button" }), name = document.createElement("span");
+        name.textContent = word;
+        button.append(Object.assign(document.createElement("canvas"), { className: "cells" }), name);
+        button.addEventListener("click", () => { chosen = n; draw(); });
+        return button;
+      }));
+      level = look.levels[0];
+      known.set(level, await sharesOf(look, level));
+      const average = known.get(level).at(-1).map(most);
+      chosen = average.indexOf(Math.max(...average)); // the word that stands out
+      await pickLevel();
+    };
+    $("looked").replaceChildren(...data.looks.map((one, i) => option(stages[one.stage] + " under “" + one.prompt + "”", i)));
+    $("looked").addEventListener("change", pick);
+    $("look-level").addEventListener("change", pickLevel);
+    slider.addEventListener("input", draw);
+    $("own-scale").addEventListener("change", draw);
+    await pick();
+  }
+
   // ------------------------------------------------------------ the start
 
   async function main() {
@@ -392,6 +484,7 @@
       show();
     }
     if (sheets.y) await walk();
+    if (data.looks.length) await words();
     document.body.dataset.ready = "yes";
   }
 

@@ -1,0 +1,68 @@
+"""learn: weights of one picture, as a LoRA that any method may edit with."""
+
+import argparse
+import secrets
+from pathlib import Path
+from typing import Any
+
+from .common import Command, add_image, add_model, check_outputs, flag, load, parsed, picture_and_output, tracker
+
+LEARNS = "lora:lora"
+
+
+def add_learn(parser: argparse.ArgumentParser, words: list[str]) -> None:
+    from ..run import COMMON, function_at, options_of
+
+    add_image(parser, "the weights (.safetensors; default: NAME-lora.safetensors here)")
+    parser.add_argument("--source", metavar="TEXT", default="", help="what the picture shows")
+    for name, one in (options_of(function_at(LEARNS)) | {"size": COMMON["size"]}).items():
+        default = None if name == "seed" else one.default
+        about = f"{one.about} ({'drawn' if name == 'seed' else default})"
+        parser.add_argument(flag(name), type=parsed(one), metavar="N", default=default, help=about)
+    add_model(parser)
+
+
+def run_learn(args: argparse.Namespace) -> dict[str, Any]:
+    import torch
+    from safetensors.torch import save
+
+    from ..files.images import to_rgb, to_tensor, working_size, write_whole
+    from ..files.results import free
+    from ..run import COMMON, check_given, function_at, options_of
+
+    options, source = options_of(function_at(LEARNS)), check_given("source", args.source)
+    args.seed = secrets.randbelow(2**32) if args.seed is None else args.seed
+    settings = {name: one.check(getattr(args, name)) for name, one in options.items()}
+    size = COMMON["size"].check(args.size)
+    output = args.output or free(Path(f"{(args.picture or args.image).stem}-lora.safetensors"))
+    args.output = None
+    picture, _ = picture_and_output(args, "lora")
+    check_outputs(args, [args.picture or args.image], [], state=output)
+    sd, losses = load(args), list[float]()
+    bar = iter(tracker(args.quiet)(range(settings["lora_steps"]), "learn"))
+
+    def told(step: int, loss: float) -> None:
+        losses.append(loss)
+        next(bar, None)
+
+    def eps(x: Any, *asked: Any, **hooks: Any) -> list[Any]:
+        return [e.to(x) for e in sd.eps(x, *asked, **hooks)]
+
+    with torch.no_grad():
+        at = working_size(picture.size, sd.side if size is None else size, sd.factor)
+        x0, start = sd.encode(to_tensor(to_rgb(picture), at)), sd.clock()
+        made = function_at(LEARNS)(eps, x0, sd.projections, sd.text([source]), **settings, told=told)
+    tensors = {name: one.cpu().contiguous() for name, one in function_at("lora:state")(made).items()}
+    write_whole(output, save(tensors, {"format": "pt"}))
+    share = max(len(losses) // 10, 1)
+    means = [sum(part) / share for part in (losses[:share], losses[-share:])] if losses else None
+    shown = {"output": str(output), "source": source, **settings, "rows": sd.gradients, "seconds": sd.clock() - start}
+    return shown | {"loss": means}
+
+
+def say_learn(result: dict[str, Any]) -> str:
+    said = "" if result["loss"] is None else "; loss {:.4f} at first, {:.4f} at last".format(*result["loss"])
+    return f"{result['output']}\nseed {result['seed']}; UNet rows {result['rows']}, {result['seconds']:.1f} s{said}"
+
+
+COMMANDS = {"learn": Command("learn weights of one picture, as a LoRA", add_learn, run_learn, say_learn)}

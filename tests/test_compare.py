@@ -1,0 +1,111 @@
+"""Comparing methods: a task's rows are those of its edits alone, runs go on where they stopped, tables by hand.
+
+Scenes are stand-ins on noise, the model is arithmetic, so that neither font nor time is needed.
+"""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+from stubs import Model
+
+from minidiffedit.many.metrics import psnr
+from minidiffedit.methods.table import INVERSIONS, SYSTEMS
+from minidiffedit.run import blank_plan, edit
+from weights import compare as C
+from weights.scenes import Thing
+
+SOURCE = np.random.default_rng(0).integers(0, 256, (128, 128, 3), dtype=np.uint8)
+MASK = np.zeros((128, 128), bool)
+MASK[40:80, 30:90] = True
+
+
+def stand_in(number, kind="swap"):
+    def scene(name):
+        thing = Thing(name, 0.5, 0.5, 0.5)
+        made = SimpleNamespace(things=(thing,), place="the snow", picture=lambda: SOURCE[::-1].copy())
+        made.caption, made.move_to = lambda: f"a photo of {name} in the snow", lambda place: made
+        return made
+
+    return SimpleNamespace(number=number, kind=kind, source=SOURCE, true_edit=SOURCE[:, ::-1], mask=MASK,
+                           before=scene("a horse"), after=scene("a zebra"))  # fmt: skip
+
+
+class Blind:
+    def says(self, picture):
+        return {"a zebra"}, "the snow"
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    monkeypatch.setattr(C, "pair", stand_in)
+    model = Model()
+    monkeypatch.setattr(C, "networks", lambda *given: (model, Blind(), "ours"))
+    monkeypatch.setattr(C, "fingerprint", lambda *given: "ours")
+    monkeypatch.setattr(C, "ProcessPoolExecutor", lambda n, mp_context: ThreadPoolExecutor(1))
+
+
+METHODS = ("ddim+replay", "ddim+diffedit", "ddim+masactrl", "ddim+pfb-diff", "ledits++")
+
+
+def test_a_tasks_rows_are_those_of_its_edits_alone():
+    rows, paid = C.work(C.Task(3, "swap", 7, METHODS), "model", "judge"), []
+    for row, method in zip(rows, METHODS):
+        one = stand_in(3)
+        arguments = C.given(blank_plan(method), one)
+        alone = edit(Model(), Image.fromarray(SOURCE), method, seed=7, paste=False, **arguments)
+        assert row["rows"] == alone.rows and row["method"] == method and row["success"] is True
+        assert row["background_psnr"] == pytest.approx(psnr(np.asarray(alone.image), SOURCE, ~MASK), abs=1e-6)
+        assert row["psnr_true"] == pytest.approx(psnr(np.asarray(alone.image), one.true_edit), abs=1e-6)
+        assert row["seconds"] > 0 and json.dumps(row)
+        paid.append((row["paid"], alone.rows))
+    reused = [own < alone for own, alone in paid]
+    assert reused == [False, False, True, True, False]  # DiffEdit encodes under no text, LEDITS++ otherwise
+
+
+def test_what_a_method_refuses_is_a_row_and_the_others_go_on():
+    bad, good = C.work(C.Task(0, "swap", 0, ("instruct-pix2pix", "sdedit")), "model", "judge")
+    assert "instruct" in bad["error"] and "rows" not in bad and good["rows"] == 50
+
+
+def test_a_second_run_goes_on_where_the_first_stopped(tmp_path, monkeypatch):
+    path, tasks = tmp_path / "rows.jsonl", [C.Task(n, "swap", 0, ("sdedit", "ddim+replay")) for n in (0, 1)]
+    first = C.run(tasks[:1], path, "model", "judge")
+    lines = path.read_bytes().splitlines(keepends=True)
+    assert len(first) == len(lines) == 2
+    other = json.dumps(first[0] | {"model": "theirs", "rows": -1}).encode() + b"\n"
+    path.write_bytes(other + lines[0] + lines[1][:9])  # another model's row, and one that a kill tore
+    done, work = [], C.work
+    monkeypatch.setattr(C, "work", lambda task, *given: done.append(task) or work(task, *given))
+    rows = C.run(tasks, path, "model", "judge")
+    assert [(task.number, task.methods) for task in done] == [(0, ("ddim+replay",)), (1, ("sdedit", "ddim+replay"))]
+    assert [(row["number"], row["method"]) for row in rows] == [key[::3] for task in tasks for key in task.runs()]
+    assert all(row["rows"] > 0 for row in rows) and C.run(tasks, path, "model", "judge") == rows and len(done) == 2
+
+
+def test_every_inversion_meets_every_editor_that_takes_one():
+    tasks = C.matrix_tasks(2)
+    names = [name for task in tasks for name in task.methods]
+    assert len(names) == 2 * len(INVERSIONS) * len(C.editors()) == 2 * len({*names})
+    walking = {system.edit for system in SYSTEMS.values() if system.inversion and system.weights == "base"}
+    reached = {SYSTEMS[name].edit for name in C.editors()}
+    assert walking - reached == {"diffedit:reconstruct"} and "prompt-to-prompt" in C.editors()
+    for name in names:
+        assert not blank_plan(name).needs or C.given(blank_plan(name), stand_in(0))
+        assert {*blank_plan(name).needs} <= C.given(blank_plan(name), stand_in(0)).keys()
+
+
+def test_the_tables_by_hand():
+    def row(method, db, success, rows, seconds):
+        return {"method": method, "background_psnr": db, "success": success, "rows": rows, "seconds": seconds}
+
+    rows = [row("ddim+replay", 20.0, True, 150, 1.0), row("ddim+replay", 30.0, False, 150, 2.0),
+            row("noise+replay", None, False, 1100, 1.0), {"method": "ddim+diffedit", "error": "no"}]  # fmt: skip
+    assert C.table(rows, ["replay", "diffedit"], ["ddim", "noise"], C.quality).splitlines() == [
+        "| | ddim | noise |", "|---|---|---|", "| replay | 25.0 dB, 50 % | untouched, 0 % |",
+        "| diffedit | refused | refused |",
+    ]  # fmt: skip
+    assert C.table(rows, ["replay"], ["ddim", "noise"], C.price).endswith("| 150, 1.5 s | 1,100, 1.0 s |")

@@ -1,0 +1,274 @@
+"""Methods of the table on scenes whose true edit is known: figures one by one, tables, and a page to look at.
+
+    python -m weights.compare matrix --scenes 40     # `make matrix`: every inversion before every editor that takes one
+    python -m weights.compare gallery                # every method on three scenes, side by side
+    python -m weights.compare samplers               # how many steps DDIM and DPM-Solver++ need for the same
+
+Each method runs at the defaults of its row, without pasting. A run is one JSON line in the folder, written as its task
+is done, and a second run of the command goes on where the first stopped. Success is the judge's word (judge.py) on the
+object and the place, the background's PSNR is outside the true mask. Drawing scenes needs the Noto emoji font.
+"""
+
+import argparse
+import multiprocessing
+import warnings
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from minidiffedit import StableDiffusion, edit, noises
+from minidiffedit.cost import cost
+from minidiffedit.files.images import to_picture, write_picture
+from minidiffedit.many.evaluate import append_row, mean, measures, read_rows
+from minidiffedit.methods.table import INVERSIONS, SYSTEMS
+from minidiffedit.methods.text_to_image import text_to_image
+from minidiffedit.run import Plan, Result, blank_plan, plan
+from minidiffedit.views.layout import Page, Panel
+from weights import judge as judges
+from weights.bench import KINDS, Pair, add_options, fingerprint, pair, right, rms
+from weights.scenes import PLACES, SIDE
+
+SAMPLERS, STEPS, EXACT = ("ddim", "dpmsolver++"), (5, 8, 10, 15, 20, 30, 50), 250
+
+
+@dataclass(frozen=True)
+class Task:
+    """Methods on one edit of a scene, one after another; what one makes, an inversion say, the next may reuse."""
+
+    number: int
+    kind: str
+    seed: int
+    methods: tuple[str, ...]
+
+    def runs(self) -> list[tuple[Any, ...]]:
+        return [(self.number, self.kind, self.seed, method) for method in self.methods]
+
+
+def given(blank: Plan, one: Pair) -> dict[str, Any]:
+    """What a method needs, from the scene: captions, the names of what differs, the true mask, another picture."""
+    names = [", ".join(thing.name for thing in each.things) for each in (one.before, one.after)]
+    if one.before.place != one.after.place:
+        names = [one.before.place, one.after.place]
+    elsewhere = next(place for place in PLACES if place != one.after.place)
+    thing = one.before.things[0]
+    x, y = round(thing.x * SIDE), round(thing.y * SIDE)
+    made = {
+        "target": one.after.caption(),
+        "source": one.before.caption(),
+        "edits": [names],
+        "mask": Image.fromarray(one.mask.astype(np.uint8) * 255),
+        "reference": Image.fromarray(one.after.move_to(elsewhere).picture()),
+        "points": f"{x},{y}=>{x - 24 if x > SIDE / 2 else x + 24},{y}",
+    }
+    asked = {"target", "source", *blank.needs} & blank.given.keys()
+    return {name: value for name, value in made.items() if name in asked}
+
+
+def figures(done: Result, one: Pair, judge: judges.Judge) -> dict[str, Any]:
+    picture = np.asarray(done.image)
+    found = measures(("psnr",), picture, one.source, mask=one.mask, true_edit=one.true_edit)
+    return found | {"success": right(judge, picture, one.after), "paid": done.rows}
+
+
+@cache
+def networks(model: str, judge: Path) -> tuple[StableDiffusion, judges.Judge, str]:
+    """In each process once, on one thread, as in bench.py."""
+    torch.set_num_threads(1)
+    judges.FOLDER = judge
+    sd = StableDiffusion.load(model, device="cpu", dtype="float32")
+    return sd, judges.load_judge(), fingerprint(Path(model), judge)
+
+
+def work(task: Task, model: str, judge: Path) -> list[dict[str, Any]]:
+    """The rows of a task. rows: the prediction for the method alone; seconds: of the method alone, where a stage was
+    reused by the time that a row of it took in this task. error: why a method refused.
+    """
+    sd, seen, stamp = networks(model, judge)
+    one, rows, rate, known = pair(task.number, task.kind), list[dict[str, Any]](), dict[str, float](), list[Result]()
+    source = Image.fromarray(one.source)
+    for method in task.methods:
+        row = {"number": task.number, "kind": task.kind, "seed": task.seed, "method": method, "model": stamp}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                arguments = given(blank_plan(method), one) | {"seed": task.seed, "paste": False}
+                predicted = cost(plan(method, **arguments))
+                done = edit(sd, source, method, reuse=known, **arguments)
+            except (ValueError, ArithmeticError) as error:
+                rows.append(row | {"error": str(error)})
+                continue
+        known = [done]
+        for stage, paid in done.evaluations.items():
+            if paid:
+                rate[stage] = done.seconds[stage] / paid
+        reused = sum(predicted[s] * rate.get(s, 0) for s, paid in done.evaluations.items() if not paid)
+        took = {"rows": sum(predicted.values()), "seconds": sum(done.seconds.values()) + reused}
+        rows.append(row | figures(done, one, seen) | took)
+    return rows
+
+
+def run(tasks: Sequence[Task], path: Path, model: str, judge: Path, workers: int = 2) -> list[dict[str, Any]]:
+    """Every row of the tasks, from the file where it has them, else computed and added to it, a task at a time.
+
+    Rows that another model or judge made are left where they are and not taken.
+    """
+    stamp = fingerprint(Path(model), judge)
+
+    def key(row: dict[str, Any]) -> tuple[Any, ...]:
+        return row["number"], row["kind"], row["seed"], row["method"]
+
+    rows = {key(row): row for row in read_rows(path) if row["model"] == stamp}
+    missing = [replace(t, methods=tuple(k[-1] for k in t.runs() if k not in rows)) for t in tasks]
+    left = [task for task in missing if task.methods]
+    context = multiprocessing.get_context("spawn")
+    with (
+        tqdm(total=sum(len(task.methods) for task in left), desc="edits", unit="edit", disable=None) as bar,
+        ProcessPoolExecutor(max(1, min(workers, len(left))), mp_context=context) as crew,
+    ):
+        for future in as_completed([crew.submit(work, task, model, judge) for task in left]):
+            for row in future.result():
+                append_row(path, row)
+                rows[key(row)] = row
+                bar.update()
+    return [rows[known] for task in tasks for known in task.runs()]
+
+
+# ---------------------------------------------------------------- the matrix
+
+
+def editors() -> list[str]:
+    """One name for each function that walks a path to an edit, of several rows the one that bears the function's."""
+    found: dict[str, list[str]] = {}
+    for name, system in SYSTEMS.items():
+        if system.inversion and system.edit and system.weights == "base":
+            found.setdefault(system.edit, []).append(name)
+    plain = {place: place.partition(":")[0].replace("_", "-") for place in found}
+    names = [plain[place] if plain[place] in some else some[0] for place, some in found.items()]
+    return [name for name in names if {"target", "edits", "reference"} & blank_plan(name).given.keys()]
+
+
+def matrix_tasks(scenes: int, seed: int = 0) -> list[Task]:
+    """A task is a scene and an inversion, so that it is made once for all its editors."""
+    return [
+        Task(number, KINDS[0], seed, tuple(f"{inversion}+{editor}" for editor in editors()))
+        for number in range(scenes)
+        for inversion in INVERSIONS
+    ]
+
+
+def table(rows: Sequence[dict[str, Any]], lines: Sequence[str], columns: Sequence[str], say: Any) -> str:
+    """Markdown: say(the rows of f"{column}+{line}") in each cell."""
+    head = [f"| | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
+    cells = {(c, e): [row for row in rows if row["method"] == f"{c}+{e}"] for c in columns for e in lines}
+    return "\n".join(head + [f"| {e} | {' | '.join(say(cells[c, e]) for c in columns)} |" for e in lines])
+
+
+def quality(rows: Sequence[dict[str, Any]]) -> str:
+    """The background's PSNR and the share of successes."""
+    some = [row for row in rows if "error" not in row]
+    if not some:
+        return "refused"
+    kept = [row["background_psnr"] for row in some if row["background_psnr"] is not None]  # None: the source came back
+    said = f"{mean(kept):.1f} dB" if kept else "untouched"
+    return f"{said}, {100 * np.mean([row['success'] for row in some]):.0f} %"
+
+
+def price(rows: Sequence[dict[str, Any]]) -> str:
+    some = [row for row in rows if "error" not in row]
+    return f"{mean([row['rows'] for row in some]):,.0f}, {mean([row['seconds'] for row in some]):.1f} s" if some else ""
+
+
+def matrix(args: argparse.Namespace) -> None:
+    rows = run(matrix_tasks(args.scenes), args.output / "matrix.jsonl", args.model, args.judge, args.workers)
+    refused = sorted({f"{row['method']}: {row['error']}" for row in rows if "error" in row})
+    said = [table(rows, editors(), [*INVERSIONS], say) for say in (quality, price)]
+    text = "\n\n".join([*said, *refused]) + "\n"
+    (args.output / "matrix.md").write_text(text)
+    print(text, end="")
+
+
+# ---------------------------------------------------------------- side by side
+
+
+def gallery(args: argparse.Namespace) -> None:
+    names = [n for n, s in SYSTEMS.items() if s.edit and s.weights == "base" and n != "text-to-image"]
+    numbers = [int(number) for number in args.numbers.split(",")]
+    sd, _, _ = networks(args.model, args.judge)
+    lines, left = list[list[Panel]](), list[tuple[str, str]]()
+    for number in numbers:
+        one, known = pair(number, KINDS[0]), list[Result]()
+        panels = [Panel(Image.fromarray(one.source), "source"), Panel(Image.fromarray(one.true_edit), "true edit")]
+        for name in tqdm(names, desc=one.before.caption(), disable=None):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                arguments = given(blank_plan(name), one) | {"seed": 0}
+                done = edit(sd, Image.fromarray(one.source), name, reuse=known, **arguments)
+            known = [done]
+            panels.append(Panel(done.image, name))
+        lines += [panels[i : i + args.wide] for i in range(0, len(panels), args.wide)]
+        left += [("", f"{number}") if not i else ("", "") for i in range(0, len(panels), args.wide)]
+    captions = "; ".join(f"{n}: {(p := pair(n, KINDS[0])).before.caption()} -> {p.after.caption()}" for n in numbers)
+    page = Page("Every method on plain weights, at its defaults", captions, [], lines, left, [], height=SIDE)
+    write_picture(page.draw(), args.output / "gallery.png")
+    print(f"written: {args.output}/gallery.png")
+
+
+# ---------------------------------------------------------------- samplers
+
+
+@torch.no_grad()
+def samplers(args: argparse.Namespace) -> None:
+    """Pictures from text: the judge's word, and how far the latent is from that of EXACT steps of DDIM."""
+    sd, judge, _ = networks(args.model, args.judge)
+    wanted = [pair(number, KINDS[0]).before for number in range(args.scenes)]
+    x_T = torch.cat([noises((sd.channels, SIDE // 8, SIDE // 8), 1, number) for number in range(args.scenes)])
+    text, null = sd.text([scene.caption() for scene in wanted]), sd.text([""])
+
+    def drawn(sampler: str, steps: int) -> Tensor:
+        done = [text_to_image(sd.eps, x, t, null, steps=steps, sampler=sampler) for x, t in zip(*parts(x_T, text))]
+        return torch.cat(done)
+
+    exact = drawn("ddim", EXACT)
+    lines = ["| steps | DDIM: success, distance | DPM-Solver++(2M) |", "|---|---|---|"]
+    for steps in STEPS:
+        cells = list[str]()
+        for sampler in SAMPLERS:
+            y = drawn(sampler, steps)
+            pictures = [np.asarray(to_picture(image[None])) for image in sd.decode(y)]
+            share = np.mean([right(judge, picture, scene) for picture, scene in zip(pictures, wanted)])
+            cells.append(f"{100 * share:.0f} %, {rms(y - exact):.3f}")
+        lines.append(f"| {steps} | {' | '.join(cells)} |")
+        print(lines[-1], flush=True)
+    (args.output / "samplers.md").write_text("\n".join(lines) + "\n")
+
+
+def parts(*tensors: Tensor, size: int = 8) -> Iterable[Sequence[Tensor]]:
+    return [tensor.split(size) for tensor in tensors]
+
+
+COMMANDS = {"matrix": matrix, "gallery": gallery, "samplers": samplers}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m weights.compare", description="Compare the table's methods.")
+    parser.add_argument("what", choices=COMMANDS)
+    parser.add_argument("--scenes", type=int, default=40, metavar="N", help="how many (%(default)s)")
+    parser.add_argument("--numbers", default="0,1,2", metavar="N,N,N", help="scenes of the gallery (%(default)s)")
+    parser.add_argument("--wide", type=int, default=10, metavar="N", help="pictures in its lines (%(default)s)")
+    add_options(parser, ".compare")
+    args = parser.parse_args()
+    args.output.mkdir(parents=True, exist_ok=True)
+    COMMANDS[args.what](args)
+
+
+if __name__ == "__main__":
+    main()
