@@ -10,7 +10,7 @@ RUN := $(VENV)/bin/python
 # Threads that wait asleep: spinning ones bring small models to a halt on a machine that is busy otherwise.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test check test-browser clean parity-full load-peak full-size-edit diffusers-edit bench-gpu bench-mini matrix evidence evidence-quick lines bench bench-peers bench-steps bench-busy figures batch-1000 test-scale fuzz faults test-versions audit same-results
+.PHONY: demo test check test-browser clean parity-full load-peak full-size-edit diffusers-edit bench-gpu bench-mini tour matrix evidence evidence-quick lines bench bench-peers bench-steps bench-busy figures batch-1000 test-scale fuzz faults test-versions audit same-results
 
 demo: $(VENV)/run.stamp
 	$(RUN) -m weights.demo --model $(MODEL)
@@ -111,6 +111,9 @@ figures: $(VENV)/run.stamp  ## the README's contact sheet and figures, on the mi
 	$(RUN) -m minidiffedit sheet $(SCENES)/horse-zebra/source.png --source "a photo of a horse on a grass field" --target "a photo of a zebra on a grass field" --seed 0 --height 144 --model weights/mini -o $(ASSETS)/sheet.png
 	$(RUN) -m minidiffedit figure threshold $(SCENES)/dog-cat/source.png --source "a photo of a dog on a sandy beach" --target "a photo of a cat on a sandy beach" --seed 0 --height 144 --model weights/mini -o $(ASSETS)/threshold.png
 	$(RUN) -m minidiffedit figure mask $(SCENES)/zebra-horse/source.png --source "a photo of a zebra on a sandy beach" --target "a photo of a horse on a sandy beach" --seed 0 --height 144 --model weights/mini -o $(ASSETS)/mask.png
+
+tour: $(VENV)/test.stamp  ## run the notebook anew, its pictures with it
+	$(RUN) tests/bench/tour.py
 
 batch-1000: $(VENV)/run.stamp  ## 1,000 rows: memory per row, time against single edits, a killed run's end; ROWS="--rows 200" for less
 	OMP_NUM_THREADS=1 $(RUN) tests/scale/thousand.py $(ROWS)

@@ -1,12 +1,13 @@
 """The tour: it runs from top to bottom without an error or a warning, and what is committed is such a run."""
 
 import sys
+from itertools import pairwise
 from pathlib import Path
 
+import nbformat
 import pytest
 from commands import ran
 
-nbformat = pytest.importorskip("nbformat")  # of the extra [test]
 sys.path.insert(0, str(Path(__file__).parent / "bench"))
 
 from tour import TOUR, run
@@ -38,7 +39,7 @@ def test_the_committed_notebook_is_a_whole_run_and_small():
 def test_every_chapter_ends_with_an_exercise_and_its_answer():
     cells = nbformat.read(TOUR, 4).cells
     chapters = sum(cell.source.startswith("## ") for cell in cells)
-    answers = [cell for before, cell in zip(cells, cells[1:]) if "**Exercise" in before.source]
+    answers = [cell for before, cell in pairwise(cells) if "**Exercise" in before.source]
     assert len(answers) == chapters - 1  # the last one is the limits
     assert all(cell.cell_type == "code" and "answer" in cell.source and "assert" in cell.source for cell in answers)
 

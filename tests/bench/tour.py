@@ -1,6 +1,6 @@
 """`make tour`: run the notebook from top to bottom and keep what it shows.
 
-    python tests/bench/tour.py                  # writes minidiffedit/data/tour.ipynb anew, with its outputs
+python tests/bench/tour.py                  # writes minidiffedit/data/tour.ipynb anew, with its outputs
 """
 
 import sys
@@ -14,7 +14,7 @@ TOUR = Path(__file__).parents[2] / "minidiffedit" / "data" / "tour.ipynb"
 
 
 def run(folder: Path) -> nbformat.NotebookNode:
-    """The notebook after a run in `folder`, all cells in a fresh process. Raises CellExecutionError for a cell's error."""
+    """The notebook after a run in `folder`, in a process of its own. Raises CellExecutionError for a cell that fails."""
     notebook = nbformat.read(TOUR, 4)
     NotebookClient(notebook, timeout=600, record_timing=False, resources={"metadata": {"path": str(folder)}}).execute()
     return notebook
