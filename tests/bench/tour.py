@@ -14,7 +14,7 @@ TOUR = Path(__file__).parents[2] / "minidiffedit" / "data" / "tour.ipynb"
 
 
 def run(folder: Path) -> nbformat.NotebookNode:
-    """The notebook after a run in `folder`, in a process of its own. Raises CellExecutionError for a cell that fails."""
+    """The notebook after a run in `folder`, in its own process. Raises CellExecutionError where a cell fails."""
     notebook = nbformat.read(TOUR, 4)
     NotebookClient(notebook, timeout=600, record_timing=False, resources={"metadata": {"path": str(folder)}}).execute()
     return notebook
