@@ -118,7 +118,7 @@ MUTATIONS = {
         "(1 - share) * target + share * text.to(target)", test_imagic_mixes_the_texts),
     "sampled without what was learned": ("imagic:imagic", "adapted(eps, made)", "eps",
         test_imagic_samples_with_what_it_learned),
-    "away from the picture": ("imagic:learned_text", "[at])[1])", "[-at])[1])", test_the_texts_loss_falls),
+    "away from the picture": ("imagic:learned_text", "Adam(rate)", "Adam(-rate)", test_the_texts_loss_falls),
 }  # fmt: skip
 
 

@@ -14,12 +14,12 @@ from minidiffedit.methods.prompt_to_prompt import prompt_to_prompt
 from minidiffedit.methods.words import words_of
 
 SOURCE, TARGET = "a horse on grass", "a zebra on grass"
-MASK = torch.zeros(1, 1, 8, 8)
-MASK[..., 2:6, 1:5] = 1
+MASK = torch.zeros(1, 1, 16, 16)
+MASK[..., 4:10, 2:9] = 1
 
 
 def given(sd, x0=None, steps=4):
-    x0 = latent(1, 4, 8, 8, dtype=torch.float32) if x0 is None else x0
+    x0 = latent(1, 4, 16, 16, dtype=torch.float32) if x0 is None else x0
     source, target = sd.text([SOURCE]), sd.text([TARGET])
     path = direct(sd.eps, x0, sd.text([""]), source, steps=steps)
     return path, source, target, *(words_of(sd.tokenizer, text) for text in (SOURCE, TARGET)), sd.coarsest
@@ -62,11 +62,11 @@ def nudge(sd, x0, ratio):
 
 @pytest.mark.parametrize("ratio", ["token", "spatial"])
 def test_the_gradient_is_the_finite_difference(ratio, monkeypatch):
-    sd, x0 = double(), latent(1, 4, 8, 8)
+    sd, x0 = double(), latent(1, 4, 16, 16)
     before, after = nudge(sd, x0, ratio)
     path, source, target, *_ = given(sd, x0)
     scale = 2.5 * math.sqrt((1 - path.a[4]) / path.a[4])
-    low = torch.nn.functional.adaptive_max_pool2d(MASK, 2).flatten().double()
+    low = torch.nn.functional.adaptive_max_pool2d(MASK, 4).flatten().double()
 
     def loss(x):
         """With source's maps for the words of both prompts in all cross-attentions, and its self-attention."""
@@ -110,7 +110,7 @@ def test_nudges_lower_the_loss(ratio, sd, monkeypatch):
 def test_outside_the_grown_mask_the_source_is_kept(sd):
     kept, (path, *_) = moved(sd, kept_steps=0.5), given(sd)
     grown = torch.zeros_like(MASK)
-    grown[..., 1:7, 0:6] = 1
+    grown[..., 3:11, 1:10] = 1
     outside = (grown == 0).expand_as(kept)
     torch.testing.assert_close(kept[outside], path[0][outside], rtol=1e-6, atol=1e-6)
 

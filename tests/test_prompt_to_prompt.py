@@ -136,15 +136,15 @@ def test_it_is_the_edit_of_the_maps(case, inversion):
 
 
 @pytest.mark.parametrize("case", ["refine", "all self-attention", "reweight", "blend"])
-def test_without_rounding_the_two_are_one(case):
-    """In float64 nothing is left between two fused attentions and maps that are built: the issue's 1e-5 is met."""
+def test_in_float64_the_two_are_one(case):
+    """Between two fused attentions and maps that are built; what is left is the peer's noise table in float32."""
     unet, vae, clip = (network.double() for network in tiny.networks())
     sd = StableDiffusion(unet, vae, clip, SD.tokenizer)
     target, correspondence, options, settings = CASES[case]
     texts, words = sd.text(["", SOURCE, target]).split(1), [words_of(SD.tokenizer, one) for one in (SOURCE, target)]
     over = inversions.direct(sd.eps, X0.double(), *texts[:2], steps=N)
     ours = P.prompt_to_prompt(sd.eps, over, *texts[1:], *words, sd.coarsest, **options)
-    assert error(ours, Oracle(correspondence, **settings, sd=sd).run(over, SOURCE, target)) <= 1e-9
+    assert error(ours, Oracle(correspondence, **settings, sd=sd).run(over, SOURCE, target)) <= 1e-5
 
 
 # ---------------------------------------------------------------- limits

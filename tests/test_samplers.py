@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from commands import ran
 from mutants import mutant
 from proofs import TEXTS, edited
 from stubs import ALPHA_BAR, Counting, constant, gaussian, latent
@@ -162,6 +163,15 @@ def test_as_rows_and_in_what_a_picture_says(sd, picture, method, given):
         said = describe_result(one)
         assert f"Sampler: {named}," in said["parameters"]
         assert json.loads(said["minidiffedit"])["sampler"] == one.settings["sampler"]
+
+
+def test_a_sheet_of_it(folder, picture, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    picture.save("in.png")
+    words = ["in.png", "--method", "edit-friendly+replay", "--target", "a zebra", "--seed", 3, "--model", folder]
+    words += ["--sampler", "dpmsolver++", "--rows", "steps=3,4", "--columns", "strength=0.5,1"]
+    said = ran(capsys, "sheet", *words, "-o", "s.png")
+    assert said["rows"]["paid"] == said["rows"]["predicted"] > 0 and (tmp_path / "s.png").exists()
 
 
 def test_a_saved_path_is_walked_as_before():

@@ -37,7 +37,7 @@ from weights import judge as judges
 from weights.bench import KINDS, Pair, add_options, fingerprint, pair, right, rms
 from weights.scenes import PLACES, SIDE
 
-SAMPLERS, STEPS, EXACT = ("ddim", "dpmsolver++"), (5, 8, 10, 15, 20, 30, 50), 250
+SAMPLERS, STEPS, EXACT = ("ddim", "dpmsolver++"), (5, 10, 15, 20, 50), 200
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,9 @@ def matrix(args: argparse.Namespace) -> None:
 
 
 def gallery(args: argparse.Namespace) -> None:
+    """Edits that lie in the folder are shown as they are: remove it to make them anew."""
     names = [n for n, s in SYSTEMS.items() if s.edit and s.weights == "base" and n != "text-to-image"]
+    (args.output / "gallery").mkdir(exist_ok=True)
     numbers = [int(number) for number in args.numbers.split(",")]
     sd, _, _ = networks(args.model, args.judge)
     lines, left = list[list[Panel]](), list[tuple[str, str]]()
@@ -208,12 +210,14 @@ def gallery(args: argparse.Namespace) -> None:
         one, known = pair(number, KINDS[0]), list[Result]()
         panels = [Panel(Image.fromarray(one.source), "source"), Panel(Image.fromarray(one.true_edit), "true edit")]
         for name in tqdm(names, desc=one.before.caption(), disable=None):
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                arguments = given(blank_plan(name), one) | {"seed": 0}
-                done = edit(sd, Image.fromarray(one.source), name, reuse=known, **arguments)
-            known = [done]
-            panels.append(Panel(done.image, name))
+            kept = args.output / "gallery" / f"{number}-{name}.png"
+            if not kept.exists():
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    arguments = given(blank_plan(name), one) | {"seed": 0}
+                    known = [edit(sd, Image.fromarray(one.source), name, reuse=known, **arguments)]
+                write_picture(known[0].image, kept)
+            panels.append(Panel(Image.open(kept), name))
         lines += [panels[i : i + args.wide] for i in range(0, len(panels), args.wide)]
         left += [("", f"{number}") if not i else ("", "") for i in range(0, len(panels), args.wide)]
     captions = "; ".join(f"{n}: {(p := pair(n, KINDS[0])).before.caption()} -> {p.after.caption()}" for n in numbers)

@@ -1,35 +1,33 @@
 """Masks from words beside DiffEdit's contrast, on new scenes whose true mask is known.
 
-    python -m weights.masks --scenes 105      # a table for README.md
+    python -m weights.masks --scenes 42      # a table for README.md
 
 Each scene's edit changes one object (swapped, of pairs trained and held out, or removed). The word is its name. Both
-masks are asked of `picture_mask` at the defaults, but for what a line names; both see ten noises of one seed. IoU is by
-latent cells, with two truths: cells with any pixel of the edit, and cells more than half the edit's. An interval is the
-95 % of 4,000 resamples of the scenes (percentile bootstrap); differences are paired. Drawing scenes needs the Noto
+masks are asked of `picture_mask` at the defaults, but for the threshold that a line names; both see ten noises. IoU is
+by latent cells, with two truths: cells with any pixel of the edit, and cells more than half the edit's. An interval is
+the 95 % of 4,000 resamples of the scenes (percentile bootstrap); differences are paired. Drawing scenes needs the Noto
 emoji font.
 """
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from minidiffedit import StableDiffusion, picture_mask
+from minidiffedit import Mask, StableDiffusion, picture_mask, threshold_maps
 from minidiffedit.many.metrics import iou
+from minidiffedit.run import blank_plan
 from weights.bench import Pair, pair
 
 KINDS = ("swap", "swap", "swap", "swap", "swap held out", "remove", "remove")  # in turn
 RESAMPLES = 4000
-# name: (method, options)
-WAYS: dict[str, tuple[str, dict[str, Any]]] = {
-    "contrast": ("diffedit", {}),
-    "contrast, threshold .35": ("diffedit", {"mask_threshold": 0.35}),
-    "words": ("words+diffedit", {}),
-    "words, threshold .25": ("words+diffedit", {"mask_threshold": 0.25}),
-    "words, two levels": ("words+diffedit", {"mask_levels": 2}),
-    "words, noise of .25": ("words+diffedit", {"mask_strength": 0.25}),
+# name: (method, threshold); those of one method are cut from the same maps
+WAYS: dict[str, tuple[str, float]] = {
+    "contrast": ("diffedit", 0.5),
+    "contrast, threshold .35": ("diffedit", 0.35),
+    "words": ("words+diffedit", 0.4),
+    "words, threshold .25": ("words+diffedit", 0.25),
 }
 REFERENCE = "contrast"
 
@@ -37,13 +35,15 @@ REFERENCE = "contrast"
 def measured(sd: StableDiffusion, one: Pair) -> dict[str, tuple[float, float]]:
     """IoU of each way, with cells of any pixel and with cells more than half covered."""
     (thing,), source, target = one.before.things, one.before.caption(), one.after.caption()
-    found = {}
-    for name, (method, options) in WAYS.items():
-        told = {"mask_words": thing.name} if method.startswith("words") else {}
-        texts = {"source": source, "target": target, "seed": one.number}
-        done = picture_mask(sd, Image.fromarray(one.source), method, **texts, **told, **options)
-        assert done.latent_mask is not None
-        cells = done.latent_mask[0, 0].numpy() > 0
+    found, masks = {}, dict[str, Mask]()
+    for name, (method, threshold) in WAYS.items():
+        if method not in masks:
+            told = {"mask_words": thing.name} if method.startswith("words") else {}
+            texts = {"source": source, "target": target, "seed": one.number}
+            masks[method] = picture_mask(sd, Image.fromarray(one.source), method, **texts, **told).found
+        clip = blank_plan(method).settings["mask_clip"]
+        made = threshold_maps(masks[method].maps, masks[method].flat_below, clip=clip, threshold=threshold)
+        cells = made.mask[0, 0].numpy()
         found[name] = iou(cells, one.cells), iou(cells, one.half)
     return found
 
@@ -72,7 +72,7 @@ def table(kinds: list[str], rows: list[dict[str, tuple[float, float]]]) -> list[
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m weights.masks", description="Compare two sources of masks.")
-    parser.add_argument("--scenes", type=int, default=105, help="how many (%(default)s)")
+    parser.add_argument("--scenes", type=int, default=42, help="how many (%(default)s)")
     parser.add_argument("--model", default=str(Path(__file__).parent / "mini"), help="(%(default)s)")
     args = parser.parse_args()
     sd, kinds, rows = StableDiffusion.load(args.model, device="cpu"), [], []

@@ -20,6 +20,7 @@ from ..diffedit import finite, working
 from ..options import Scale, Seed, Within
 from ..path import HookedEps
 from .dds import HIGHEST, LOWEST, RATE, Iterations, Rate
+from .descent import wide
 from .guidance import cfg
 from .sdedit import vp_noised
 
@@ -75,7 +76,7 @@ class Outputs:
     def __call__(self, site: Site, h: Tensor) -> Tensor:
         if site.place == "up" and site.kind == "self":
             grid = [-(-side // 2**site.level) for side in self.size]
-            self.maps.append(h[-1:].transpose(1, 2).unflatten(2, grid).to(torch.promote_types(h.dtype, torch.float32)))
+            self.maps.append(wide(h[-1:]).transpose(1, 2).unflatten(2, grid))
         return h
 
 

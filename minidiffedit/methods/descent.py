@@ -14,6 +14,11 @@ def slopes(loss: Callable[..., Tensor], at: Sequence[Tensor]) -> tuple[Tensor, t
         return value.detach(), torch.autograd.grad(value, variables)
 
 
+def wide(x: Tensor) -> Tensor:
+    """In float32 what is in half precision."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 class Adam:
     """Adam (Kingma and Ba, 1412.6980, algorithm 1), with the decay of AdamW (1711.05101). torch's own would bring its
     compiler along, a second of the first step.

@@ -23,7 +23,7 @@ from ..attention import Attend, Site, weights
 from ..ddim import move
 from ..options import About, Scale, Steps, Strength, Within
 from ..path import HookedEps, Path
-from .descent import Adam, slopes
+from .descent import Adam, slopes, wide
 from .inversions import Refine, ddim
 from .lora import one_picture
 from .null_text import ENOUGH, ENOUGH_MORE, RATE, optimised
@@ -68,7 +68,7 @@ def dpl(
                 look = Maps(coarsest, source_words.end)
                 eps(x, path.t[j], [transform(put(now, at, vectors))], tap=look)
                 one, other = apart(look.maps(x.shape[2:]), at)
-                terms[:] = [float(one), float(other)]
+                terms[:] = [float(one.detach()), float(other.detach())]
                 return one + 0.05 * other
 
             vectors = learned[:, [p for word in at for p in word]]
@@ -123,7 +123,7 @@ class Maps:
 
     def __call__(self, plain: Attend, site: Site, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if site.kind == "cross" and site.level == self.coarsest:
-            self.seen.append(weights(q, k).float().mean((0, 1)))
+            self.seen.append(wide(weights(q, k)).mean((0, 1)))
         return plain(site, q, k, v)
 
     def maps(self, size: Any) -> Tensor:

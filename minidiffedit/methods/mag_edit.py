@@ -22,6 +22,7 @@ from ..attention import Attend, Site, weights
 from ..diffedit import checked_mask
 from ..options import About, Scale, Within
 from ..path import HookedEps, Path
+from .descent import wide
 from .guidance import cfg
 from .lora import one_picture
 from .prompt_to_prompt import Early, first
@@ -57,8 +58,8 @@ def mag_edit(
     x, K, guide, words = path.rows(2), path.top, cfg(guidance_scale), chosen(edited_words, source_words, target_words)
     M, W = checked_mask(mask, x[:1]).to(x), refined(source_words, target_words).to(x)
     new, u = (W.sum(0) == 0).to(x), 1 if path.pinned else 2
-    grown, wide = F.max_pool2d(M, 3, stride=1, padding=1), [-(-side // 2**coarsest) for side in x.shape[2:]]
-    low = F.adaptive_max_pool2d(M, wide).flatten()
+    grown, grid = F.max_pool2d(M, 3, stride=1, padding=1), [-(-side // 2**coarsest) for side in x.shape[2:]]
+    low = F.adaptive_max_pool2d(M, grid).flatten()
     maps: list[Tensor] = []
 
     def exchange(plain: Attend, site: Site, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -69,7 +70,7 @@ def mag_edit(
                 return plain(site, q, k, v)
             return torch.cat([plain(site, q[:-1], k[:-1], v[:-1]), plain(site, qs, ks, vt)])
         if site.level == coarsest:
-            maps.append(weights(qt, kt)[0].float().mean(0))
+            maps.append(wide(weights(qt, kt)[0]).mean(0))
         if i >= first(cross_steps, K):
             return plain(site, q, k, v)
         out = plain(site, qs, ks, W.to(v) @ vt) + plain(site, qt, kt, new[:, None].to(v) * vt)

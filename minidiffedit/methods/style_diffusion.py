@@ -23,7 +23,7 @@ from ..attention import Attend, Site, weights
 from ..ddim import move
 from ..options import Scale, Steps, Strength, Within
 from ..path import HookedEps, Path
-from .descent import Adam, slopes
+from .descent import Adam, slopes, wide
 from .inversions import Refine, ddim
 from .lora import one_picture
 from .null_text import ENOUGH, ENOUGH_MORE, RATE
@@ -97,7 +97,7 @@ class Paired:
         if site.kind == "cross":
             k, v = k[:, :, :77], v[:, :, -77:]
             if site.level == self.coarsest:
-                self.seen.append(weights(q, k).mean(1).to(torch.promote_types(q.dtype, torch.float32)))
+                self.seen.append(wide(weights(q, k)).mean(1))
         return plain(site, q, k, v)
 
     def map(self) -> Tensor:
