@@ -8,6 +8,7 @@ import warnings
 import weakref
 from collections import Counter as Counting
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -67,9 +68,11 @@ class Counter:
         return torch.randn(shape, generator=self.generator)
 
     def shown(self, *shape: int) -> Tensor:
-        """What taps and features see: the same at each call, so that nothing that is followed moves."""
+        """What taps and features see: the same at each call, so that nothing that is followed moves; and small, so that
+        no word draws a map to itself: what learns to be looked at goes on to its end.
+        """
         if shape not in self.seen:
-            self.seen[shape] = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+            self.seen[shape] = 0.1 * torch.randn(shape, generator=torch.Generator().manual_seed(0))
         return self.seen[shape]
 
     def pattern(self, text: Tensor, t: int, shape: torch.Size) -> Tensor:
@@ -107,14 +110,20 @@ class Counter:
         self.most = max(self.most, rows)  # at once
         # What gradients run along, from all that can be learned through all that is shown to the predictions.
         flow = 0 * sum((one.float().mean() for one in (x, *texts, *(deltas or {}).values())), torch.zeros(()))
+        seen: dict[tuple[int, ...], Tensor] = {}  # one sum for all sites of a shape: the graph stays small
         for site, (h, w), m in self.sites(*x.shape[2:]) if tap or feature else ():
+            queries, keys = (rows, 1, h * w, 1), (rows, 1, m or texts[0].shape[1], 1)
+            shape = (rows, h * w, 1) if site.kind in ("self", "cross") else (rows, 1, h, w)
+            for one in (queries, keys, shape):
+                if one not in seen:
+                    seen[one] = flow + self.shown(*one)
+            made = []
             if tap and site.kind in ("self", "cross"):
-                # Small, so that no word draws a map to itself: what learns to be looked at goes on to its end.
-                q, k = (flow + 0.1 * self.shown(rows, 1, n, 1) for n in (h * w, m or texts[0].shape[1]))
-                flow = onward(flow, tap(plain, site, q, k, k))
+                made.append(tap(plain, site, seen[queries], seen[keys], seen[keys]))
             if feature:
-                shape = (rows, h * w, 1) if site.kind in ("self", "cross") else (rows, 1, h, w)
-                flow = onward(flow, feature(site, flow + self.shown(*shape)))
+                made.append(feature(site, seen[shape]))
+            if not flow.requires_grad and any(one.requires_grad for one in made):  # put in on the way, and learned
+                flow, seen = flow + 0 * sum(one.mean() for one in made), {}
         e = [self.pattern(text, t, x.shape) + flow + 0 * x for text in texts]
         self.size *= 0.93
         self.gradients += rows if e[-1].requires_grad else 0
@@ -138,11 +147,6 @@ class Counter:
                 yield Site(place, level, n, "block"), cells, 0  # the downsampler
 
 
-def onward(flow: Tensor, made: Tensor) -> Tensor:
-    """`flow`, with what was put in on the way and is learned."""
-    return flow + 0 * made.mean() if made.requires_grad else flow
-
-
 def plain(site: Site, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """An attention's shape, and what must be counted of its gradients."""
     return q + 0 * (k + v).mean(dim=2, keepdim=True)
@@ -161,12 +165,23 @@ def costs(plans: Sequence[Plan], config: UNetConfig = UNetConfig()) -> list[dict
     for settled in plans:
         kind = settled.system.weights
         counter = counters.setdefault(kind, Counter(kind, config))
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), one_thread():
             warnings.simplefilter("ignore")  # they are said when the edit is made
             made = count_one(settled, counter, done.get(kind, []))
         done[kind] = [made]
         found.append(made.evaluations)
     return found
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Tensors this small are done before a second thread wakes up."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def count_one(settled: Plan, counter: Counter, reuse: Sequence[Result]) -> Result:

@@ -159,9 +159,9 @@ def test_sdedit_in_both_forms(eta):
 def test_as_rows_and_in_what_a_picture_says(sd, picture, method, given):
     done, plain = (edited(sd, picture, method, **given, sampler=s, strength=0.8) for s in ("dpmsolver++", "ddim"))
     assert done.rows == plain.rows and not torch.equal(done.latent, plain.latent)
-    for one, named in ((done, "DPM++ 2M"), (plain, "DDIM")):
+    for one, named in ((done, {"DPM++ 2M"}), (plain, {"DDIM", "DDPM"})):
         said = describe_result(one)
-        assert f"Sampler: {named}," in said["parameters"]
+        assert said["parameters"].partition("Sampler: ")[2].partition(",")[0] in named
         assert json.loads(said["minidiffedit"])["sampler"] == one.settings["sampler"]
 
 

@@ -153,7 +153,7 @@ def editors() -> list[str]:
             found.setdefault(system.edit, []).append(name)
     plain = {place: place.partition(":")[0].replace("_", "-") for place in found}
     names = [plain[place] if plain[place] in some else some[0] for place, some in found.items()]
-    return [name for name in names if {"target", "edits", "reference"} & blank_plan(name).given.keys()]
+    return [name for name in names if {"target", "edits", "reference", "points"} & blank_plan(name).given.keys()]
 
 
 def matrix_tasks(scenes: int, seed: int = 0) -> list[Task]:

@@ -7,11 +7,11 @@ from torch import Tensor
 
 
 def slopes(loss: Callable[..., Tensor], at: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """The loss of some tensors, a number, and its gradient in each of them."""
+    """The loss of some tensors, a number, and its gradient in each of them, zero where it does not depend on it."""
     with torch.enable_grad():
         variables = [one.detach().requires_grad_() for one in at]
         value = loss(*variables)
-        return value.detach(), torch.autograd.grad(value, variables)
+        return value.detach(), torch.autograd.grad(value, variables, allow_unused=True, materialize_grads=True)
 
 
 def wide(x: Tensor) -> Tensor:
