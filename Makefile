@@ -10,7 +10,7 @@ RUN := $(VENV)/bin/python
 # Threads that wait asleep: spinning ones bring small models to a halt on a machine that is busy otherwise.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test check test-browser clean parity-full load-peak full-size-edit diffusers-edit bench-gpu bench-mini table matrix evidence evidence-quick lines bench bench-peers bench-steps bench-busy figures batch-1000 test-scale fuzz faults test-versions audit same-results
+.PHONY: demo test check test-browser clean parity-full load-peak full-size-edit diffusers-edit bench-gpu bench-mini table tour matrix evidence evidence-quick lines bench bench-peers bench-steps bench-busy figures batch-1000 test-scale fuzz faults test-versions audit same-results
 
 demo: $(VENV)/run.stamp
 	$(RUN) -m weights.demo --model $(MODEL)
@@ -114,6 +114,9 @@ figures: $(VENV)/run.stamp  ## the README's contact sheet and figures, on the mi
 
 table: $(VENV)/run.stamp  ## after a change of the table: rows counted anew, minidiffedit/methods/README.md rendered
 	$(RUN) tests/bench/table.py
+
+tour: $(VENV)/test.stamp  ## run the notebook anew, its pictures with it
+	$(RUN) tests/bench/tour.py
 
 batch-1000: $(VENV)/run.stamp  ## 1,000 rows: memory per row, time against single edits, a killed run's end; ROWS="--rows 200" for less
 	OMP_NUM_THREADS=1 $(RUN) tests/scale/thousand.py $(ROWS)

@@ -4,6 +4,7 @@ import argparse
 import inspect
 import json
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from .common import Command, flag
@@ -125,4 +126,27 @@ def say_one(row: dict[str, Any]) -> str:
     return "\n".join(line for i, line in enumerate(lines) if line or i != 1)
 
 
-COMMANDS = {"methods": Command("list the editing methods, or show one", add_methods, run_methods, say_methods)}
+def add_tour(parser: argparse.ArgumentParser, words: list[str]) -> None:
+    parser.add_argument("-o", "--output", type=Path, default=Path("."), metavar="DIR", help="where it goes (here)")
+
+
+def run_tour(args: argparse.Namespace) -> dict[str, Any]:
+    from ..files.images import write_whole
+    from ..files.results import free
+
+    args.output.mkdir(parents=True, exist_ok=True)
+    notebook = free(args.output / "tour.ipynb")
+    write_whole(notebook, files("minidiffedit").joinpath("data/tour.ipynb").read_bytes())
+    return {"output": str(notebook)}
+
+
+def say_tour(result: dict[str, Any]) -> str:
+    return (
+        f"{result['output']}: open it with `jupyter lab` (pip install jupyterlab), or in an editor that shows notebooks"
+    )
+
+
+COMMANDS = {
+    "methods": Command("list the editing methods, or show one", add_methods, run_methods, say_methods),
+    "tour": Command("write a notebook that takes an edit apart, to learn from", add_tour, run_tour, say_tour),
+}

@@ -1,0 +1,33 @@
+"""`make tour`: run the notebook from top to bottom and keep what it shows.
+
+python tests/bench/tour.py                  # writes minidiffedit/data/tour.ipynb anew, with its outputs
+"""
+
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+
+TOUR = Path(__file__).parents[2] / "minidiffedit" / "data" / "tour.ipynb"
+
+
+def run(folder: Path) -> nbformat.NotebookNode:
+    """The notebook after a run in `folder`, in its own process. Raises CellExecutionError where a cell fails."""
+    notebook = nbformat.read(TOUR, 4)
+    NotebookClient(notebook, timeout=600, record_timing=False, resources={"metadata": {"path": str(folder)}}).execute()
+    return notebook
+
+
+def main() -> int:
+    start = time.perf_counter()
+    notebook = run(TOUR.parent)
+    nbformat.write(notebook, TOUR)
+    size = TOUR.stat().st_size / 1e6
+    print(f"{TOUR}: {len(notebook.cells)} cells, {size:.1f} MB, {time.perf_counter() - start:.0f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
