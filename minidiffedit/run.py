@@ -349,7 +349,8 @@ def check_prompts(functions: dict[str, str], settings: dict[str, Any], given: di
     prompts.check_texts(texts_of(given), syntax)
     if syntax == "plain":
         return given
-    names = {name for place in functions.values() for name in inputs_of(place) if name.endswith("_words")}
+    asked = [one for place in functions.values() for one in inputs_of(place).items()]
+    names = {name for name, default in asked if name.endswith("_words") and default is inspect.Parameter.empty}
     for text in texts_of({INPUTS[name].given: given[INPUTS[name].given] for name in names}):
         prompts.check_one_chunk(function_at("words:tokenizer")(), text, syntax)
     said = {text: prompts.spoken(text, syntax) for text in texts_of(given)}
@@ -688,12 +689,12 @@ class Job:
 
     def words(self, name: str) -> tuple[Any, Any]:
         """Which positions the words of a text have, or those of pairs of texts, see methods/words.py."""
-        given = self.plan.given[name]
-
-        def of(text: str) -> Any:
-            prompts.check_one_chunk(self.sd.tokenizer, text, self.plan.settings["prompt_syntax"])
-            return self.words_of(text)
-
+        given, of = self.plan.given[name], self.words_of
+        try:
+            for text in texts_of({name: given}):
+                prompts.check_one_chunk(self.sd.tokenizer, text, self.plan.settings["prompt_syntax"])
+        except ValueError:  # only a method that may do without words gets here (check_prompts)
+            return None, given
         return of(given) if isinstance(given, str) else [[*map(of, pair)] for pair in given], given
 
     def words_of(self, prompt: str) -> Any:

@@ -208,7 +208,7 @@ def test_like_of_what_is_no_result(here, capsys, content):
             cli.main(["edit", "in.png", "--like", str(word), "--model", "no-such-model"])
         out, err = capsys.readouterr()
         assert ended.value.code == 2 and out == "" and str(word) in err and err.count("\n") == 2
-    assert "holds no settings" in failed(capsys, "info", "in.png")
+    assert "or one that holds settings of minidiffedit" in failed(capsys, "info", "in.png")
 
 
 @pytest.mark.parametrize("change", [

@@ -130,11 +130,11 @@ MUTATIONS = {
     "another block at the end": ("site.index < 2)", "site.index < 3)"),
     "the decoder alone": ('site.place == "down" or site.index < 2', 'site.place == "up" and site.index < 2'),
     "the source's unguided twin": ("path.texts(source,", "path.texts(path.null(j),"),
-    "the mask turned round": ("m * one + (1 - m) * h_source", "(1 - m) * one + m * h_source"),
+    "the mask turned round": ("own * one + (1 - own) * h_source", "(1 - own) * one + own * h_source"),
     "words hidden from the unguided row too": ("q[-b:], k[-b:, :, at]", "q[b : 2 * b], k[b : 2 * b, :, at]"),
     "words hidden at fewer places": ("site.level == coarsest - 1 and", "False and"),
     "inside and outside exchanged": ("torch.where(within, inner, outer)", "torch.where(within, outer, inner)"),
-    "the level left": ("(1 - M) * path[j - 1]", "(1 - M) * path[j]"),
+    "the level left": ("(1 - m) * path[j - 1]", "(1 - m) * path[j]"),
     "latents blended to the end": ("i < first(blend_steps, path.top)", "True"),
 }  # fmt: skip
 

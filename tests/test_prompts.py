@@ -261,6 +261,7 @@ LONG |= {"plug-and-play": {"steps": 4}, "null-text+replay": {"steps": 4, "inner_
 @pytest.mark.parametrize("method", LONG)
 def test_other_methods_take_long_texts(method, sd, picture):
     given = {"target": "a (zebra:1.4) BREAK x", "source": "a horse", "seed": 0, "prompt_syntax": "a1111"}
+    given = {name: one for name, one in given.items() if (method, name) != ("sdedit", "source")}
     settled = plan(method, **given, **LONG[method])
     done = execute(settled, sd, picture)
     assert done.evaluations == cost(settled)
@@ -305,7 +306,8 @@ def test_states_pictures_and_batches_tell_the_syntax(folder, tmp_path, capsys, m
         "image,target,prompt_syntax\na.png,(a zebra:1.4),a1111\na.png,(a zebra)1.4,compel\n"
     )
     assert ran(capsys, "batch", "in", "-o", "made", "--source", "a horse", *texts[4:], *model)["made"] == 2
-    assert cli.main(["edit", "in/a.png", *texts, "--prompt-syntax", "comfy"]) == 2
+    with pytest.raises(SystemExit):
+        cli.main(["edit", "in/a.png", *texts, "--prompt-syntax", "comfy"])
     assert "a1111" in capsys.readouterr().err
 
 

@@ -394,7 +394,7 @@ def test_runs_of_every_kind_have_a_page(sd, picture):
         pictures = {"y", "y_clean"} if "decoded" in classes else set()
         pictures |= {"x", "x_clean"} if "decoded" not in classes or "path" in classes else set()
         pictures |= {"apart"} if "path" in classes else set()
-        assert {*data["frames"]} == {"levels", "columns", *pictures}, kind
+        assert {*data["frames"]} == {"levels", "columns", "tile", *pictures}, kind
         assert all(one[5] == 0 for one in data["levels"]), kind
         words = " ".join(page.text.split()).replace(made.method, "")
         assert made.method == "diffedit" or "DiffEdit" not in words, kind

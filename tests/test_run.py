@@ -172,7 +172,7 @@ def test_only_the_methods_own_module_is_imported():
         "print(sorted(name.rpartition('.')[2] for name in sys.modules if name.startswith('minidiffedit.methods.')))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout.strip() == "['sdedit', 'table']", done.stderr
+    assert done.stdout.strip() == "['sdedit', 'system', 'table']", done.stderr
 
 
 def test_weights_of_another_kind_are_refused_before_any_row(sd, inpainting, picture):

@@ -76,7 +76,7 @@ def test_on_a_picture(sd, picture):
 MUTATIONS = {
     "noises of their own": ("sde_diffedit:cycle_sde", "math.sqrt(kept) * x[-1]", "math.sqrt(kept) * x[0]",
         test_levels_are_a_markov_chain),
-    "the level left": ("sde_diffedit:decode", "(1 - M) * path[j - 1]", "(1 - M) * path[j]",
+    "the level left": ("sde_diffedit:decode", "(1 - m) * path[j - 1]", "(1 - m) * path[j]",
         test_outside_every_level_is_the_chains),
     "another guidance for the noises": ("sde_diffedit:cycle_sde", "scale=guidance_scale", "scale=1.0",
         test_equal_texts_return_the_picture_whatever_the_mask),

@@ -60,10 +60,10 @@ def run_info(args: argparse.Namespace) -> dict[str, Any]:
     if settings := settings_in(Path(args.model)):
         args.say = say_settings
         return settings
-    if Path(args.model).suffix.lower() in FORMATS and os.path.isfile(args.model):
-        raise ValueError(
-            f"{args.model} holds no settings of minidiffedit: another tool wrote it, or they were left out"
-        )
+    kind = FORMATS.get(Path(args.model).suffix.lower())
+    if kind and os.path.isfile(args.model):
+        wanted = "where a .safetensors file is wanted, or one that holds settings of minidiffedit"
+        raise ValueError(f"{args.model} is a picture ({kind}), {wanted}: these were left out, or another tool wrote it")
     try:
         path = find_model(args.model, args.revision, args.cache_dir, local_files_only=True, variant=args.variant)
     except HubError as error:

@@ -82,6 +82,8 @@ def masactrl(
 
 def objects(text: str | None, source: Words, target: Words) -> list[list[int]]:
     """The positions of the object's words in source and target."""
+    if source is None or target is None:
+        raise ValueError("object_words needs texts of one chunk of 75 tokens")
     found = [[at for phrase in listed(text) for at in words.find(phrase)] for words in (source, target)]
     for name, words, at in zip(("source", "target"), (source, target), found):
         if not at:

@@ -98,8 +98,7 @@ def prompt_to_prompt(
         if blend and i >= first(BLEND_STEPS, K):
             M = blend_mask(seen, x, coarsest, blend_threshold)
             x = torch.cat([x[:b], x[:b] + M * (x[b:] - x[:b])])
-            if record is not None:
-                record["blend"] = M
+            (record if record is not None else {})["blend"] = M
     return x[b:]
 
 
