@@ -143,7 +143,8 @@ def test_one_network_at_a_time_reads_it_each_time(folder, tmp_path):
     path, _ = lora(tmp_path / "style.safetensors")
     sd, again = (StableDiffusion.load(folder, device="cpu", lora=[path], low_memory=low) for low in (False, True))
     again.text(["a horse"]), again.unet.conv_in
-    assert all(one.equal(weights(again)[name]) for name, one in weights(sd).items())
+    read = weights(again)  # each network from its file once more
+    assert all(one.equal(read[name]) for name, one in weights(sd).items())
 
 
 def test_pefts_settings_count(folder, plain, tmp_path):
@@ -214,7 +215,7 @@ def test_files_given_in_each_others_place(folder, tmp_path, capsys, monkeypatch)
     style, _ = lora(tmp_path / "style.safetensors")
     word = save(tmp_path / "cat.safetensors", {"emb_params": torch.zeros(1, 24)})
     asked = ["edit", "in.png", *FAST, "--model"]
-    assert "a LoRA, an add-on to a checkpoint; give it with --lora" in failed(capsys, *asked, style)
+    assert "which adds to a checkpoint and is none; give it with --lora" in failed(capsys, *asked, style)
     assert "is no LoRA: it has " in failed(
         capsys, *asked, folder, "--lora", folder / "unet" / "diffusion_pytorch_model.safetensors"
     )

@@ -63,7 +63,10 @@ def test_the_square_is_edited_as_a_picture_of_its_own(picture, method):
 
 def test_the_methods_with_a_mask_of_ones_own_have_it():
     every = {name for name, row in SYSTEMS.items() if row.edit and "mask" in R.blank_plan(name).given}
-    assert every - {*MASKED} == {"sde-drag"} and "crop" not in R.blank_plan("masactrl").options
+    assert (
+        every - {*MASKED} == {"sde-drag", "drag-diffusion", "drag-noise", "dragon-diffusion"}
+        and "crop" not in R.blank_plan("masactrl").options
+    )
     with pytest.raises(ValueError, match="no option 'crop'"):
         R.plan("masactrl", target="a zebra", crop=True)
     with pytest.raises(ValueError, match="sdedit finds none: give one"):

@@ -142,7 +142,7 @@ EDITORS = sorted(
 def test_an_editor_walks_by_what_the_inversion_made(editor, sd):
     """Noises and null texts of a path count: with them the result is another than after plain DDIM."""
     picture, mask = box(), torch.ones(1, 1, 8, 10)
-    texts = TEXTS | {"edits": [["a horse", "a zebra"]], "reference": box()}
+    texts = TEXTS | {"edits": [["a horse", "a zebra"]], "reference": box(), "points": "9,9=>40,30"}
 
     def latent_after(inversion):
         plan = R.blank_plan(f"{inversion}+{editor}")

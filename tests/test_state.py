@@ -114,7 +114,8 @@ def planned(method):
     blank = blank_plan(method)
     given = {"target": "a zebra", "source": "a horse", "edits": [("a horse", "a zebra"), ("grass", "sand")]}
     given |= {"mask": box(), "reference": tiny.picture().rotate(90), "instruction": "paint it", "points": "9,9=>40,30"}
-    small = {"steps": 5, "maps": 2, "inner_steps": 2, "iterations": 4, "seed": 0, "first_step": 2}
+    small = {"steps": 5, "maps": 2, "inner_steps": 2, "iterations": 2, "seed": 0, "first_step": 2}
+    small |= {"lora_steps": 2, "text_steps": 2, "nudges": 2}
     small = {name: value for name, value in small.items() if name in blank.options}
     return plan(method, **{name: given[name] for name in blank.needs}, **small)
 
@@ -139,7 +140,8 @@ def test_every_method_is_saved_loaded_and_gone_on_from(models, picture, tmp_path
     change = {"guidance_scale": 3.0} if "guidance_scale" in settled.options else {"seed": 1}
     other, fresh = resume(back, **change), execute(changed(settled, change, settled.given.get("mask"))[0], sd, picture)
     assert torch.equal(other.latent, fresh.latent) and other.settings == fresh.settings
-    assert other.evaluations == predicted(path, change)
+    most = predicted(path, change)  # DPL's nouns may be found before their last step
+    assert other.evaluations == most or (method == "dpl" and other.rows <= sum(most.values()))
 
 
 def test_half_types_come_back(folder, picture, tmp_path):
@@ -350,7 +352,7 @@ def test_resume_does_not_overwrite_the_picture_it_began_with(here, folder, capsy
     ran(capsys, "edit", "in.png", *FAST, "--save-state", "run.safetensors", "-o", "first.png", *model)
     before = Path("in.png").read_bytes()
     for name in ("-o", "--save-mask"):
-        said = failed(capsys, "resume", "run.safetensors", "--dilate", "1", name, "in.png", *model)
+        said = failed(capsys, "resume", "run.safetensors", "--dilate", "1", name, "in.png", "--overwrite", *model)
         assert "in.png is the picture that run.safetensors was made of" in said
     assert Path("in.png").read_bytes() == before
     assert ran(capsys, "resume", "run.safetensors", "--dilate", "1", "-o", "first.png", *model)["output"] == "first.png"
@@ -577,7 +579,7 @@ def test_what_is_no_state_is_refused_before_the_model_is_loaded(here, saved, fol
     for name, word in (
         ("vae.safetensors", "no saved edit"), ("foreign.safetensors", "format 3"), ("none", "no such file"),
         ("cut.safetensors", "bytes"), ("empty.safetensors", "0 bytes"), ("a.pt", "pickle"),
-        ("json.safetensors", "cannot be used"), ("in.png", "no safetensors file"),
+        ("json.safetensors", "cannot be used"), ("in.png", "is a picture"),
         ("old.safetensors", "saved by an older version of minidiffedit (format 1, expected 2); save the edit again"),
     ):  # fmt: skip
         assert word in failed(capsys, "resume", name, "--model", "no-such-model"), name

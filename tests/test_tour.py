@@ -14,7 +14,7 @@ from tour import TOUR, run
 
 from minidiffedit.cli import main
 
-PICTURES = 24  # that a reader sees
+PICTURES = 19  # that a reader sees
 
 
 def pictures(notebook):
@@ -41,7 +41,7 @@ def test_every_chapter_ends_with_an_exercise_and_its_answer():
     chapters = sum(cell.source.startswith("## ") for cell in cells)
     answers = [cell for before, cell in pairwise(cells) if "**Exercise" in before.source]
     assert len(answers) == chapters - 1  # the last one is the limits
-    assert all(cell.cell_type == "code" and "answer" in cell.source and "assert" in cell.source for cell in answers)
+    assert all(cell.cell_type == "code" and "assert" in cell.source for cell in answers)
 
 
 @pytest.mark.slow

@@ -222,7 +222,9 @@ def here(tmp_path, monkeypatch):
 @pytest.mark.parametrize("option", ["--mask", "--union", "--subtract"])
 def test_a_mask_of_another_size_is_refused_before_the_model_is_loaded(option, here, folder, capsys):
     assert cli.main(["edit", "in.png", *FAST, "--model", str(folder), option, "m.png"]) == 1
-    assert "the mask is 90 x 70; it must have the picture's size 91 x 70 (or 80 x 64" in capsys.readouterr().err
+    assert (
+        "the mask is 90 x 70; it must have the picture's size 91 x 70 or aspect (or 80 x 64" in capsys.readouterr().err
+    )
 
 
 def test_a_model_that_is_not_here_yet_does_not_judge_masks(here, capsys, monkeypatch):
