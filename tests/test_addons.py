@@ -222,6 +222,7 @@ def test_files_given_in_each_others_place(folder, tmp_path, capsys, monkeypatch)
     assert "is no learned word" in failed(capsys, *asked, folder, "--embedding", style)
     assert "is no LoRA" in failed(capsys, *asked, folder, "--lora", word)
     assert "no such file" in failed(capsys, *asked, folder, "--lora", "missing.safetensors:0.5")
+    (tmp_path / "cat.pt").write_bytes(b"PK\x03\x04" + bytes(100))
     assert "pickle" in failed(capsys, *asked, folder, "--embedding", "cat.pt")
 
 
