@@ -47,9 +47,9 @@ def cases(world: World, rng: random.Random, scale: float) -> Iterator[Case]:
         yield masked(f"all {value}", flat(SIZE, value), "done")
     for size in ((1, 1), (90, 70), (91, 60), (70, 91), (182, 100), (8, 10), (512, 512), (9999, 9)):
         yield masked(f"{size}", flat(size, 255), "refused", "91 x 70|8:1")
-        # Told before the model is loaded: there is none.
+        # Told before the model is loaded, or that there is none.
         argv = ["edit", "in.png", "--target", "x", "--mask", "bad.png", "--size", "64", "--model", "no-such-model"]
-        yield Case(f"{size}, no model", argv, flat(size, 255), "refused", "91 x 70")
+        yield Case(f"{size}, no model", argv, flat(size, 255), "refused", "91 x 70|no-such-model")
         argv = [
             "edit",
             "in.png",
