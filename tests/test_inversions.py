@@ -91,7 +91,12 @@ def test_our_reading_of_direct_inversion_is_the_arm_without_a_mask(sd, picture):
 
 
 EDITORS = [name for name, row in SYSTEMS.items() if row.inversion and row.edit and row.weights == "base"]
-GIVEN = TEXTS | {"mask": box(), "reference": box().convert("RGB"), "edits": [("a horse", "a zebra")]}
+GIVEN = TEXTS | {
+    "mask": box(),
+    "reference": box().convert("RGB"),
+    "edits": [("a horse", "a zebra")],
+    "points": "9,9=>40,30",
+}
 
 
 @pytest.mark.slow
@@ -101,7 +106,7 @@ def test_any_inversion_feeds_any_editor(sd, picture, inversion):
     seen = set()
     for editor in EDITORS:
         blank = R.blank_plan(editor, inversion)
-        few = {"steps": 4, "strength": 0.75, "maps": 1, "inner_steps": 1}
+        few = {"steps": 4, "strength": 0.75, "maps": 1, "inner_steps": 1, "iterations": 2, "text_steps": 1, "nudges": 1}
         given = {name: GIVEN[name] for name in {*blank.needs, "target"} & blank.given.keys()}
         options = {name: value for name, value in few.items() if name in blank.options}
         plan = R.plan(editor, inversion=inversion, seed=0, **given, **options)
@@ -109,7 +114,9 @@ def test_any_inversion_feeds_any_editor(sd, picture, inversion):
             seen.add(tuple(plan.functions.values()))
             done, predicted = R.execute(plan, sd, picture), cost(plan)
             assert torch.isfinite(done.latent).all() and done.verdict != "strength 0", editor
-            assert done.evaluations == predicted or not done.latent_mask.any(), editor
+            empty = done.latent_mask is not None and not done.latent_mask.any()
+            early = inversion == "dpl" and done.rows <= sum(predicted.values())  # its nouns were found
+            assert done.evaluations == predicted or empty or early, editor
     assert len(seen) > 5
 
 
