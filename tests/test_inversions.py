@@ -100,6 +100,7 @@ GIVEN = TEXTS | {
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("inversion", INVERSIONS)
 def test_any_inversion_feeds_any_editor(sd, picture, inversion):

@@ -51,6 +51,7 @@ def largest(method, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("method", ATTENTION)
 def test_no_map_of_64_x_64_cells_is_held(method, monkeypatch):
     assert 1 << 16 < largest(method, monkeypatch) < MAP // 2
