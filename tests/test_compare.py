@@ -82,7 +82,9 @@ def test_a_second_run_goes_on_where_the_first_stopped(tmp_path, monkeypatch):
     monkeypatch.setattr(C, "work", lambda task, *given: done.append(task) or work(task, *given))
     rows = C.run(tasks, path, "model", "judge")
     assert [(task.number, task.methods) for task in done] == [(0, ("ddim+replay",)), (1, ("sdedit", "ddim+replay"))]
-    assert [(row["number"], row["method"]) for row in rows] == [key[::3] for task in tasks for key in task.runs()]
+    assert [(row["number"], row["method"]) for row in rows] == [
+        (key[0], key[-1]) for task in tasks for key in task.runs()
+    ]
     assert all(row["rows"] > 0 for row in rows) and C.run(tasks, path, "model", "judge") == rows and len(done) == 2
 
 
@@ -98,6 +100,15 @@ def test_every_inversion_meets_every_editor_that_takes_one():
         assert {*blank_plan(name).needs} <= C.given(blank_plan(name), stand_in(0)).keys()
 
 
+def test_the_dear_ones_come_on_few_scenes_and_steps_are_given_to_all():
+    tasks = C.matrix_tasks(C.FEW + 1, steps=5)
+    names = {number: {name for t in tasks if t.number == number for name in t.methods} for number in range(C.FEW + 1)}
+    dear = {name for name in names[0] if C.DEAR & {*name.split("+")}}
+    assert dear and names[C.FEW - 1] == names[0] and names[C.FEW] == names[0] - dear
+    (row,) = C.work(C.Task(0, "swap", 0, ("ddim+replay",), steps=5), "model", "judge")
+    assert row["rows"] == 15 and row["steps"] == 5
+
+
 def test_the_tables_by_hand():
     def row(method, db, success, rows, seconds):
         return {"method": method, "background_psnr": db, "success": success, "rows": rows, "seconds": seconds}
@@ -105,7 +116,7 @@ def test_the_tables_by_hand():
     rows = [row("ddim+replay", 20.0, True, 150, 1.0), row("ddim+replay", 30.0, False, 150, 2.0),
             row("noise+replay", None, False, 1100, 1.0), {"method": "ddim+diffedit", "error": "no"}]  # fmt: skip
     assert C.table(rows, ["replay", "diffedit"], ["ddim", "noise"], C.quality).splitlines() == [
-        "| | ddim | noise |", "|---|---|---|", "| replay | 25.0 dB, 50 % | untouched, 0 % |",
-        "| diffedit | refused | refused |",
+        "| | ddim | noise |", "|---|---|---|", "| replay | 25.0 dB, 50 % | untouched, 0 % (of 1) |",
+        "| diffedit | refused (of 1) | refused |",
     ]  # fmt: skip
-    assert C.table(rows, ["replay"], ["ddim", "noise"], C.price).endswith("| 150, 1.5 s | 1,100, 1.0 s |")
+    assert C.table(rows, ["replay"], ["ddim", "noise"], C.price).endswith("| 150, 1.5 s | 1,100, 1.0 s (of 1) |")

@@ -4,9 +4,10 @@
     python -m weights.compare gallery                # every method on three scenes, side by side
     python -m weights.compare samplers               # how many steps DDIM and DPM-Solver++ need for the same
 
-Each method runs at the defaults of its row, without pasting. A run is one JSON line in the folder, written as its task
-is done, and a second run of the command goes on where the first stopped. Success is the judge's word (judge.py) on the
-object and the place, the background's PSNR is outside the true mask. Drawing scenes needs the Noto emoji font.
+Each method runs at the defaults of its row but for --steps, without pasting; what costs most on two scenes only. A run
+is one JSON line in the folder, written as its task is done, and a second run of the command goes on where the first
+stopped. Success is the judge's word (judge.py) on the object and the place, the background's PSNR is outside the true
+mask. Drawing scenes needs the Noto emoji font.
 """
 
 import argparse
@@ -38,19 +39,25 @@ from weights.bench import KINDS, Pair, add_options, fingerprint, pair, right, rm
 from weights.scenes import PLACES, SIDE
 
 SAMPLERS, STEPS, EXACT = ("ddim", "dpmsolver++"), (5, 10, 15, 20, 50), 200
+# Their gradients cost thousands of rows an edit: the matrix has them on its first scenes only.
+DEAR, FEW = {"dpl", "style-diffusion", "mag-edit"}, 2
 
 
 @dataclass(frozen=True)
 class Task:
-    """Methods on one edit of a scene, one after another; what one makes, an inversion say, the next may reuse."""
+    """Methods on one edit of a scene, one after another; what one makes, an inversion say, the next may reuse.
+
+    steps: of each method; 0 for its own default.
+    """
 
     number: int
     kind: str
     seed: int
     methods: tuple[str, ...]
+    steps: int = 0
 
     def runs(self) -> list[tuple[Any, ...]]:
-        return [(self.number, self.kind, self.seed, method) for method in self.methods]
+        return [(self.number, self.kind, self.seed, self.steps, method) for method in self.methods]
 
 
 def given(blank: Plan, one: Pair) -> dict[str, Any]:
@@ -96,11 +103,13 @@ def work(task: Task, model: str, judge: Path) -> list[dict[str, Any]]:
     one, rows, rate, known = pair(task.number, task.kind), list[dict[str, Any]](), dict[str, float](), list[Result]()
     source = Image.fromarray(one.source)
     for method in task.methods:
-        row = {"number": task.number, "kind": task.kind, "seed": task.seed, "method": method, "model": stamp}
+        row = {"number": task.number, "kind": task.kind, "seed": task.seed, "steps": task.steps, "method": method}
+        row |= {"model": stamp}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
                 arguments = given(blank_plan(method), one) | {"seed": task.seed, "paste": False}
+                arguments |= {"steps": task.steps} if task.steps else {}
                 predicted = cost(plan(method, **arguments))
                 done = edit(sd, source, method, reuse=known, **arguments)
             except (ValueError, ArithmeticError) as error:
@@ -124,7 +133,7 @@ def run(tasks: Sequence[Task], path: Path, model: str, judge: Path, workers: int
     stamp = fingerprint(Path(model), judge)
 
     def key(row: dict[str, Any]) -> tuple[Any, ...]:
-        return row["number"], row["kind"], row["seed"], row["method"]
+        return row["number"], row["kind"], row["seed"], row["steps"], row["method"]
 
     rows = {key(row): row for row in read_rows(path) if row["model"] == stamp}
     missing = [replace(t, methods=tuple(k[-1] for k in t.runs() if k not in rows)) for t in tasks]
@@ -156,20 +165,27 @@ def editors() -> list[str]:
     return [name for name in names if {"target", "edits", "reference", "points"} & blank_plan(name).given.keys()]
 
 
-def matrix_tasks(scenes: int, seed: int = 0) -> list[Task]:
+def matrix_tasks(scenes: int, steps: int = 0, seed: int = 0) -> list[Task]:
     """A task is a scene and an inversion, so that it is made once for all its editors."""
-    return [
-        Task(number, KINDS[0], seed, tuple(f"{inversion}+{editor}" for editor in editors()))
-        for number in range(scenes)
-        for inversion in INVERSIONS
-    ]
+    tasks = list[Task]()
+    for number in range(scenes):
+        some = [one for one in (*INVERSIONS, *editors()) if number < FEW or one not in DEAR]
+        for inversion in [one for one in INVERSIONS if one in some]:
+            names = tuple(f"{inversion}+{editor}" for editor in editors() if editor in some)
+            tasks.append(Task(number, KINDS[0], seed, names, steps))
+    return tasks
 
 
 def table(rows: Sequence[dict[str, Any]], lines: Sequence[str], columns: Sequence[str], say: Any) -> str:
-    """Markdown: say(the rows of f"{column}+{line}") in each cell."""
+    """Markdown: say(the rows of f"{column}+{line}") in each cell, with their number where others have more."""
     head = [f"| | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
     cells = {(c, e): [row for row in rows if row["method"] == f"{c}+{e}"] for c in columns for e in lines}
-    return "\n".join(head + [f"| {e} | {' | '.join(say(cells[c, e]) for c in columns)} |" for e in lines])
+    most = max(map(len, cells.values()))
+
+    def text(some: list[dict[str, Any]]) -> str:
+        return say(some) + (f" (of {len(some)})" if 0 < len(some) < most else "")
+
+    return "\n".join(head + [f"| {e} | {' | '.join(text(cells[c, e]) for c in columns)} |" for e in lines])
 
 
 def quality(rows: Sequence[dict[str, Any]]) -> str:
@@ -188,7 +204,8 @@ def price(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def matrix(args: argparse.Namespace) -> None:
-    rows = run(matrix_tasks(args.scenes), args.output / "matrix.jsonl", args.model, args.judge, args.workers)
+    tasks = matrix_tasks(args.scenes, args.steps)
+    rows = run(tasks, args.output / "matrix.jsonl", args.model, args.judge, args.workers)
     refused = sorted({f"{row['method']}: {row['error']}" for row in rows if "error" in row})
     said = [table(rows, editors(), [*INVERSIONS], say) for say in (quality, price)]
     text = "\n\n".join([*said, *refused]) + "\n"
@@ -266,6 +283,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m weights.compare", description="Compare the table's methods.")
     parser.add_argument("what", choices=COMMANDS)
     parser.add_argument("--scenes", type=int, default=40, metavar="N", help="how many (%(default)s)")
+    parser.add_argument("--steps", type=int, default=0, metavar="N", help="of each method in the matrix (its default)")
     parser.add_argument("--numbers", default="0,1,2", metavar="N,N,N", help="scenes of the gallery (%(default)s)")
     parser.add_argument("--wide", type=int, default=10, metavar="N", help="pictures in its lines (%(default)s)")
     add_options(parser, ".compare")
