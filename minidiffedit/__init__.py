@@ -7,6 +7,7 @@ are resolved on first use, so that importing the package costs nothing.
 
 import os
 import sys
+import time
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -29,10 +30,27 @@ if TYPE_CHECKING:
 
 __version__ = "0.2.0"
 
-# Threads of OpenMP spin while they wait, by default so long that a machine that is busy otherwise comes to a halt. They
-# shall sleep soon, not at once (see kernels/README.md). libgomp reads this once, when torch is loaded.
+
+def _spins() -> str:
+    """How often a thread of OpenMP looks whether it may go on before it sleeps, by whether others want the cores now.
+
+    A count that loses nothing on a quiet machine holds up one that is busy, and the other way round: measured in
+    kernels/README.md. Linux counts those who run; elsewhere there is mostly no libgomp to tell.
+    """
+    running = set[int]()
+    for _ in range(5):
+        try:
+            with open("/proc/loadavg") as file:
+                running.add(int(file.read().split()[3].partition("/")[0]))
+        except (OSError, ValueError, IndexError):
+            return "5000"
+        time.sleep(0.001)
+    return "1000" if min(running) > 1 else "5000"
+
+
+# libgomp reads this once, when torch is loaded.
 if "torch" not in sys.modules and not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
-    os.environ["GOMP_SPINCOUNT"] = "10000"
+    os.environ["GOMP_SPINCOUNT"] = _spins()
 
 _HOME = {
     "ddim": "Trajectory alpha_bar level_at levels move noises",
