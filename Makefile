@@ -4,13 +4,16 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 MODEL ?= weights/mini
 VENV ?= .venv
+# `make test LOCKED=tests/locked.txt` takes every package as it was last proven, for Python 3.11.
+LOCKED ?=
+PIP = $(RUN) -m pip install --quiet $(LOCKED:%=--constraint %)
 # Processes that share the tests; one that has nothing left takes over half of what another still has to run.
 WORKERS ?= 2
 RUN := $(VENV)/bin/python
 # Threads that wait asleep: spinning ones bring small models to a halt on a machine that is busy otherwise.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test test-long check test-browser clean parity-full load-peak full-size-edit diffusers-edit bench-gpu bench-mini table tour matrix evidence evidence-quick lines bench bench-peers bench-steps bench-busy figures batch-1000 test-scale fuzz faults test-versions audit same-results
+.PHONY: demo test test-long check test-browser clean parity-full load-peak full-size-edit diffusers-edit bench-gpu bench-mini table tour lock matrix evidence evidence-quick lines bench bench-peers bench-steps bench-busy figures batch-1000 test-scale fuzz faults test-versions audit same-results
 
 demo: $(VENV)/run.stamp
 	$(RUN) -m weights.demo --model $(MODEL)
@@ -61,6 +64,9 @@ fuzz: $(VENV)/test.stamp  ## bad input of every kind, over 5,000 cases, counts b
 faults: $(VENV)/test.stamp  ## runs cut short by signals, memory and disk; FAULTS="--seed 1" for other moments
 	$(RUN) tests/faults $(FAULTS)
 
+lock: $(VENV)/made.stamp  ## tests/locked.txt anew: all that '.[test,check]' brings today
+	$(RUN) -m pip install --dry-run --ignore-installed --quiet --report - '.[test,check]' $(TORCH) | $(RUN) tests/bench/lock.py
+
 audit: $(VENV)/run.stamp  ## the run-time packages against the database of known problems; fails where it cannot be asked
 	$(RUN) -m pip install --quiet --editable '.[audit]'
 	$(RUN) tests/bench/audit.py > $(VENV)/audited.txt
@@ -75,12 +81,12 @@ $(VENV)/made.stamp:
 	@touch $@
 
 $(VENV)/run.stamp: $(VENV)/made.stamp pyproject.toml
-	@$(RUN) -c 'import torch' 2>/dev/null || $(RUN) -m pip install --quiet $(TORCH)
-	$(RUN) -m pip install --quiet --editable .
+	@$(RUN) -c 'import torch' 2>/dev/null || $(PIP) $(TORCH)
+	$(PIP) --editable .
 	@touch $@
 
 $(VENV)/test.stamp: $(VENV)/run.stamp
-	$(RUN) -m pip install --quiet --editable '.[test,check]'
+	$(PIP) --editable '.[test,check]'
 	@touch $@
 
 test-browser: $(VENV)/test.stamp  ## the report in headless Chromium; screenshots in .screenshots

@@ -230,10 +230,14 @@ def test_the_content_tells_what_a_file_is_not_its_name(name, tmp_path, reference
     assert_same(StableDiffusion.load(save(tmp_path / name, single_state()), device="cpu"), reference)
 
 
-def test_a_folders_file_named_as_a_pickle(tmp_path, folder, reference):
+@pytest.mark.parametrize("network, name", [
+    ("unet", "diffusion_pytorch_model.bin"), ("vae", "diffusion_pytorch_model.bin"),
+    ("text_encoder", "pytorch_model.bin"),
+])  # fmt: skip
+def test_a_folders_file_named_as_a_pickle(network, name, tmp_path, folder, reference):
     shutil.copytree(folder, tmp_path / "m")
-    path = tmp_path / "m" / "unet" / tiny.FILES["unet"]
-    path.rename(path.with_suffix(".bin"))
+    path = tmp_path / "m" / network / tiny.FILES[network]
+    path.rename(path.with_name(name))
     assert_same(StableDiffusion.load(tmp_path / "m", device="cpu"), reference)
 
 

@@ -284,6 +284,20 @@ def test_links_lead_somewhere():
             assert link.startswith("http") or (page.parent / link).exists(), (page, link)
 
 
+def test_the_locked_packages_are_those_that_are_pinned():
+    locked = dict(
+        line.split("==") for line in (ROOT.parent / "tests/locked.txt").read_text().splitlines() if line[0] != "#"
+    )
+    wanted = re.findall(r'^ +"([\w-]+)(==|>=)([\d.]+)[^<\n]*$', (ROOT.parent / "pyproject.toml").read_text(), re.M)
+    assert len(wanted) > 15 and "pytest" in {name for name, _, _ in wanted}
+    for name, sign, version in wanted:
+        if name != "setuptools":
+            had = locked[name.replace("_", "-")]
+            assert had == version if sign == "==" else [*map(int, had.split("."))] >= [*map(int, version.split("."))], (
+                name
+            )
+
+
 # ---------------------------------------------------------------- names and the wheel
 
 

@@ -390,6 +390,13 @@ def test_what_stands_in_a_folder_instead_of_the_weights(name, words, tmp_path, f
         refused(tmp_path / "m" / "unet" / name, words)
 
 
+def test_a_text_encoders_pickle_is_told(tmp_path, folder, refused):
+    shutil.copytree(folder, tmp_path / "m")
+    (tmp_path / "m" / "text_encoder" / tiny.FILES["text_encoder"]).unlink()
+    (tmp_path / "m" / "text_encoder" / "pytorch_model.bin").write_bytes(pickle.dumps({"a": [1] * 99}))
+    refused(tmp_path / "m", PICKLE)
+
+
 def test_folders_one_level_off(tmp_path, folder, refused):
     whole = shutil.copytree(folder, tmp_path / "models" / "m")
     refused(whole.parent, rf"models has no folder unet/ but m/ has: give {whole}")

@@ -17,6 +17,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from minidiffedit import StableDiffusion, edit, save_report
+from minidiffedit.cli import one_line
 from minidiffedit.files.images import grey_picture
 
 HERE = Path(__file__).parent
@@ -37,9 +38,12 @@ def main() -> int:
     parser.add_argument("-o", "--output", type=Path, default=Path("demo"), metavar="DIR", help="(%(default)s)")
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
-    sd = StableDiffusion.load(args.model)
-    scenes = json.loads((args.scenes / "scenes.json").read_text(encoding="utf-8"))
-    scenes = [scene for scene in scenes if args.all or scene["folder"] in SHOWN]
+    try:
+        sd = StableDiffusion.load(args.model)
+    except (OSError, ValueError) as error:
+        parser.exit(1, f"error: {one_line(error)}\n")
+    known = {scene["folder"]: scene for scene in json.loads((args.scenes / "scenes.json").read_text(encoding="utf-8"))}
+    scenes = [known[name] for name in (known if args.all else SHOWN)]
     rows, titles = [], []
     for scene in scenes:
         settings = {} if args.defaults else PLACE if scene["kind"] == "place" else SWAP
@@ -58,7 +62,8 @@ def show(
     """Edit one scene, write edit, mask, heat map and, if it has a name, the page; return the sheet's row."""
     done = edit(sd, folder / "source.png", source=scene["source"], target=scene["target"], **settings)
     heat = grey_picture(done.heat, done.source.size)
-    for name, picture in (("edit", done.image), ("mask", done.mask), ("heat", heat)):
+    done.save(output / f"{scene['folder']}-edit.png")
+    for name, picture in (("mask", done.mask), ("heat", heat)):
         picture.save(output / f"{scene['folder']}-{name}.png")
     if page:
         save_report(done, page, picture=os.path.relpath(folder / "source.png"), decode_previews=True)

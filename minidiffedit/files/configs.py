@@ -148,7 +148,8 @@ def weights_file(sub: Path, network: str, variant: str | None, dtype: torch.dtyp
         wanted = [half]
     elif variant == "non_ema" and network == "unet":  # the other networks have no such variant
         wanted = [other]
-    for file in [*wanted, *(file.with_suffix(".bin") for file in wanted)]:  # the content tells what it is
+    twins = [sub / f"{'pytorch_' * (network == 'text_encoder')}{file.stem}.bin" for file in wanted]
+    for file in [*wanted, *twins]:  # the content tells what it is
         if file.exists():
             return file
     names = sorted(p.name for p in sub.iterdir())

@@ -154,7 +154,7 @@ def alone(world: World, rng: random.Random, n: Any) -> Iterator[Case]:
     }
     for name, (kept, words) in kinds.items():
         some = {key: entry for key, entry in entries.items() if kept(key)}
-        yield Case(f"single file: {name}", ["info", "m.safetensors"],
+        yield Case(f"single file: {name}", edit(model="m.safetensors"),  # `info` says what such a file is
                    lambda folder, some=some: files.hollow(folder / "m.safetensors", some), "refused", words)  # fmt: skip
     names = sorted(entries)
     for _ in n(40):
