@@ -13,7 +13,7 @@ RUN := $(VENV)/bin/python
 # Threads that wait asleep: spinning ones bring small models to a halt on a machine that is busy otherwise.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test test-long check test-browser clean parity-full load-peak full-size-edit diffusers-edit bench-gpu bench-mini table tour lock matrix evidence evidence-quick lines bench bench-peers bench-steps bench-busy figures batch-1000 test-scale fuzz faults test-versions audit same-results
+.PHONY: demo test test-long check test-browser clean parity-full load-peak full-size-edit diffusers-edit bench-gpu bench-mini table tour lock matrix evidence evidence-quick lines bench bench-peers bench-steps bench-busy figures batch-1000 test-scale fuzz faults mutants test-versions audit same-results
 
 demo: $(VENV)/run.stamp
 	$(RUN) -m weights.demo --model $(MODEL)
@@ -66,6 +66,10 @@ faults: $(VENV)/test.stamp  ## runs cut short by signals, memory and disk; FAULT
 
 lock: $(VENV)/made.stamp  ## tests/locked.txt anew: all that '.[test,check]' brings today
 	$(RUN) -m pip install --dry-run --ignore-installed --quiet --report - '.[test,check]' $(TORCH) | $(RUN) tests/bench/lock.py
+
+mutants: $(VENV)/test.stamp  ## small mistakes in core and methods that the tests should notice; MUTANTS="--minutes 5 --only ddim" for fewer
+	$(PIP) --editable '.[mutants]'
+	$(RUN) tests/bench/mutation.py $(MUTANTS)
 
 audit: $(VENV)/run.stamp  ## the run-time packages against the database of known problems; fails where it cannot be asked
 	$(RUN) -m pip install --quiet --editable '.[audit]'
