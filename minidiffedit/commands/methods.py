@@ -3,6 +3,7 @@
 import argparse
 import inspect
 import json
+import re
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -136,14 +137,13 @@ def run_tour(args: argparse.Namespace) -> dict[str, Any]:
 
     args.output.mkdir(parents=True, exist_ok=True)
     notebook = free(args.output / "tour.ipynb")
-    write_whole(notebook, files("minidiffedit").joinpath("data/tour.ipynb").read_bytes())
+    text = files("minidiffedit").joinpath("data/tour.ipynb").read_text("utf-8")
+    write_whole(notebook, re.sub(r"\[([^][]*)\]\(\.\./[^)]*\)", r"\1", text).encode())  # links into a clone: its words
     return {"output": str(notebook)}
 
 
 def say_tour(result: dict[str, Any]) -> str:
-    return (
-        f"{result['output']}: open it with `jupyter lab` (pip install jupyterlab), or in an editor that shows notebooks"
-    )
+    return f"{result['output']}: open it with `jupyter lab` (pip install jupyterlab), or in an editor for notebooks"
 
 
 COMMANDS = {

@@ -3,6 +3,7 @@
 python tests/bench/tour.py                  # writes minidiffedit/data/tour.ipynb anew, with its outputs
 """
 
+import hashlib
 import sys
 import time
 from pathlib import Path
@@ -13,10 +14,17 @@ from nbclient import NotebookClient
 TOUR = Path(__file__).parents[2] / "minidiffedit" / "data" / "tour.ipynb"
 
 
+def digest(notebook: nbformat.NotebookNode) -> str:
+    """SHA-256 of the code: what the outputs were made by."""
+    code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    return hashlib.sha256("\0".join(code).encode()).hexdigest()
+
+
 def run(folder: Path) -> nbformat.NotebookNode:
     """The notebook after a run in `folder`, in its own process. Raises CellExecutionError where a cell fails."""
     notebook = nbformat.read(TOUR, 4)
     NotebookClient(notebook, timeout=600, record_timing=False, resources={"metadata": {"path": str(folder)}}).execute()
+    notebook.metadata["code_that_ran"] = digest(notebook)
     return notebook
 
 
