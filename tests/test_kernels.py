@@ -279,6 +279,7 @@ def test_compiled_models_hold_the_kernel_in_one_graph(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_script_for_a_gpu_runs_anywhere_in_small(tmp_path):
     """Every figure of tests/bench/gpu.py by the code a GPU would run, the kernels interpreted; not one is left out.
 

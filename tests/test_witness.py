@@ -15,7 +15,7 @@ import pytest
 import tiny
 import torch
 from commands import failed, ran
-from explicit import maps
+from explicit import maps, once
 from mutants import mutant, run
 from PIL import Image
 from stubs import latent
@@ -72,6 +72,7 @@ def test_without_one_nothing_is_asked(picture, monkeypatch):
     assert handed == [{}] * 7 + [{"tap": "minidiffedit.methods.masactrl"}] * 3
 
 
+@once
 @torch.no_grad()
 def by_hand(x, t, text, at, level):
     """Mean over heads and sites of one level, the sum over positions, of diffusers' maps."""
