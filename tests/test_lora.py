@@ -20,6 +20,10 @@ def double():
     return proofs.double()
 
 
+def fresh():
+    return tiny.model(unet=tiny.QUICK)
+
+
 def learned(sd, x0=None, **options):
     x0 = latent(1, 4, 8, 8, dtype=torch.float32) if x0 is None else x0
     return L.lora(sd.eps, x0, sd.projections, sd.text(["a horse"]), **FEW | options)
@@ -38,14 +42,12 @@ def test_what_is_added_is_the_product(sd):
     """As if the weights had been written into the network."""
     made, x, text = learned(sd), latent(2, 4, 8, 8, dtype=torch.float32), sd.text(["a horse"])
     found = L.adapted(sd.eps, made)(x, 481, [text])[0]
-    other = tiny.model(unet=tiny.QUICK)
+    other = fresh()
     for name, (a, b) in made.items():
         other.unet.get_parameter(name).data += b @ a
     torch.testing.assert_close(found, other.eps(x, 481, [text])[0], rtol=1e-5, atol=1e-6)
     assert (found - sd.eps(x, 481, [text])[0]).abs().max() > 1e-4
-    assert torch.equal(
-        tiny.model(unet=tiny.QUICK).eps(x, 481, [text])[0], sd.eps(x, 481, [text])[0]
-    )  # its own weights stay
+    assert torch.equal(fresh().eps(x, 481, [text])[0], sd.eps(x, 481, [text])[0])  # its own weights stay
 
 
 def test_the_gradient_is_the_finite_difference(double, monkeypatch):
@@ -122,7 +124,7 @@ def test_names_are_diffusers(sd):
 
 
 def test_weights_that_are_not_at_hand(sd):
-    other = tiny.model(unet=tiny.QUICK)
+    other = fresh()
     other.unet = partial(other.unet)  # as those that are compiled, or read again for each call
     with pytest.raises(ValueError, match="without compile and low_memory"):
         other.eps(latent(1, 4, 8, 8), 481, [sd.text([""])], deltas={"x": torch.zeros(1)})

@@ -299,4 +299,5 @@ def test_mutation_turns_a_test_red(name, monkeypatch):
     old, new, case = MUTATIONS[name]
     monkeypatch.setitem(globals(), "P", mutant("methods.prompt_to_prompt", old, new, monkeypatch))
     with pytest.raises((AssertionError, RuntimeError)):
-        test_it_is_the_edit_of_the_maps(case, "direct")
+        for inversion in ("direct", "ddim"):
+            test_it_is_the_edit_of_the_maps(case, inversion)
