@@ -255,7 +255,8 @@ def test_some_words_and_what_is_refused(tmp_path, capsys, monkeypatch):
 def test_edit_with_a_report_looks_on(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     scene = MINI / "scenes" / "horse-zebra" / "source.png"
-    told = ["edit", scene, "--model", MINI, "--method", "masactrl", "--target", "a photo of a zebra", "--steps", 5]
+    told = ["edit", scene, "--model", MINI, "--method", "masactrl", "--target", "a photo of a zebra"]
+    told += ["--steps", 2, "--first-step", 1]
     plain = ran(capsys, *told, "--seed", 0, "-o", "a.png")
     with_page = ran(capsys, *told, "--seed", 0, "-o", "b.png", "--report", "b.html")
     assert plain["rows"] == with_page["rows"] and Image.open("a.png").tobytes() == Image.open("b.png").tobytes()
