@@ -123,7 +123,9 @@ FAST = ["--steps", "10", "--maps", "2", "--seed", "0", "--mask-threshold", "0.7"
 
 
 @pytest.mark.filterwarnings("ignore:edit . has no cell")
-def test_the_command_and_its_record(tmp_path, monkeypatch, picture, folder, sd, capsys):
+def test_the_command_and_its_record(tmp_path, monkeypatch, picture, folder, capsys):
+    import tiny
+
     monkeypatch.chdir(tmp_path)
     picture.save("in.png")
     command = ["edit", "in.png", "--edit", "a horse=>a zebra", "--edit", " grass => sand ", *FAST, "--json", "--quiet"]
@@ -137,7 +139,7 @@ def test_the_command_and_its_record(tmp_path, monkeypatch, picture, folder, sd, 
         said, pixels = json.loads(file.text["minidiffedit"]), file.tobytes()
     assert said["edits"] == [["a horse", "a zebra"], ["grass", "sand"]] and said["edited"] is True
     arguments = {name: said[name] for name in ("method", "edits", "steps", "maps", "seed", "mask_threshold")}
-    assert R.edit(sd, picture, **arguments).image.tobytes() == pixels
+    assert R.edit(tiny.model(unet=tiny.QUICK), picture, **arguments).image.tobytes() == pixels
 
 
 @pytest.mark.parametrize("options, code, word", [
