@@ -13,19 +13,21 @@ RUN := $(VENV)/bin/python
 # Threads that wait asleep: spinning ones bring small models to a halt on a machine that is busy otherwise.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test test-long check test-browser clean parity-full load-peak full-size-edit diffusers-edit bench-gpu bench-mini table tour lock matrix evidence evidence-quick lines bench bench-peers bench-steps bench-busy figures batch-1000 test-scale fuzz faults mutants test-versions audit same-results
+.PHONY: demo test test-long check test-browser clean parity-full load-peak full-size-edit diffusers-edit bench-gpu bench-mini table tour lock matrix evidence evidence-quick lines bench bench-peers bench-steps bench-busy figures batch-1000 test-scale fuzz faults mutants test-versions audit same-results lint
 
 demo: $(VENV)/run.stamp
 	$(RUN) -m weights.demo --model $(MODEL)
 
-check: $(VENV)/test.stamp
+check: lint
+	$(RUN) -m pytest -n $(WORKERS) --dist worksteal -m "not slow"
+
+test: lint  ## one run of pytest for fast and slow: each worker takes long to begin
+	$(RUN) -m pytest -n $(WORKERS) --dist worksteal -m "not long"
+
+lint: $(VENV)/test.stamp
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
-	$(RUN) -m pytest -n $(WORKERS) --dist worksteal -m "not slow"
-
-test: check
-	$(RUN) -m pytest -n $(WORKERS) --dist worksteal -m "slow and not long"
 
 test-long: $(VENV)/test.stamp  ## each inversion under each editor on a network, memory of maps at 64 x 64 cells: some minutes
 	$(RUN) -m pytest -n $(WORKERS) --dist worksteal -m long

@@ -1,3 +1,4 @@
+import copy
 import os
 import sys
 from dataclasses import field, fields, make_dataclass
@@ -10,6 +11,8 @@ from hypothesis import settings
 sys.path.insert(0, str(Path(__file__).parent))
 
 import tiny
+
+from minidiffedit import StableDiffusion
 
 # The machines are shared and slow at times; the examples are the same in every run.
 settings.register_profile("steady", deadline=None, derandomize=True)
@@ -25,16 +28,35 @@ def no_rates(tmp_path_factory):
     os.environ["MINIDIFFEDIT_CACHE"] = str(tmp_path_factory.mktemp("rates"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def loads(files_of_one):
+    """What no test changes is loaded once in each way; further loads share its networks."""
+    load, known = StableDiffusion.load, {}
+
+    def once(model, **options):
+        key = repr(sorted(options.items()))
+        more = ("vae", "lora", "embeddings", "compile", "low_memory")
+        if str(model) != str(files_of_one) or any(options.get(name) for name in more):
+            return load(model, **options)
+        if key not in known:
+            known[key] = load(model, **options)
+        return copy.copy(known[key])
+
+    StableDiffusion.load = once
+    yield load
+    StableDiffusion.load = load
+
+
 @pytest.fixture(scope="session")
 def sd():
     """One tiny model for tests that only read it."""
-    return tiny.model()
+    return tiny.model(unet=tiny.QUICK)
 
 
 @pytest.fixture(scope="session")
 def inpainting():
     """The same for a UNet of 9 channels."""
-    return tiny.model(9)
+    return tiny.model(9, tiny.QUICK)
 
 
 @pytest.fixture(scope="session")
@@ -53,6 +75,22 @@ def small_single_files(monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def folder(tmp_path_factory):
+def folder(files_of_one):
     """The tiny model on disk; tests that change files copy it."""
-    return tiny.write_folder(tmp_path_factory.mktemp("models") / "tiny")
+    return files_of_one
+
+
+@pytest.fixture(scope="session")
+def files_of_one(tmp_path_factory):
+    return tiny.write_folder(tmp_path_factory.mktemp("models") / "tiny", unet=tiny.QUICK)
+
+
+@pytest.fixture(scope="session")
+def deep():
+    """One of as many levels and blocks as SD v1 has."""
+    return tiny.model()
+
+
+@pytest.fixture(scope="session")
+def deep_folder(tmp_path_factory):
+    return tiny.write_folder(tmp_path_factory.mktemp("models") / "deep")

@@ -4,9 +4,11 @@
 being diffusers' ("up_blocks.1.attentions.0...."), q, k, v (b, heads, n or m, d). `maps(q, k)` are those of a plain one.
 """
 
+from functools import wraps
+
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
-from tiny import CONFIGS
+from tiny import unet_config
 
 
 class Processor:
@@ -29,10 +31,24 @@ def maps(q, k):
 
 
 def peer(sd, hook):
-    net = UNet2DConditionModel.from_config(CONFIGS["unet"] | {"in_channels": sd.unet.conv_in.in_channels}).eval()
+    net = UNet2DConditionModel.from_config(unet_config(sd.unet.config)).eval()
     net.load_state_dict(sd.unet.state_dict())
     net.set_attn_processor({name: Processor(name, hook) for name in net.attn_processors})
     return net.requires_grad_(False)
+
+
+def once(oracle):
+    """A function of plain values whose results are kept: a mutant changes the method, not what it is compared with."""
+    kept = {}
+
+    @wraps(oracle)
+    def known(*given, **settings):
+        key = str((given, settings))
+        if key not in kept:
+            kept[key] = oracle(*given, **settings)
+        return kept[key]
+
+    return known
 
 
 def scheduler(steps):

@@ -85,6 +85,6 @@ def checked_slopes(module, monkeypatch):
     return values
 
 
-def double():
+def double(unet=tiny.QUICK):
     """The tiny model in float64."""
-    return StableDiffusion(*(network.double() for network in tiny.networks()), Tokenizer())
+    return StableDiffusion(*(network.double() for network in tiny.networks(unet=unet)), Tokenizer())

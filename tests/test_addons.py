@@ -24,6 +24,11 @@ FAST = ["--source", "a horse", "--target", "a zebra", "--steps", "10", "--maps",
 
 
 @pytest.fixture(scope="module")
+def folder(deep_folder):
+    return deep_folder
+
+
+@pytest.fixture(scope="module")
 def plain(folder):
     return StableDiffusion.load(folder, device="cpu")
 

@@ -1,6 +1,7 @@
 """CDS: without its loss it is DDS, the loss by hand, its gradient, the structure it keeps, rows by name."""
 
 import pytest
+import tiny
 import torch
 import torch.nn.functional as F
 from proofs import double, edited, is_the_slope, turns_red
@@ -50,7 +51,7 @@ def test_the_loss_by_hand():
 
 @pytest.fixture(scope="module")
 def sd64():
-    return double()
+    return double(tiny.UNET)
 
 
 def test_the_gradient_is_the_finite_difference(sd64):

@@ -78,6 +78,11 @@ def states():
 
 
 @pytest.fixture(scope="module")
+def folder(deep_folder):
+    return deep_folder
+
+
+@pytest.fixture(scope="module")
 def reference():
     return {n: module.state_dict() for n, module in zip(tiny.FILES, tiny.networks())}
 

@@ -7,6 +7,7 @@ that round row by row. Not promised bit for bit, and so only bounded here: anoth
 another number of rows in one call (`chunk`, the batch size), where torch may sum in another order.
 """
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -18,82 +19,78 @@ import stubs
 import torch
 
 import minidiffedit
-from minidiffedit import encode, find_mask, masked_decode
+from minidiffedit import StableDiffusion, edit, encode, find_mask, masked_decode
 
 ROOT = Path(minidiffedit.__file__).parents[1]
-
+BOTH = {"source": "a horse", "target": "a zebra", "seed": 5}
 PRINT = """
-import hashlib, json, sys, warnings
-import numpy, torch
-import minidiffedit
+import sys, warnings
+sys.path.insert(0, sys.argv[1])
+import torch
+from test_determinism import digest, everything
 
-model, threads, chunk, dtype, save = sys.argv[1:]
-torch.set_num_threads(int(threads))
-torch.manual_seed(hash("a") % 2**31)  # the global generator is another one in every process, and must not matter
+torch.set_num_threads(2)
 warnings.simplefilter("ignore")
-picture = numpy.random.default_rng(0).integers(0, 256, (80, 72, 3), dtype=numpy.uint8)
-sd = minidiffedit.StableDiffusion.load(model, device="cpu", dtype=dtype)
-done = minidiffedit.edit(
-    sd, picture, source="a horse", target="a zebra", seed=5, steps=5, maps=5, chunk=int(chunk) or None, paste=False
-)
-small = {"target": "a zebra", "source": "a horse", "seed": 5, "steps": 2, "reuse": done}
-masa = minidiffedit.edit(sd, picture, "masactrl", first_step=0, **small)
-null = minidiffedit.edit(sd, picture, "null-text+replay", inner_steps=2, **small)
-kept = {"maps": done.found.maps, "x0": done.x0, "latent": done.latent, "mask": done.latent_mask}
-kept |= {"masactrl": masa.latent, "null-text": null.latent}
-if save != "-":
-    numpy.savez(save, **{name: value.numpy() for name, value in kept.items()})
-digest = hashlib.sha256(done.image.tobytes())
-for value in (*kept.values(), *done.trajectory.values(), *done.decoded):
-    digest.update(value.numpy().tobytes())
-print(digest.hexdigest(), torch.get_num_threads())
+for dtype in ("float32", "bfloat16"):
+    torch.manual_seed(hash("a") % 2**31)  # the global generator is another one in every process, and must not matter
+    print(digest(everything(sys.argv[2], dtype=dtype)))
 """
 
 
-def fresh(folder, *, threads=1, chunk=0, dtype="float32", hashes="random", save="-"):
-    """An edit in a process of its own -> the digest of everything it computed."""
-    command = [sys.executable, "-c", PRINT, folder, threads, chunk, dtype, save]
-    environment = {**os.environ, "PYTHONHASHSEED": hashes, "OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    digest, used = done.stdout.split()
-    assert int(used) == threads
-    return digest
+@pytest.fixture(scope="module")
+def folder(deep_folder):
+    return deep_folder
+
+
+def everything(folder, *, chunk=None, dtype="float32"):
+    """What an edit of each kind computes, by name."""
+    picture = np.random.default_rng(0).integers(0, 256, (80, 72, 3), dtype=np.uint8)
+    sd = StableDiffusion.load(folder, device="cpu", dtype=dtype)
+    done = edit(sd, picture, **BOTH, steps=5, maps=5, chunk=chunk, paste=False)
+    masa = edit(sd, picture, "masactrl", first_step=0, steps=2, reuse=done, **BOTH)
+    null = edit(sd, picture, "null-text+replay", inner_steps=2, steps=2, reuse=done, **BOTH)
+    kept = {"maps": done.found.maps, "x0": done.x0, "latent": done.latent, "mask": done.latent_mask}
+    kept |= {"masactrl": masa.latent, "null-text": null.latent, "image": torch.from_numpy(np.array(done.image))}
+    return kept | {f"level {i}": one for i, one in enumerate((*done.trajectory.values(), *done.decoded))}
+
+
+def digest(kept):
+    return hashlib.sha256(b"".join(value.numpy().tobytes() for value in kept.values())).hexdigest()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("threads, dtype", [(1, "float32"), (2, "float32"), (2, "bfloat16")])
-def test_the_same_edit_again_in_a_fresh_process(folder, threads, dtype):
+def test_the_same_edit_again_in_a_fresh_process(folder):
     """Everything computed, down to the last bit, also under another hash seed and another global generator."""
-    once, again = (fresh(folder, threads=threads, dtype=dtype, hashes=hashes) for hashes in ("1", "2"))
-    assert once == again
+    found = []
+    for hashes in ("1", "2"):
+        command = [sys.executable, "-c", PRINT, str(Path(__file__).parent), str(folder)]
+        environment = {**os.environ, "PYTHONHASHSEED": hashes, "OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr
+        found.append(done.stdout.split())
+    assert found[0] == found[1] and len({*found[0]}) == 2  # one for each dtype
 
 
-@pytest.mark.slow
-def test_other_threads_and_chunks_round_otherwise_at_most(folder, tmp_path):
+def test_other_threads_and_chunks_round_otherwise_at_most(folder):
     """The bound of float32: 1e-5, relative; the mask may differ only where the heat is that close to its threshold."""
-    runs = {}
-    for name, options in (
-        ("plain", {}),
-        ("threads", {"threads": 2}),
-        ("chunk 1", {"chunk": 1}),
-        ("chunk 2", {"chunk": 2}),
-    ):
-        path = tmp_path / f"{name}.npz"
-        fresh(folder, save=path, **options)
-        runs[name] = np.load(path)
-    plain = runs.pop("plain")
-    heat = torch.from_numpy(plain["maps"]).mean(dim=1)
+    plain, before = everything(folder), torch.get_num_threads()
+    runs = {"chunk 1": everything(folder, chunk=1), "chunk 2": everything(folder, chunk=2)}
+    try:
+        torch.set_num_threads(2)
+        runs["threads"] = everything(folder)
+    finally:
+        torch.set_num_threads(before)
+    heat = plain["maps"].mean(dim=1)
     heat = heat.clamp(max=3 * heat.mean())
     heat = (heat - heat.min()) / (heat.max() - heat.min())
-    close = ((heat - 0.5).abs() < 1e-4).numpy()
+    close = (heat - 0.5).abs() < 1e-4
     for name, other in runs.items():
         for value in ("maps", "x0"):
-            error = np.abs(other[value] - plain[value]).max() / np.abs(plain[value]).max()
+            error = (other[value] - plain[value]).abs().max() / plain[value].abs().max()
             assert error <= 1e-5, (name, value, error)
         assert (other["mask"][:, 0] == plain["mask"][:, 0])[~close].all(), name
-        if (other["mask"] == plain["mask"]).all():
-            error = np.abs(other["latent"] - plain["latent"]).max() / np.abs(plain["latent"]).max()
+        if torch.equal(other["mask"], plain["mask"]):
+            error = (other["latent"] - plain["latent"]).abs().max() / plain["latent"].abs().max()
             assert error <= 1e-4, (name, error)
 
 

@@ -73,13 +73,13 @@ def test_maps_are_softmaxed_over_words_and_smoothed(sd):
     x, text = latent(1, 4, 16, 24, dtype=torch.float32), sd.text(["a horse"])
     sd.eps(x, 481, [text], tap=look)
     sd.eps(x, 481, [text], tap=keep)
-    words = torch.softmax(100 * torch.stack(seen).mean(0)[:, 1:4], -1).T.reshape(3, 1, 4, 6)
+    words = torch.softmax(100 * torch.stack(seen).mean(0)[:, 1:4], -1).T.reshape(3, 1, 8, 12)
     line = torch.exp(torch.tensor([-2.0, 0.0, -2.0]))
     kernel = torch.outer(line, line) / torch.outer(line, line).sum()
     expected = F.conv2d(F.pad(words, (1, 1, 1, 1), "replicate"), kernel[None, None])[:, 0]
     maps = look.maps((16, 24))
     torch.testing.assert_close(maps[1:4], expected, rtol=1e-4, atol=1e-6)
-    assert maps.shape == (77, 4, 6) and not maps[4:].any() and not maps[0].any()
+    assert maps.shape == (77, 8, 12) and not maps[4:].any() and not maps[0].any()
 
 
 def test_the_gradient_is_the_finite_difference(monkeypatch):

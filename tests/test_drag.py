@@ -2,6 +2,7 @@
 
 import proofs
 import pytest
+import tiny
 import torch
 import torch.nn.functional as F
 from proofs import edited, turns_red
@@ -19,7 +20,7 @@ FEW = {"steps": 5, "iterations": 2, "lora_steps": 0}
 
 @pytest.fixture(scope="module")
 def double():
-    return proofs.double()
+    return proofs.double(tiny.UNET)
 
 
 def by_grid(features, at, radius):

@@ -1,6 +1,7 @@
 """DragonDiffusion: what is led where, without energy nothing, the gradient, that a step goes down it, rows."""
 
 import pytest
+import tiny
 import torch
 import torch.nn.functional as F
 from proofs import double, edited, is_the_slope, turns_red
@@ -61,7 +62,7 @@ def test_the_energy_looks_from_start_to_goal():
 
 def test_the_gradient_is_the_finite_difference():
     """Read from one step, with and without energy; a step is linear in its prediction."""
-    sd, x0 = double(), latent(1, 4, 8, 8)
+    sd, x0 = double(tiny.UNET), latent(1, 4, 8, 8)
     path, text, mask = path_of(sd, x0, steps=1), sd.text(["a horse"]), torch.zeros(1, 1, 8, 8)
     mask[..., 1:7, 1:7] = 1
     one, two = (moved(sd, path, mask=mask, energy_steps=1.0, energy=e, content=2.0) for e in (0.0, 20.0))

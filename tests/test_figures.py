@@ -10,6 +10,7 @@ import pytest
 import torch
 from commands import ran
 from PIL import Image
+from stubs import Model
 
 from minidiffedit import cli, edit, encode, figure, masked_decode
 from minidiffedit.views import figures
@@ -19,6 +20,11 @@ from minidiffedit.views.sheet import costs
 QUICK = {"steps": 10, "maps": 2, "target": "a zebra", "source": "a horse", "seed": 0}
 STEPLESS = {name: value for name, value in QUICK.items() if name != "steps"}
 FAST = ["--target", "a zebra", "--source", "a horse", "--steps", "10", "--maps", "2", "--seed", "0"]
+
+
+@pytest.fixture(scope="module")
+def sd():
+    return Model()
 
 
 def psnr(a, b, where=None):

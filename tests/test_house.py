@@ -230,7 +230,7 @@ def test_what_is_neither_core_nor_method_stays_within_its_budget():
     still to come. This is where it stands with them: it may only become less.
     """
     lines = {name: lines_of(name) for name in modules() if room_of(name) not in ("core", "methods", "kernels", "data")}
-    assert sum(lines.values()) <= 10902, (sum(lines.values()), sorted(lines.items(), key=lambda item: -item[1]))
+    assert sum(lines.values()) <= 10870, (sum(lines.values()), sorted(lines.items(), key=lambda item: -item[1]))
 
 
 def test_a_method_is_one_short_file():
@@ -333,13 +333,13 @@ def edits_with_its_own_miniature(folder):
     assert sum(path.stat().st_size for path in site.rglob("mini/**/*") if path.is_file()) < 40e6
 
 
-def sees_types(folder, *site):
+def sees_types(folder, site):
     """mypy, of a file outside the clone: the names are typed, a wrong one is an error."""
     (folder / "use.py").write_text(
         "import minidiffedit\nreveal_type(minidiffedit.edit)\nreveal_type(minidiffedit.StableDiffusion.load)\n"
         "minidiffedit.eddit\n"
     )
-    environment = {**os.environ, "PYTHONPATH": "", "MYPYPATH": os.pathsep.join(map(str, site))}
+    environment = {**os.environ, "PYTHONPATH": "", "MYPYPATH": str(site)}
     command = [sys.executable, "-P", "-m", "mypy", "--config-file=", "--follow-imports=silent", "use.py"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
     assert "-> minidiffedit.run.Result" in done.stdout and 'has no attribute "eddit"' in done.stdout, done.stdout
@@ -358,7 +358,6 @@ def test_an_editable_installation_is_a_plain_path(tmp_path):
     subprocess.run([*pip, *install], check=True, cwd=tmp_path)
     lines = [line for path in (tmp_path / "site").glob("*.pth") for line in path.read_text().splitlines()]
     assert lines == [str(project)] and not [*(tmp_path / "site").glob("*finder*")]
-    sees_types(tmp_path, project)
 
 
 @pytest.mark.slow
@@ -372,15 +371,16 @@ def test_the_wheel_works_outside_the_clone(tmp_path):
     code = (
         "import minidiffedit, pathlib; assert 'site' in pathlib.Path(minidiffedit.__file__).parts; "
         "print(minidiffedit.Tokenizer()(['a horse'])[0, :4].tolist()); "
-        "from minidiffedit.methods.table import SYSTEMS; from minidiffedit.cost import rows_at_defaults; "
-        "print(all(rows_at_defaults(name) for name, system in SYSTEMS.items() if system.edit)); "
+        "from minidiffedit.methods.table import SYSTEMS; from minidiffedit.run import blank_plan; "
+        "from minidiffedit.cost import rows_at_defaults; print(rows_at_defaults('diffedit')); "
+        "[blank_plan(name) for name, system in SYSTEMS.items() if system.edit]; "
         "from minidiffedit.views import report, sheet, figures; from minidiffedit.many import batch, evaluate"
     )
     done = subprocess.run(
         [sys.executable, "-P", "-c", code], cwd=tmp_path, capture_output=True, text=True,
         env={"PYTHONPATH": str(tmp_path / "site"), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
     )  # fmt: skip
-    assert done.stdout.split("\n")[:2] == ["[49406, 320, 4558, 49407]", "True"], done.stderr
+    assert done.stdout.split("\n")[:2] == ["[49406, 320, 4558, 49407]", "140"], done.stderr
     edits_with_its_own_miniature(tmp_path)
     sees_types(tmp_path, tmp_path / "site")
     there = {str(path.relative_to(tmp_path / "site")) for path in (tmp_path / "site" / "minidiffedit").rglob("*.*")}

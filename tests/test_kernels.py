@@ -279,6 +279,7 @@ def test_compiled_models_hold_the_kernel_in_one_graph(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_script_for_a_gpu_runs_anywhere_in_small(tmp_path):
     """Every figure of tests/bench/gpu.py by the code a GPU would run, the kernels interpreted; not one is left out.
 
@@ -366,8 +367,10 @@ def test_compiles_for_hopper_without_spills(tmp_path, monkeypatch, n, m, d):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("n, m, d", SHIPPED)
+@pytest.mark.parametrize("dtype", [pytest.param(torch.float16, marks=pytest.mark.long), torch.bfloat16])
+@pytest.mark.parametrize(
+    "n, m, d", [*SHIPPED[:6], *(pytest.param(*one, marks=pytest.mark.long) for one in SHIPPED[6:])]
+)
 def test_every_shipped_size_compiles_for_hopper_without_spills(tmp_path, monkeypatch, n, m, d, dtype):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     check_code(n, m, d, dtype, tmp_path)

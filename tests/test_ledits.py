@@ -19,6 +19,11 @@ from minidiffedit.run import plan
 NULL, HORSE, ZEBRA = 0.0, latent(1, 4, 6, 5, seed=5), latent(1, 4, 6, 5, seed=6)
 
 
+@pytest.fixture(scope="module")
+def folder(deep_folder):
+    return deep_folder
+
+
 def path(x0=None, **options):
     x0 = latent(2, 4, 6, 5) if x0 is None else x0
     return edit_friendly(gaussian, x0, NULL, NULL, **{"steps": 10, "strength": 0.8} | options)

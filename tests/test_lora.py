@@ -20,6 +20,10 @@ def double():
     return proofs.double()
 
 
+def fresh():
+    return tiny.model(unet=tiny.QUICK)
+
+
 def learned(sd, x0=None, **options):
     x0 = latent(1, 4, 8, 8, dtype=torch.float32) if x0 is None else x0
     return L.lora(sd.eps, x0, sd.projections, sd.text(["a horse"]), **FEW | options)
@@ -27,7 +31,7 @@ def learned(sd, x0=None, **options):
 
 def test_nothing_has_changed_at_first(sd):
     made, x, text = learned(sd, lora_steps=0), latent(1, 4, 8, 8, dtype=torch.float32), sd.text(["a horse"])
-    assert len(made) == 16 * 8 and all(name in sd.unet.state_dict() for name in made)
+    assert len(made) == 7 * 8 and all(name in sd.unet.state_dict() for name in made)
     assert {name.split(".")[-2] for name in made} == {"to_q", "to_k", "to_v", "0"}  # to_out.0
     assert torch.equal(L.adapted(sd.eps, made)(x, 481, [text])[0], sd.eps(x, 481, [text])[0])
     A = torch.cat([a.flatten() for a, _ in made.values()])
@@ -38,12 +42,12 @@ def test_what_is_added_is_the_product(sd):
     """As if the weights had been written into the network."""
     made, x, text = learned(sd), latent(2, 4, 8, 8, dtype=torch.float32), sd.text(["a horse"])
     found = L.adapted(sd.eps, made)(x, 481, [text])[0]
-    other = tiny.model()
+    other = fresh()
     for name, (a, b) in made.items():
         other.unet.get_parameter(name).data += b @ a
     torch.testing.assert_close(found, other.eps(x, 481, [text])[0], rtol=1e-5, atol=1e-6)
     assert (found - sd.eps(x, 481, [text])[0]).abs().max() > 1e-4
-    assert torch.equal(tiny.model().eps(x, 481, [text])[0], sd.eps(x, 481, [text])[0])  # its own weights stay
+    assert torch.equal(fresh().eps(x, 481, [text])[0], sd.eps(x, 481, [text])[0])  # its own weights stay
 
 
 def test_the_gradient_is_the_finite_difference(double, monkeypatch):
@@ -109,7 +113,7 @@ def test_names_are_diffusers(sd):
     """Each layer of the file is a layer of diffusers' UNet, A reads its inputs and B makes its outputs."""
     from diffusers import UNet2DConditionModel
 
-    made, peer = L.state(learned(sd)), UNet2DConditionModel.from_config(tiny.CONFIGS["unet"])
+    made, peer = L.state(learned(sd)), UNet2DConditionModel.from_config(tiny.unet_config(tiny.QUICK))
     layers = {name: module for name, module in peer.named_modules() if isinstance(module, torch.nn.Linear)}
     for name, tensor in made.items():
         layer, which = name.removeprefix("unet.").rsplit(".lora_", 1)
@@ -120,7 +124,7 @@ def test_names_are_diffusers(sd):
 
 
 def test_weights_that_are_not_at_hand(sd):
-    other = tiny.model()
+    other = fresh()
     other.unet = partial(other.unet)  # as those that are compiled, or read again for each call
     with pytest.raises(ValueError, match="without compile and low_memory"):
         other.eps(latent(1, 4, 8, 8), 481, [sd.text([""])], deltas={"x": torch.zeros(1)})

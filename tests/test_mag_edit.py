@@ -66,7 +66,7 @@ def test_the_gradient_is_the_finite_difference(ratio, monkeypatch):
     before, after = nudge(sd, x0, ratio)
     path, source, target, *_ = given(sd, x0)
     scale = 2.5 * math.sqrt((1 - path.a[4]) / path.a[4])
-    low = torch.nn.functional.adaptive_max_pool2d(MASK, 4).flatten().double()
+    low = torch.nn.functional.adaptive_max_pool2d(MASK, 16 >> sd.coarsest).flatten().double()
 
     def loss(x):
         """With source's maps for the words of both prompts in all cross-attentions, and its self-attention."""

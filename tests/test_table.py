@@ -119,3 +119,4 @@ def test_the_rows_that_are_stored_are_those_of_the_table():
 def test_the_rows_that_are_stored_are_counted():
     stored = json.loads((R.pathlib.Path(R.__file__).parent / "data" / "rows.json").read_text())
     assert stored == {repr(system): rows_at_defaults(name) for name, system in SYSTEMS.items() if system.edit}
+    assert all(stored.values())

@@ -3,7 +3,7 @@
 import pytest
 import tiny
 import torch
-from explicit import error, maps, peer, scheduler
+from explicit import error, maps, once, peer, scheduler
 from mutants import mutant, run
 from proofs import edited
 from stubs import latent
@@ -49,6 +49,7 @@ def made(over=PATH, **options):
     return P.tic(SD.eps, over, TEXT[TARGET], TEXT[SOURCE], SD.coarsest, *words, **{"first_step": 1} | options)
 
 
+@once
 @torch.no_grad()
 def by_kept(look="source", first_step=1, finest=2):
     """The edit's two rows alone, which look at keys and values that the inversion kept."""

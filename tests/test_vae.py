@@ -67,9 +67,12 @@ FORMS = {
 
 
 @pytest.mark.filterwarnings("ignore:.*ignored 1 tensor that")
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("model", ["folder", "folder without", "single", "single without"])
-def test_every_form_for_every_model(model, form, folder, tmp_path, small_single_files):
+@pytest.mark.parametrize("model, form", [
+    *(("single without", form) for form in FORMS),
+    *((model, form) for model in ("folder", "folder without", "single") for form in (
+        "file with its config", "file alone, CompVis'", "a whole single file")),
+])  # fmt: skip
+def test_every_form_and_every_model(model, form, folder, tmp_path, small_single_files):
     if model.startswith("single"):
         state = {k: t for k, t in single_state().items() if "without" not in model or "first_stage" not in k}
         path = save(tmp_path / "model.safetensors", state)

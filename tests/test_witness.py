@@ -15,7 +15,7 @@ import pytest
 import tiny
 import torch
 from commands import failed, ran
-from explicit import maps
+from explicit import maps, once
 from mutants import mutant, run
 from PIL import Image
 from stubs import latent
@@ -72,6 +72,7 @@ def test_without_one_nothing_is_asked(picture, monkeypatch):
     assert handed == [{}] * 7 + [{"tap": "minidiffedit.methods.masactrl"}] * 3
 
 
+@once
 @torch.no_grad()
 def by_hand(x, t, text, at, level):
     """Mean over heads and sites of one level, the sum over positions, of diffusers' maps."""
@@ -254,7 +255,8 @@ def test_some_words_and_what_is_refused(tmp_path, capsys, monkeypatch):
 def test_edit_with_a_report_looks_on(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     scene = MINI / "scenes" / "horse-zebra" / "source.png"
-    told = ["edit", scene, "--model", MINI, "--method", "masactrl", "--target", "a photo of a zebra", "--steps", 5]
+    told = ["edit", scene, "--model", MINI, "--method", "masactrl", "--target", "a photo of a zebra"]
+    told += ["--steps", 2, "--first-step", 1]
     plain = ran(capsys, *told, "--seed", 0, "-o", "a.png")
     with_page = ran(capsys, *told, "--seed", 0, "-o", "b.png", "--report", "b.html")
     assert plain["rows"] == with_page["rows"] and Image.open("a.png").tobytes() == Image.open("b.png").tobytes()

@@ -6,7 +6,7 @@ import pytest
 import tiny
 import torch
 from commands import failed, ran
-from explicit import maps
+from explicit import maps, once
 from mutants import mutant, run
 from stubs import ALPHA_BAR, latent
 
@@ -26,6 +26,7 @@ def found(x0=X0, source=SOURCE, target=TARGET, **options):
     )
 
 
+@once
 @torch.no_grad()
 def by_hand(x0, at, t, seeds, levels):
     """Mean over noises, sites and heads of the maps at some positions; levels: cells of each -> its rows, columns."""
@@ -134,13 +135,13 @@ def test_the_source_of_a_mask_by_itself(method, picture):
     assert R.plan(f"words+{method}", mask_from="words:horse", **TEXTS).record == named.record
 
 
-def test_the_source_of_a_mask_from_the_shell(folder, picture, tmp_path, capsys, monkeypatch):
+def test_the_source_of_a_mask_from_the_shell(folder, sd, picture, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     picture.save("in.png")
     told = ["in.png", "--model", folder, "--source", SOURCE, "--maps", 2, "--seed", 0, "--steps", 5]
     target, asked = ["--target", TARGET], ["--mask-from", "words:horse"]
     said = ran(capsys, "edit", *told, *target, *asked, "-o", "out.png")
-    same = R.edit(SD, picture, "words+diffedit", mask_words="horse", maps=2, **TEXTS)
+    same = R.edit(sd, picture, "words+diffedit", mask_words="horse", maps=2, **TEXTS)
     assert said["method"] == "words+diffedit" and said["settings"]["mask_words"] == "horse"
     assert said["coverage"] == same.coverage and said["rows"]["paid"] == same.rows
     assert ran(capsys, "edit", *told, *target, *asked, "--method", "sdedit", "-o", "b.png")["method"] == "words+sdedit"

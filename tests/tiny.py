@@ -5,7 +5,9 @@ channels: what the UNet reads of each cell: 4, or 8 and 9 for the weights of Ins
 
 import json
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +23,8 @@ UNET = UNetConfig(
     block_out_channels=(16, 32, 32, 32), layers_per_block=2, cross_attention_dim=24, attention_head_dim=4,
     norm_num_groups=4, sample_size=8,
 )  # fmt: skip
+# Half its operations: what tests run that do not look at the network's layers.
+QUICK = replace(UNET, block_out_channels=(16, 32, 32), layers_per_block=1)
 # Two levels of one block each: what torch.compile traces in a second or two.
 SHALLOW = replace(UNET, block_out_channels=(16, 32), layers_per_block=1)
 VAE_ = VAEConfig(block_out_channels=(8, 16, 16, 16), norm_num_groups=4)
@@ -64,12 +68,26 @@ def networks(channels: int = 4, unet: UNetConfig = UNET) -> tuple[UNet, VAE, CLI
     return made
 
 
-def model(channels: int = 4) -> StableDiffusion:
+def model(channels: int = 4, unet: UNetConfig = UNET) -> StableDiffusion:
     """In the layout of a loaded one, so that both give the same bits."""
-    unet, vae, clip = networks(channels)
-    for module in (unet, vae):
+    net, vae, clip = networks(channels, unet)
+    for module in (net, vae):
         module.to(memory_format=torch.channels_last)
-    return StableDiffusion(unet, vae, clip, Tokenizer())
+    return StableDiffusion(net, vae, clip, tokenizer())
+
+
+tokenizer = cache(Tokenizer)  # one for all: it takes a tenth of a second and keeps nothing of what it reads
+
+
+def unet_config(unet: UNetConfig) -> dict[str, Any]:
+    """As diffusers writes it."""
+    lower = len(unet.block_out_channels) - 1
+    return CONFIGS["unet"] | {
+        "in_channels": unet.in_channels, "block_out_channels": [*unet.block_out_channels],
+        "layers_per_block": unet.layers_per_block,
+        "down_block_types": ["CrossAttnDownBlock2D"] * lower + ["DownBlock2D"],
+        "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * lower,
+    }  # fmt: skip
 
 
 def picture() -> Image.Image:
@@ -97,19 +115,12 @@ FILES = {
 
 
 def write_folder(folder: Path, dtype: torch.dtype = torch.float32, channels: int = 4, unet: UNetConfig = UNET) -> Path:
-    lower = len(unet.block_out_channels) - 1
-    shape = {
-        "in_channels": channels, "block_out_channels": [*unet.block_out_channels],
-        "layers_per_block": unet.layers_per_block,
-        "down_block_types": ["CrossAttnDownBlock2D"] * lower + ["DownBlock2D"],
-        "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * lower,
-    }  # fmt: skip
+    configs = CONFIGS | {"unet": unet_config(replace(unet, in_channels=channels))}
     for (network, file), module in zip(FILES.items(), networks(channels, unet)):
         (folder / network).mkdir(parents=True)
         state = {name: tensor.to(dtype) for name, tensor in tensors(network, module).items()}
         save_file(state, folder / network / file)
-        config = CONFIGS[network] | (shape if network == "unet" else {})
-        (folder / network / "config.json").write_text(json.dumps(config))
+        (folder / network / "config.json").write_text(json.dumps(configs[network]))
     (folder / "scheduler").mkdir()
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER))
     return folder

@@ -20,7 +20,7 @@ from ..files import images
 from ..run import Plan, Result, blank_plan, execute, plan
 from . import perceptual
 from .datasets import Item
-from .metrics import background, iou, mse, psnr, ssim
+from .metrics import iou, mse, psnr, ssim
 
 if TYPE_CHECKING:
     from ..sd import StableDiffusion
@@ -32,7 +32,6 @@ LOADERS: dict[str, Callable[[str], Any]] = {
     "structure": lambda device: perceptual.load_dino(device=device),
     "fid": lambda device: perceptual.load_inception(device=device),
 }
-METRICS = (*PLAIN, *LOADERS)
 OF_AN_ITEM = ("source", "target", "edits", "mask")  # what an item can give to a method
 
 
@@ -62,7 +61,7 @@ def measures(
     """
     found: dict[str, float] = {}
     edited, source = np.asarray(edited), np.asarray(source)
-    outside = None if mask is None or mask.all() else background(mask)
+    outside = None if mask is None or mask.all() else ~mask
     known = {name: network for name, network in (networks or {}).items() if name in metrics}
     pairs: dict[str, Callable[..., float]] = {"psnr": psnr, "mse": mse, "ssim": ssim}
     pairs = {name: function for name, function in pairs.items() if name in metrics}

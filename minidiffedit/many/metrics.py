@@ -1,7 +1,7 @@
 """How close two pictures, or two masks, are; exact definitions in numpy.
 
 Pictures are uint8 arrays or PIL images of one size, (H, W, 3) or (H, W); `where` a bool (H, W) that picks pixels, such
-as `background(mask)`. Whatever does not fit raises ValueError. What needs trained networks is in perceptual.py.
+as those outside a mask. Whatever does not fit raises ValueError. What needs trained networks is in perceptual.py.
 """
 
 from typing import Any
@@ -59,41 +59,10 @@ def pair(a: Any, b: Any, where: np.ndarray | None = None) -> tuple[np.ndarray, n
     return x, y
 
 
-def background(mask: Any, margin: int = 0) -> np.ndarray:
-    """Which pixels an edit should leave alone, bool (H, W), from its mask: bool (H, W), uint8 or PIL L, edited wherever
-    it is above 0.
-
-    margin leaves out the pixels up to so many rows and columns away from the mask, diagonals included: a pixel belongs
-    if the square of side 2 margin + 1 around it holds nothing edited. One latent cell is 8 pixels; an edit with `paste`
-    changes pixels up to two cells away from its mask (`images.paste_mask`).
-    """
-    edited: np.ndarray = np.asarray(mask)
-    if edited.ndim != 2 or 0 in edited.shape or edited.dtype not in (bool, np.uint8):
-        raise ValueError(f"mask must be bool or uint8 (H, W), got {edited.dtype} {edited.shape}")
-    if not isinstance(margin, int) or not 0 <= margin <= max(edited.shape):
-        raise ValueError(f"margin must be a whole number from 0 to {max(edited.shape)}, got {margin!r}")
-    edited = edited > 0
-    for axis in (0, 1):
-        padded = np.pad(edited, [(margin, margin) if i == axis else (0, 0) for i in range(2)])
-        edited = np.lib.stride_tricks.sliding_window_view(padded, 2 * margin + 1, axis=axis).max(axis=-1)
-    return ~edited
-
-
-def background_error(edited: Any, source: Any, mask: Any, margin: int = 0) -> float:
-    """`mse` between an edit and its source over `background(mask, margin)`: 0 where an edit kept what it should keep;
-    NaN where the mask leaves no pixel.
-
-    PIE-Bench (Ju et al., 2310.01506) reports the same pixels' error with pictures in [0, 1] and divides by all pixels,
-    those in the mask as well: its figure is this one times the share of the background, over 255^2.
-    """
-    return mse(edited, source, background(mask, margin))
-
-
 def iou(mask: np.ndarray, truth: np.ndarray) -> float:
     """Intersection over union of two bool masks of one shape, 0 to 1; 1 where both are empty."""
     if mask.dtype != bool or truth.dtype != bool or mask.shape != truth.shape:
-        raise ValueError(
-            f"two bool masks of one shape are needed, got {mask.dtype} {mask.shape}, {truth.dtype} {truth.shape}"
-        )
+        got = f"{mask.dtype} {mask.shape}, {truth.dtype} {truth.shape}"
+        raise ValueError(f"two bool masks of one shape are needed, got {got}")
     union = (mask | truth).sum()
     return float((mask & truth).sum() / union) if union else 1.0

@@ -6,7 +6,7 @@ from importlib import import_module
 
 # Category -> how many cases the short form draws; those of `environments` each start a process.
 SHORT = {
-    "checkpoints": 30, "pictures": 25, "masks": 25, "prompts": 25, "options": 80, "states": 25, "manifests": 25,
+    "checkpoints": 12, "pictures": 12, "masks": 12, "prompts": 12, "options": 25, "states": 12, "manifests": 12,
     "environments": 12,
 }  # fmt: skip
 CATEGORIES = tuple(SHORT)

@@ -22,6 +22,7 @@ from minidiffedit.tokenizer import build_vocab, packaged_merges
 from .harness import CANARY, Case, World, damage, drawn, edit, flip
 
 FILES = {network: f"{network}/{name}" for network, name in tiny.FILES.items()}
+CONFIGS = tiny.CONFIGS | {"unet": tiny.unet_config(tiny.QUICK)}  # of the sound model
 BAD = ["--model", "bad"]
 
 
@@ -100,7 +101,7 @@ def cases(world: World, rng: random.Random, scale: float) -> Iterator[Case]:
                    lambda folder, s=suffix: (folder / f"m.{s}").write_bytes(bomb(world.root / CANARY)),
                    "refused", "pickle")  # fmt: skip
 
-    for network, values in tiny.CONFIGS.items():
+    for network, values in CONFIGS.items():
         for key in values:
             for value in drawn(ODD, len(n(6)), rng.randrange(2**32)):
                 yield bad(f"{network}/config.json: {key} is {str(value)[:40]}", configured(network, {key: value}),
@@ -463,7 +464,7 @@ JSONS = {
 
 
 def configured(network: str, values: dict[str, Any]) -> Callable[[Path], None]:
-    text = json.dumps(tiny.CONFIGS[network] | values)
+    text = json.dumps(CONFIGS[network] | values)
     return replaced(f"{network}/config.json", text.encode())
 
 

@@ -82,7 +82,7 @@ class World:
     def __init__(self) -> None:
         torch.set_num_threads(1)  # on tensors this small they only wait for one another; children have the usual number
         self.root = Path(tempfile.mkdtemp(prefix="fuzz-"))
-        self.model = tiny.write_folder(self.root / "model")
+        self.model = tiny.write_folder(self.root / "model", unet=tiny.QUICK)
         self.work = self.root / "work"
         pixels = np.random.default_rng(0).integers(0, 256, (70, 91, 3), dtype=np.uint8)
         self.picture = Image.fromarray(pixels)
