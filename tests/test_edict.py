@@ -1,6 +1,7 @@
 """EDICT: there and back again exactly, and a step as the paper writes it."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -10,6 +11,9 @@ from stubs import ALPHA_BAR, Counting, latent
 
 from minidiffedit import levels
 from minidiffedit.methods import edict as E
+from minidiffedit.run import plan
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*do not divide")
 
 
 def bent(x, t, texts):
@@ -61,6 +65,22 @@ def test_what_it_asks():
     assert torch.equal(E.edict(bent, latent(2, 4, 6, 5)[1:], 0.0, 0.8, 0.3, steps=10), edit()[1:])
 
 
+@pytest.mark.parametrize("mixing, steps", [(0.93, 400), (0.6, 50), (0.5, 50), (0.97, 999)])
+def test_where_rounding_would_outgrow_the_picture_it_is_refused(mixing, steps):
+    """Before any work, and told what would do: that comes back."""
+    with pytest.raises(ValueError, match=f"mixing {mixing} over {0.8 * steps:g} levels .* give mixing") as refused:
+        plan("edict", target="a", mixing=mixing, steps=steps)
+    with pytest.raises(ValueError):
+        edit(mixing=mixing, steps=steps)
+    enough, fewer = re.search(
+        r"give mixing ([\d.]+) or more, or steps x strength of at most (\d+)", str(refused.value)
+    ).groups()
+    for options in ({"mixing": float(enough), "steps": steps}, {"mixing": mixing, "steps": int(int(fewer) / 0.8)}):
+        assert steps == 999 or (edit(target=0.3, **options) - latent(2, 4, 6, 5)).abs().max() < 1e-5
+        assert plan("edict", target="a", **options).settings["steps"] == options["steps"]
+    assert plan("edict", target="a", mixing=1.0, steps=999)
+
+
 def test_on_a_picture(sd, picture):
     same = edited(sd, picture, "edict", source="a horse", target="a horse")
     assert (same.latent - same.x0).norm() <= 1e-4 * same.x0.norm()
@@ -74,6 +94,8 @@ MUTATIONS = {
         test_under_equal_texts_the_picture_comes_back),
     "both moved at once": ("edict:edict", "y = move(y, down(x, j), a[j], a[j - 1])",
         "y = move(y, down(pair[0], j), a[j], a[j - 1])", test_a_step_down_and_a_step_up_are_the_papers),
+    "nothing is refused": ("edict:edict", "check_edict({", "dict({",
+        test_where_rounding_would_outgrow_the_picture_it_is_refused),
     "the way up is guided to the target": ("edict:edict", "predict(source)", "predict(target)", test_what_it_asks),
 }  # fmt: skip
 

@@ -50,6 +50,11 @@ def test_the_last_noise_may_be_zero_and_then_the_picture_is_missed():
     assert not up.noises[1].any() and up.noises[2].any() and 1e-3 < missed < 0.3
 
 
+def test_level_0_is_the_picture_bit_for_bit():
+    for seed in range(5):
+        assert torch.equal(inverted(seed=seed)[0], latent(2, 4, 6, 5))
+
+
 def test_rows_and_texts():
     for options, rows, texts in (({}, 32, [0.0, 0.3]), ({"source_scale": 1.0}, 16, [0.3])):
         eps = Counting()
@@ -82,6 +87,8 @@ MUTATIONS = {
         "vp_noised(x0, noise, a[j])", test_levels_have_independent_noises),
     "noises of the unguided prediction": ("edit_friendly:visited", "alone = source is null or scale == 1",
         "alone = True", test_equal_texts_and_guidance_return_the_picture),
+    "what the last step reaches": ("edit_friendly:visited", "Path([x0, *x[1:]]", "Path(x",
+        test_level_0_is_the_picture_bit_for_bit),
     "the noise of the level left": ("edit_friendly:visited", "z[j] = (x[j - 1] - mean) / sigma",
         "z[j] = (x[j] - mean) / sigma", test_levels_have_independent_noises),
 }  # fmt: skip

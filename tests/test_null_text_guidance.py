@@ -46,6 +46,15 @@ def test_back_d_looks_at_the_latent_of_some_timesteps_earlier(back, rise):
     assert eps.rows == 2 * 2 * 8 and y.shape == (2, 4, 6, 5)
 
 
+@pytest.mark.filterwarnings("error")
+def test_less_than_a_level_back_is_none():
+    """And says nothing of the strength, which is another."""
+    ours = [
+        N.null_text_guidance(gaussian, latent(2, 4, 6, 5), 0.0, 0.8, steps=4, strength=0.5, back=n) for n in (0, 100)
+    ]
+    assert torch.equal(*ours)
+
+
 def test_image_d_looks_at_the_picture():
     eps = Counting()
     N.null_text_guidance(eps, latent(2, 4, 6, 5), 0.0, 0.8, disturb="image", **OPTIONS)

@@ -101,6 +101,11 @@ def test_rows_and_texts():
     assert eps.rows == 3 * 6 * 2 * 2 * 2 and all(texts == [0.0, 0.3] for _, _, texts in eps.calls)
 
 
+def test_at_no_noise_nothing_is_copied():
+    eps = Counting()
+    assert torch.equal(dragged(eps, strength=0.0), latent(2, 4, 6, 5)) and eps.rows == 0
+
+
 def test_two_pictures_are_each_alone():
     together, alone = dragged(), dragged(x0=latent(2, 4, 6, 5)[1:], seed=4)
     assert torch.equal(together[1], alone[0])
@@ -140,6 +145,8 @@ def test_on_a_picture(sd, picture):
 MUTATIONS = {
     "the chain's noises are not added": ("sde_drag:sde_drag", "chain[j - 1] + M * (mean_y - mean_x)",
         "M * mean_y + (1 - M) * chain[j - 1]", test_the_way_back_adds_the_noises_that_lead_the_chain_back),
+    "patches without noise": ("sde_drag:sde_drag", "moves if K and any", "moves if any",
+        test_at_no_noise_nothing_is_copied),
     "guidance rises": ("sde_drag:sde_drag", "(guidance_scale - 1) * j / K",
         "(guidance_scale - 1) * (K - j) / K", test_guidance_falls_to_one),
     "the copy first": ("sde_drag:copied",

@@ -11,10 +11,11 @@ import pytest
 import torch
 from mutants import load, mutant, run, source
 from PIL import Image
+from proofs import pipeline
 from stubs import ALPHA_BAR, Counting, Model, constant, gaussian, latent, zero
 from tiny import box
 
-from minidiffedit import cli, encode, levels, masked_decode, noises
+from minidiffedit import StableDiffusion, cli, encode, levels, masked_decode, noises
 from minidiffedit import run as R
 from minidiffedit.files.images import composite
 from minidiffedit.methods import sdedit as S
@@ -157,6 +158,26 @@ def test_a_constant_predictor_leaves_what_the_noise_leaves():
     torch.testing.assert_close(y, math.sqrt(a0) * x0 + math.sqrt(1 - a0) * noise)
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline"])
+def test_it_is_what_diffusers_computes(folder, tmp_path, kind):
+    """At eta = 0, the latter under a mask on the plain weights, which every level outside holds under one noise."""
+    import diffusers
+
+    peer, sd = pipeline(getattr(diffusers, kind), folder, tmp_path), StableDiffusion.load(folder, dtype="float32")
+    x0, mask, given, M = latent(1, 4, 8, 8, dtype=torch.float32), torch.zeros(1, 1, 64, 64), {}, None
+    if "Inpaint" in kind:
+        mask[..., :24] = 1
+        given, M = {"mask_image": mask, "masked_image_latents": x0, "height": 64, "width": 64}, mask[..., ::8, ::8]
+    theirs = peer(
+        "a zebra", image=x0, strength=0.6, num_inference_steps=10, guidance_scale=3.0, output_type="latent",
+        generator=torch.Generator().manual_seed(4), **given,
+    ).images  # fmt: skip
+    texts = [sd.text([text]) for text in ("a zebra", "")]
+    ours, other = (S.sdedit(sd.eps, x0, *texts, M, steps=10, strength=0.6, guidance_scale=3, seed=i) for i in (4, 5))
+    assert (ours - theirs).norm() <= 1e-4 * theirs.norm() < (other - theirs).norm()
+
+
 def test_rows_and_texts():
     x0, text = latent(2, 4, 6, 5), torch.tensor(0.8)
     for g, null, repeats, texts in (
@@ -284,8 +305,6 @@ def said(capsys, *argv):
 
 
 def test_the_command_writes_what_the_function_makes(here, folder, capsys, picture):
-    from minidiffedit import StableDiffusion
-
     options = ["--strength", "0.75", "--eta", "0.5", "--repeats", "2", "--guidance-scale", "2", "--mask", "m.png"]
     result = said(capsys, "--target", "a zebra", "--seed", "3", *options, "--model", folder, "-o", "o.png")
     assert result["output"] == "o.png" and result["seed"] == 3 and result["evaluations"] == {"decode": 12}

@@ -1,19 +1,29 @@
-"""MasaCtrl (attention), null-text inversion (gradients), SD inpainting (9 channels): each through every surface."""
+"""Each family through every surface: attention (MasaCtrl), gradients (null-text inversion), 9 channels (inpainting),
+and of latents alone: noises of their own, a guide, concepts in pairs, a blend, points, a second picture, two latents.
+"""
 
 import json
 
 import numpy as np
 import pytest
 import tiny
-from commands import ran
+from commands import failed, ran
 from PIL import Image
 
 STEPS = ["--steps", "2", "--seed", "3"]
-FEW = {"null-text-inversion": ["--inner-steps", "1"]}
-AXIS = {"masactrl": "first-step=0,1", "null-text-inversion": "guidance-scale=2,3", "sd-inpainting": "steps=1,2"}
+TEXTS, TARGET = {"target": "a zebra", "source": "a horse"}, {"target": "a zebra"}
+GIVEN = {
+    "masactrl": TEXTS, "null-text-inversion": TEXTS | {"inner_steps": "1"},
+    "sd-inpainting": TARGET | {"mask": "mask.png"}, "edit-friendly-ddpm": TEXTS, "proxedit": TEXTS,
+    "ledits++": {"edits": "a horse=>a zebra; =>snow"}, "blended-latent-diffusion": TARGET | {"mask": "mask.png"},
+    "sde-drag": {"points": "9,9=>40,30", "moves": "1"},
+    "noise-diffusion": TARGET | {"reference": "mask.png"}, "edict": TEXTS, "sde-diffedit": TEXTS | {"maps": "2"},
+}  # fmt: skip
+AXIS = {"masactrl": "first-step=0,1", "sd-inpainting": "steps=1,2", "ledits++": "concept-scale=2,5"}
+NOT_IN_SETS = {"sde-drag": "points", "noise-diffusion": "reference"}  # which a data set does not have
 
 
-@pytest.fixture(params=["masactrl", "null-text-inversion", "sd-inpainting"])
+@pytest.fixture(params=GIVEN)
 def method(request):
     return request.param
 
@@ -34,8 +44,10 @@ def words(method, folders, tmp_path, monkeypatch):
     mask = np.zeros((64, 64), np.uint8)
     mask[16:48, 8:40] = 255
     Image.fromarray(mask).save("mask.png")
-    own = ["--mask", "mask.png"] if method == "sd-inpainting" else ["--source", "a horse"]
-    return ["--method", method, "--target", "a zebra", *own, *FEW.get(method, [])]
+    said = {name: [value] for name, value in GIVEN[method].items()}
+    said |= {"edit": said.pop("edits")[0].split("; ")} if "edits" in said else {}
+    named = ((f"--{name.replace('_', '-')}", one) for name, values in said.items() for one in values)
+    return ["--method", method, *(word for pair in named for word in pair)]
 
 
 @pytest.fixture
@@ -72,13 +84,9 @@ def test_edit_and_what_lies_beside_it(method, words, model, capsys, tmp_path):
 
 
 def test_batch_sheet_and_eval(method, words, model, capsys, tmp_path):
-    options = dict(zip(words[::2], words[1::2]))
-    cells = {name.lstrip("-"): value for name, value in options.items()} | {
-        "image": "in.png",
-        "steps": "2",
-        "seed": "3",
-    }
-    (tmp_path / "m.csv").write_text(f"{','.join(cells)}\n{','.join(cells.values())}\n")
+    cells = GIVEN[method] | {"method": method, "image": "in.png", "steps": "2", "seed": "3"}
+    values = (f'"{value}"' for value in cells.values())
+    (tmp_path / "m.csv").write_text(f"{','.join(cells)}\n{','.join(values)}\n")
     made = ran(capsys, "batch", "m.csv", "-o", "out", *model)
     assert made["made"] == 1 and made["failed"] == 0
     ran(capsys, "edit", "in.png", *words, *STEPS, "-o", "alone.png", *model)
@@ -87,9 +95,14 @@ def test_batch_sheet_and_eval(method, words, model, capsys, tmp_path):
     seed = ["--seed", "3"] + ([] if method == "sd-inpainting" else ["--steps", "2"])
     columns = ["--columns", "seed=1,2"] if method == "sd-inpainting" else ["--columns", "strength=.5,1"]
     seed = [] if method == "sd-inpainting" else seed
-    sheet = ran(capsys, "sheet", "in.png", *words, *seed, "--rows", AXIS[method], *columns, *model)
+    axis = AXIS.get(method, "guidance-scale=2,3")
+    sheet = ran(capsys, "sheet", "in.png", *words, *seed, "--rows", axis, *columns, *model)
     assert sheet["rows"]["paid"] == sheet["rows"]["predicted"] and Image.open("in-sheet.png").width > 200
     (tmp_path / "set.csv").write_text("image,target,source,mask\nin.png,a zebra,a horse,mask.png\n")
-    few = [word for pair in FEW.values() for word in pair] if method in FEW else []
-    measured = ran(capsys, "eval", "set.csv", "--methods", method, "--steps", 2, *few, "--no-plots", *model)
+    few = [word for name in ("--inner-steps", "--maps") if name in words for word in (name, 1)]
+    evaluated = ["eval", "set.csv", "--methods", method, "--steps", 2, *few, "--no-plots", *model]
+    if method in NOT_IN_SETS:
+        assert f"needs {NOT_IN_SETS[method]}, which a data set does not have" in failed(capsys, *evaluated)
+        return
+    measured = ran(capsys, *evaluated)
     assert measured["failed"] == 0 and measured["runs"][0]["kinds"]["all"]["psnr_source"]["n"] == 1

@@ -57,13 +57,14 @@ def visited(
     sampler: str = "ddim",
 ) -> Path:
     """The path through the levels x, (b, 4, h, w) each, with the noises that lead a sampler with eta > 0 from one to
-    the next under the source text. The levels become what the steps reach, which differs by rounding.
+    the next under the source text. The levels become what the steps reach, which differs by rounding; level 0 stays
+    the picture's own bits, for what is held outside a mask.
     """
-    (t, a), z, x, improve = levels(steps), dict[int, Tensor](), [*x], improvement(sampler, steps)
+    (t, a), z, x0, x, improve = levels(steps), dict[int, Tensor](), x[0], [*x], improvement(sampler, steps)
     for j in range(len(x) - 1, 0, -1):
         alone = source is null or scale == 1
         e = eps(x[j], t[j], [source])[0] if alone else cfg(scale)(*eps(x[j], t[j], [null, source]))
         mean, sigma = mean_and_sigma(x[j], improve(x[j], e, a[j], a[j - 1]), a[j], a[j - 1], eta)
         z[j] = (x[j - 1] - mean) / sigma
         x[j - 1] = mean + sigma * z[j]
-    return Path(x, steps, null, noises=z, eta=eta, pinned=True, sampler=sampler)
+    return Path([x0, *x[1:]], steps, null, noises=z, eta=eta, pinned=True, sampler=sampler)

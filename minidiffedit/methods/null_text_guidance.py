@@ -8,6 +8,7 @@ picture. Model rows: 2 K b.
 Left out: generation without a picture, which is plain guidance down to that level, then this.
 """
 
+import math
 from typing import Annotated, Any, Literal
 
 import torch
@@ -36,7 +37,7 @@ def null_text_guidance(
     """x0 (b, 4, h, w) -> the same shape. `back` is rounded to levels; above the top level x' stays there."""
     x0, (t, a), K = working(x0), levels(steps), level_at(strength, steps)
     start = noised(x0, next(draws(x0.shape, seed)), steps=steps, strength=1.0)
-    seen, earlier = dict(start), level_at(back / 1000, steps)  # the latents of all levels, those passed replaced
+    seen, earlier = dict(start), math.floor(back / 1000 * steps + 0.5)  # of all levels, those passed replaced
     x = start[K]
     for j in range(K, 0, -1):
         other = x0 if disturb == "image" else seen[min(j + earlier, steps)]

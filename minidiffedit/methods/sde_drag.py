@@ -49,7 +49,7 @@ def sde_drag(
     """
     x, (t, a), K = working(x0), levels(steps), level_at(strength, steps)
     M, draw = torch.ones_like(x[:, :1]) if mask is None else checked_mask(mask, x), draws(x0.shape, seed)
-    for move in range(moves if any(start != goal for start, goal in points) else 0):
+    for move in range(moves if K and any(start != goal for start, goal in points) else 0):
         chain = [x]
         for j in range(1, K + 1):
             kept = a[j] / a[j - 1]
