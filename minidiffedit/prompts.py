@@ -172,7 +172,9 @@ def spoken(text: str, syntax: str) -> str:
     return text if syntax == "plain" else " ".join(one for one, _ in parts_of(text, syntax) if one)
 
 
-WEIGHTED = re.compile(r"\([^()]*:\s*[+-]?[\d.]+\s*\)|\(\(|\[[^\]]+\]|\bBREAK\b|[)\"][+-]|\)\d|\w(?:\+\+|--)(?!\S)")
+WEIGHTED = re.compile(
+    r"\([^()]*:\s*[+-]?[\d.]+\s*\)|\(\(|\[[^\]]+\]|\{[^{}]*\|[^{}]*\}|\b(?:BREAK|AND)\b|[)\"][+-]|\)\d|\w(?:\+\+|--)(?!\S)"
+)
 
 
 def check_texts(texts: Sequence[str], syntax: str) -> None:

@@ -34,7 +34,7 @@ from . import prompts
 from .ddim import Trajectory, alpha_bar, level_at, levels, noises, real, whole
 from .diffedit import finite
 from .files import images
-from .files.masks import Steering, digest, largest_piece
+from .files.masks import HAZE, Steering, digest, largest_piece
 from .methods.table import INVERSIONS, MASKS, SYSTEMS, System
 from .options import About, Option, Seed, Within, options_of
 from .path import Path
@@ -190,6 +190,8 @@ def plan(
         said = "; ".join(f"{name}: {GIVEN[name].about}" for name in lacking)
         raise ValueError(f"{found.method} needs {' and '.join(lacking)} ({said})")
     settings = {name: found.options[name].check(value) for name, value in (found.settings | told).items()}
+    if mask_from and given.get("mask") is not None:
+        raise ValueError(f"a mask is given, and besides one from {mask_from} is asked for; leave out one of them")
     if settings["seed"] is None:
         settings["seed"] = secrets.randbelow(2**32)
     check_levels(settings)
@@ -865,8 +867,8 @@ def square_around(job: Job, M: Tensor) -> tuple[int, int, int, int] | None:
     assert job.picture
     if not job.plan.settings.get("crop"):
         return None
-    size, haze, side = job.picture.size, min(1 / 64, float(M.max())), 0
-    cells = M.ge(haze).float()
+    size, side = job.picture.size, 0
+    cells = M.ge(min(HAZE, float(M.max()))).float()
     for inside in (cells, largest_piece(cells)):
         spans = [inside[0, 0].any(axis).nonzero() for axis in (0, 1)]
         ends = [(float(at.min()) * n / c, float(at.max() + 1) * n / c) for at, n, c in zip(spans, size, M.shape[:1:-1])]
@@ -991,7 +993,7 @@ def edit(
     earlier = [reuse] if isinstance(reuse, Result) else [*reuse]
     if earlier and options.get("seed") is None:
         options["seed"] = earlier[0].seed
-    if mask is None and "mask" in blank_plan(method, inversion).given and images.has_hole(image):
+    if mask is mask_from is None and images.has_hole(image, "mask" in blank_plan(method, inversion).given):
         mask = image
     given = {"target": target, "source": source, "mask": mask, "negative_prompt": negative_prompt}
     given = {name: value for name, value in given.items() if value is not None}

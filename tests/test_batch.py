@@ -536,6 +536,20 @@ def test_a_folder_says_what_it_leaves_out_and_finds_masks(here, recwarn):
         read_manifest(Path("m.jsonl"), {}, Path("masks"))
 
 
+def test_a_picture_has_one_mask(here):
+    Path("pictures").mkdir()
+    for name in ("a.png", "a_mask.png"):
+        shutil.copy("m.png", Path("pictures", name))
+    shutil.copy("a.png", "pictures/b.jfif")
+    same = [
+        (row.image, row.own.get("mask")) for row in read_manifest(Path("pictures"), {}, Path("pictures/../pictures"))
+    ]
+    assert same == [("a.png", "a_mask.png"), ("b.jfif", None)]
+    shutil.copy("m.png", "pictures/a_mask.webp")
+    with pytest.raises(ValueError, match=r"a_mask\.png and a_mask\.webp are both masks of the picture a"):
+        read_manifest(Path("pictures"), {})
+
+
 def test_masks_beside_pictures_are_their_masks(here, folder, capsys):
     Path("pictures").mkdir()
     shutil.copy("a.png", "pictures/a.png")

@@ -155,7 +155,7 @@ def test_from_the_shell(folder, picture, tmp_path, capsys, monkeypatch):
     assert said["rows"]["predicted"] == said["rows"]["paid"] and len(said["settings"]["crop_box"]) == 4
     with Image.open("out.png") as file:
         assert json.loads(file.text["minidiffedit"])["crop_box"] == said["settings"]["crop_box"]
-    assert "--save-state goes without --crop" in failed(capsys, *command, "--crop", "--save-state", "a.safetensors")
+    assert "then `resume` that state with --crop" in failed(capsys, *command, "--crop", "--save-state", "a.safetensors")
     assert ran(capsys, *command, "--save-state", "a.safetensors")["state"]
     again = ran(capsys, "resume", "a.safetensors", "--mask", "m.png", "--crop", "--model", folder, "-o", "again.png")
     assert again["rows"]["predicted"] == again["rows"]["paid"] > 0 and again["settings"]["crop_box"]

@@ -123,6 +123,15 @@ def test_scenes_and_csv_are_read(tmp_path):
     ]
 
 
+def test_a_jpegs_noise_may_not_change(tmp_path):
+    """Nor are labels of small numbers nothing."""
+    for low, high, name in ((3, 250, "m.jpg"), (0, 2, "m.png"), (0, 0, "empty.png")):
+        mask = Image.new("L", (64, 64), low)
+        mask.paste(high, (16, 16, 48, 48))
+        mask.save(tmp_path / name, quality=95)
+        assert Item("x", tmp_path / "p.png", "", "", mask=tmp_path / name).truth((64, 64)).sum() == 32 * 32 * (high > 0)
+
+
 @pytest.mark.parametrize(("content", "complaint"), [
     ("[]", "must hold a JSON object"), ("{", "no JSON text"), ("{}", "asks for no edit"),
     ({"mask": [5]}, "edit 1: mask must be pairs"), ({"mask": [0, -1]}, "mask must be pairs"),

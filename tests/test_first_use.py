@@ -133,6 +133,26 @@ def test_a_report_a_mask_and_a_sheet_too(here, folder, capsys):
     assert [ran(capsys, "report", "s.safetensors", "--model", folder)["output"] for _ in "12"] == ["s.html", "s-2.html"]
 
 
+def test_no_input_of_any_kind_is_replaced_whatever_is_asked(here, folder, capsys):
+    ran(capsys, "edit", "in.png", *FAST, *SEED, "-o", "a.png", "--model", folder)
+    Path("w.safetensors").write_bytes(b"weights")
+    command = ["edit", "in.png", *FAST, "--overwrite", "--model"]
+    for words in (["w.safetensors", "--save-state", "w.safetensors"],
+                  ["x", "--lora", "w.safetensors:0.5", "--save-state", "w.safetensors"],
+                  ["x", "--vae", "w.safetensors", "--save-state", "w.safetensors"],
+                  ["x", "--embedding", "w.safetensors", "--save-state", "w.safetensors"]):  # fmt: skip
+        assert "would overwrite an input" in failed(capsys, *command, *words), words
+    words = ["edit", "in.png", "--like", "a.png", "-o", "a.png", "--quiet"]
+    assert "would overwrite an input" in failed(capsys, *words, "--model", "no-such-model")
+
+
+def test_a_name_that_is_too_long_is_refused_before_any_work(here, capsys):
+    Path("in.png").rename("n" * 250 + ".png")
+    for words in ([], ["-o", "o" * 252 + ".png"], ["--report", "r" * 255 + ".html"]):
+        said = failed(capsys, "edit", "n" * 250 + ".png", *FAST, *words, "--model", "no-such-model")
+        assert "cannot be written: File name too long" in said
+
+
 def test_batch_replaces_results_alone(here, folder, capsys):
     Path("list.csv").write_text("image,target,steps,maps,seed,output\nin.png,a zebra,4,2,0,a.png\n")
     Path("out").mkdir()
@@ -259,7 +279,8 @@ def test_a_picture_comes_on_stdin_and_goes_to_stdout(here, folder, capsys):
     ran(capsys, "edit", "in.png", *FAST, *SEED, "-o", "o.png", "--model", folder)
     photo = Path("in.png").read_bytes()
     done = piped("edit", "-", *FAST, *SEED, "-o", "-", "--model", folder, "--json", stdin=photo, cwd=here)
-    assert done.returncode == 0 and done.stdout == Path("o.png").read_bytes() and json.loads(done.stderr)["seed"] == 0
+    assert done.returncode == 0 and done.stdout == Path("o.png").read_bytes()
+    assert json.loads(done.stderr)["seed"] == 0 and json.loads(done.stderr)["output"] == "-"
     done = piped(
         "edit", "in.png", *FAST, *SEED, "--mask", "-", "--model", folder, stdin=Path("m.png").read_bytes(), cwd=here
     )
@@ -285,13 +306,34 @@ def test_a_picture_comes_on_stdin_and_goes_to_stdout(here, folder, capsys):
     ("img2img", "--method sdedit"), ("in.png --target x", "minidiffedit edit in.png"),
     ("edit in.png m.png --target x", "batch"), ("edit in.png --target a zebra", "quotes"),
     ("edit in.png --target x --method masactr", "'masactrl'"), ("edit in.png --target x --seed", "--seed"),
+    ("edit in.png --target x --method drag-diffusion", "no option --target of drag-diffusion"),
+    ("edit in.png --target -red", "--target=-red"), ("mask in.png --source -a --target x", "--source=-a"),
 ])  # fmt: skip
 def test_a_typo_is_answered_in_two_lines(here, capsys, argv, said):
     with pytest.raises(SystemExit) as ended:
         cli.main(argv.split())
     out, err = capsys.readouterr()
     assert ended.value.code == 2 and out == "" and said in err.splitlines()[0] and err.count("\n") == 2
-    assert "required" not in err
+    assert "required" not in err and "--largest" not in err
+
+
+def test_an_empty_name_is_no_default(here, capsys):
+    """Of a shell's variable that is not set: before, another model was taken."""
+    for option in ("--model", "--vae"):
+        with pytest.raises(SystemExit):
+            cli.main(["edit", "in.png", *FAST, option, ""])
+        assert f"{option}: a file, a folder or a hub id is wanted, got ''" in capsys.readouterr().err
+    assert "cannot be -" in failed(capsys, "batch", "in.png", "--target", "x", "-o", "-")
+
+
+def test_what_is_given_and_changes_nothing_is_told(here, folder, capsys):
+    command = ["edit", "in.png", "--target", "x", "--steps", "4", "--mask", "m.png", "--model", str(folder)]
+    for words, said in ((["--mask-threshold", ".2", "--maps", "2"], ["--mask-threshold", "--maps"]),
+                        (["--crop-margin", ".5"], ["--crop-margin"]), ([], [])):  # fmt: skip
+        assert cli.main([*command, *words, "--dry-run"]) == 0
+        err = capsys.readouterr().err
+        assert err.count("\n") == bool(said) and all(one in err for one in said)
+    assert "leave out one of them" in failed(capsys, *command, "--mask-from", "words:horse", "--source", "a horse")
 
 
 def test_a_seed_of_minus_one_is_explained(here, capsys):

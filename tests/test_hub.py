@@ -306,6 +306,18 @@ def test_mini_loads_from_anywhere(tmp_path, monkeypatch, hub):
     assert hub.fetched == []
 
 
+def test_a_revision_is_a_hub_ids(folder):
+    """Before, it was passed over."""
+    for model in ("mini", str(folder)):
+        with pytest.raises(ValueError, match="has no revisions, got 'x': only a hub id has"):
+            find_model(model, "x")
+
+
+def test_what_is_downloaded_is_named_as_everywhere(hub, folder, capsys):
+    assert download("mini") == find_model("mini") and hub.fetched == [] and capsys.readouterr().err == ""
+    assert download("hub:owner/name") == folder and "\nowner/name is not in the cache" in "\n" + capsys.readouterr().err
+
+
 # ---------------------------------------------------------------- a VAE by its id
 
 

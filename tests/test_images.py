@@ -610,6 +610,31 @@ def test_a_mask_with_a_transparent_hole_is_the_hole(tmp_path, mode):
     assert (images.read_mask(faint) == np.float32(1) / np.float32(255)).all()
 
 
+def test_paint_of_one_colour_on_nothing_may_mean_either(tmp_path):
+    """Of a layer of a drawing program; white paint is edited, a hole in a picture of one colour too."""
+    for colour in ((255, 0, 0), (0, 0, 0), (120, 120, 120)):
+        layer = Image.new("RGBA", (200, 160))
+        layer.paste((*colour, 255), (48, 40, 120, 80))
+        layer.save(tmp_path / "m.png")
+        with pytest.raises(ValueError, match="on nothing: is the paint edited or the rest"):
+            images.latent_mask(tmp_path / "m.png", PICTURE, WORKING)
+    layer.paste((255, 255, 255, 255), (48, 40, 120, 80))
+    assert images.read_mask(layer)[60, 60] == 1 and images.read_mask(layer).mean() == 72 * 40 / (200 * 160)
+    hole = Image.new("RGBA", (200, 160), (255, 0, 0, 255))
+    hole.paste((0, 0, 0, 0), (48, 40, 120, 80))
+    np.testing.assert_array_equal(images.read_mask(hole), images.read_mask(layer))
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_a_mask_of_16_bits_in_either_order_of_bytes(tmp_path, order):
+    values = np.zeros((160, 200), f"{order}u2")
+    values[40:80, 48:120] = 65535
+    Image.frombytes("I;16" + "B" * (order == ">"), (200, 160), values.tobytes()).save(tmp_path / "m.tiff")
+    with Image.open(tmp_path / "m.tiff") as file:
+        assert file.mode == "I;16" + "B" * (order == ">")
+    np.testing.assert_array_equal(images.read_mask(tmp_path / "m.tiff"), values > 0)
+
+
 @pytest.mark.parametrize("mask", [
     noise(200, 160), np.asarray(noise(200, 160)), Image.new("RGB", (200, 160), (255, 0, 0)),
     Image.new("HSV", (200, 160), (80, 200, 200)),
@@ -647,6 +672,16 @@ def test_a_mask_of_the_same_aspect_is_resized_with_a_word():
     assert str(refused.value).count("128 x 128") == 1
 
 
+def test_what_is_half_transparent_or_no_mask_is_laid_on_white_with_a_word(sd):
+    picture = noise(64, 64).convert("RGBA")
+    picture.putalpha(128)
+    with pytest.warns(UserWarning, match="laid on white; to edit them"):
+        assert not images.has_hole(picture)
+    picture.paste((0, 0, 0, 0), (8, 8, 30, 30))
+    with pytest.warns(UserWarning, match="laid on white$"):
+        edit(sd, picture, "masactrl", source="a", target="b", steps=2, seed=0)
+
+
 @pytest.mark.parametrize("box, hole", [((8, 8, 30, 30), True), ((0, 0, 30, 30), False), ((0, 10, 20, 30), True)])
 def test_an_erased_part_of_the_picture_is_its_mask(tmp_path, sd, box, hole):
     """A cut-out, transparent at a corner, is laid on white as ever."""
@@ -654,7 +689,8 @@ def test_an_erased_part_of_the_picture_is_its_mask(tmp_path, sd, box, hole):
     picture.paste((0, 0, 0, 0), box)
     picture.save(tmp_path / "a.png")
     if not hole:
-        assert not images.has_hole(tmp_path / "a.png")
+        with pytest.warns(UserWarning, match="laid on white; to edit them give it as the mask"):
+            assert not images.has_hole(tmp_path / "a.png")
         return
     with pytest.warns(UserWarning, match="erased.*taken for the mask"):
         done = edit(sd, tmp_path / "a.png", **FEW)
@@ -662,3 +698,5 @@ def test_an_erased_part_of_the_picture_is_its_mask(tmp_path, sd, box, hole):
     assert done.verdict == "given" and done.image.tobytes() == given.image.tobytes()
     with pytest.warns(UserWarning, match="erased"):
         edit(sd, picture, "user-mask", target="a zebra", steps=2, seed=0)
+    found = edit(sd, picture, target="a zebra", source="a horse", mask_from="words:horse", steps=2, seed=0)
+    assert found.settings["mask"] == "computed"  # another mask is asked for

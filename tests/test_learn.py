@@ -1,12 +1,15 @@
 """`learn`: the file holds what `lora` learned, by diffusers' names; refusals come before any work."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from commands import failed, ran
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from minidiffedit import StableDiffusion
 from minidiffedit.files.images import to_tensor
+from minidiffedit.files.results import is_ours
 from minidiffedit.methods import lora as L
 
 FEW = ["--lora-steps", 2, "--batch", 1, "--rank", 2, "--seed", 3, "--size", 64]
@@ -29,6 +32,20 @@ def test_the_file_holds_what_was_learned(image, picture, folder, capsys):
     assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
     changed = [one.abs().max() for name, one in found.items() if "lora_B" in name]
     assert min(changed) > 0  # each layer learned
+
+
+def test_the_same_command_replaces_what_it_learned_and_nothing_else(image, folder, capsys):
+    command = ["learn", image, *FEW, "-o", "a.safetensors", "--model", folder]
+    ran(capsys, *command)
+    first = Path("a.safetensors").read_bytes()
+    ran(capsys, *command)
+    assert Path("a.safetensors").read_bytes() == first and is_ours(Path("a.safetensors"))
+    save_file({"x": torch.ones(1)}, "a.safetensors")
+    other = Path("a.safetensors").read_bytes()
+    assert "--overwrite" in failed(capsys, *command) and Path("a.safetensors").read_bytes() == other
+    ran(capsys, *command, "--overwrite")
+    assert Path("a.safetensors").read_bytes() == first
+    assert "overwrite an input" in failed(capsys, *command, "--overwrite", "--lora", "a.safetensors:0.5")
 
 
 def test_what_cannot_be_learned_is_refused(image, folder, capsys):

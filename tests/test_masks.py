@@ -90,6 +90,12 @@ def test_the_largest_piece(mask, expected):
     assert torch.equal(steer.largest_piece(cells(mask)), cells(expected))
 
 
+def test_a_jpegs_noise_connects_no_pieces():
+    noisy = cells("9900 0009") + 3 / 255 * (cells("9900 0009") == 0)
+    assert torch.equal(steer.largest_piece(noisy), cells("9900 0000"))
+    assert torch.equal(steer.largest_piece(noisy / 100), noisy / 100)  # nothing but noise: no piece to take
+
+
 @settings(max_examples=40)
 @given(masks(soft=False))
 def test_the_largest_piece_against_a_flood_fill(mask):

@@ -196,6 +196,12 @@ def test_one_warning_where_plain_text_looks_weighted(text):
         assert not said(text, text, prompt_syntax="a1111")
 
 
+@pytest.mark.parametrize("text", ["a zebra AND a horse", "a {red|blue} zebra"])
+def test_other_signs_of_neighbours_are_told_too(text):
+    (line,) = said(text, text)
+    assert "looks weighted" in line and not said("R and D, {a}", "x")
+
+
 @pytest.mark.parametrize("text", ["一匹斑马", "зебра", "ζέβρα", "シマウマ", "a 猫", "얼룩말", "ม้าลาย"])
 def test_one_warning_where_clip_knows_no_word(text):
     (line,) = said(text, text)

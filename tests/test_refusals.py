@@ -409,6 +409,17 @@ def test_folders_one_level_off(tmp_path, folder, refused):
     refused(cache, r"hub has no folder unet/: it is the hub's cache; give one of its ids \(owner/name\)")
 
 
+def test_an_edit_says_it_too(tmp_path, folder, picture, capsys):
+    """Before, a config.json that does not exist was no JSON."""
+    picture.save(tmp_path / "a.png")
+    whole = shutil.copytree(folder, tmp_path / "models" / "m")
+    command = ["edit", str(tmp_path / "a.png"), "--target", "x", "--model"]
+    for path, words in ((whole.parent, f"m/ has: give {whole}"), (whole / "vae", f"a part of the model {whole}")):
+        assert main([*command, str(path)]) == 1 and words in capsys.readouterr().err
+    shutil.rmtree(whole / "vae")
+    assert main([*command, str(whole)]) == 1 and "has no folder vae/; give one by --vae" in capsys.readouterr().err
+
+
 def test_a_name_that_only_resembles_a_shard(tmp_path, refused):
     refused(hollow(tmp_path / "best-of-01.safetensors", manifest("unet")), "only the UNet")
 

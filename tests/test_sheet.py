@@ -296,6 +296,15 @@ def test_the_command_says_the_cost_before_and_writes_the_page_and_the_edits(here
     assert capsys.readouterr().out.startswith("UNet rows 4 + 6 + 36 (mask, encode, decode) = 46\n")
 
 
+def test_an_erased_part_is_the_mask_of_all(here, folder, capsys):
+    with Image.open("in.png") as file:
+        hole = file.convert("RGBA")
+    hole.paste((0, 0, 0, 0), (20, 10, 50, 40))
+    hole.save("h.png")
+    axes = ["--rows", "strength=.3", "--columns", "guidance-scale=1,4", "--model", folder]
+    assert ran(capsys, "sheet", "h.png", *FAST, *axes)["evaluations"]["mask"] == 0
+
+
 def test_a_drawn_seed_and_a_given_mask(here, folder, capsys):
     axes = ["--rows", "strength=.3", "--columns", "guidance-scale=1,4"]
     done = ran(capsys, "sheet", "in.png", *FAST, *axes, "--mask", "m.png", "--no-metadata", "--model", folder)

@@ -1,6 +1,7 @@
 """What the commands share: options first, made from a method's signature, then what runs before and after a model."""
 
 import argparse
+import contextlib
 import os
 import sys
 import tempfile
@@ -202,11 +203,11 @@ def settled_plan(args: argparse.Namespace) -> "Plan":
 # ---------------------------------------------------------------- options that are no method's
 
 
-def add_image(parser: argparse.ArgumentParser, output: str) -> None:
+def add_image(parser: argparse.ArgumentParser, output: str, stdout: str = ".png") -> None:
     either = parser.add_mutually_exclusive_group(required=True)
     either.add_argument("picture", nargs="?", type=Path, metavar="IMAGE", help="a picture, any size; - for stdin")
     either.add_argument("--image", type=Path, metavar="IMAGE", help="the same, as an option")
-    add_output(parser, output)
+    add_output(parser, output, stdout)
 
 
 def add_output(parser: argparse.ArgumentParser, about: str, stdout: str = ".png") -> None:
@@ -242,33 +243,26 @@ def prompt_pair(text: str) -> tuple[str, str]:
     return source.strip(), target.strip()
 
 
+def named(text: str) -> str:
+    if not text.strip():  # of a shell's variable that is not set
+        raise argparse.ArgumentTypeError(f"a file, a folder or a hub id is wanted, got {text!r}")
+    return text
+
+
 def add_model(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
-    group.add_argument(
-        "--model", metavar="MODEL", help="mini, folder, .safetensors file or hub id (default: SD v1.5 from the cache)"
-    )
-    group.add_argument("--vae", metavar="VAE", help="another VAE for it: file, folder or hub id")
+    about = "mini, folder, .safetensors file or hub id (default: SD v1.5 from the cache)"
+    group.add_argument("--model", type=named, metavar="MODEL", help=about)
+    group.add_argument("--vae", type=named, metavar="VAE", help="another VAE for it: file, folder or hub id")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (%(default)s)")
-    group.add_argument(
-        "--dtype",
-        default="auto",
-        choices=("auto", "float32", "float16", "bfloat16"),
-        help="what the model computes in (%(default)s: float16 on CUDA, bfloat16 for a full-size model on a CPU with "
-        "AMX, else float32)",
-    )
-    group.add_argument(
-        "--attention",
-        default="auto",
-        choices=("auto", "sdpa", "triton"),
-        help="which kernel (%(default)s: the faster one; sdpa is torch's, triton our own, for CUDA)",
-    )
-    either = group.add_mutually_exclusive_group()
-    either.add_argument(
-        "--compile", action="store_true", help="compile the UNet: minutes at first, then faster, most of all on a GPU"
-    )
-    either.add_argument(
-        "--low-memory", action="store_true", help="one network in memory at a time; each is read again when needed"
-    )
+    about = "to compute in (%(default)s: float16 on CUDA, bfloat16 for full size on a CPU with AMX, else float32)"
+    group.add_argument("--dtype", default="auto", choices=("auto", "float32", "float16", "bfloat16"), help=about)
+    about = "which kernel (%(default)s: the faster one; sdpa is torch's, triton our own, for CUDA)"
+    group.add_argument("--attention", default="auto", choices=("auto", "sdpa", "triton"), help=about)
+    either, about = group.add_mutually_exclusive_group(), "compile the UNet: minutes at first, then faster"
+    either.add_argument("--compile", action="store_true", help=f"{about}, most of all on a GPU")
+    about = "one network in memory at a time; each is read again when needed"
+    either.add_argument("--low-memory", action="store_true", help=about)
     group.add_argument("--variant", choices=("fp16", "non_ema"), help="which of a folder's weights")
     group.add_argument("--lora", action="append", default=[], metavar="FILE[:SCALE]", help="laid over it; repeatable")
     group.add_argument("--embedding", action="append", default=[], metavar="FILE", help="a learned word; repeatable")
@@ -290,11 +284,20 @@ def picture_and_output(args: argparse.Namespace, word: str, *others: Path | None
     picture = read_picture(path)
     size = getattr(args, "size", None)
     working_size(picture.size, 512 if size is None else size)
-    inputs = [path, *(getattr(args, name, None) for name in (*MASKS, "reference"))]
+    inputs = [path, *(getattr(args, name, None) for name in (*MASKS, "reference", "reference_mask", "like"))]
     state, report = (getattr(args, name, None) for name in ("save_state", "report"))
     check_outputs(args, inputs, [output, *others], picture.size, state, report)
     check_masks(args, picture.size)
     return picture, output
+
+
+def take_hole(args: argparse.Namespace, settled: "Plan") -> None:
+    """Where no mask is asked for, and a part of the picture is erased, that is the mask, if the method has one."""
+    from ..files.images import has_hole
+
+    path, asked = args.picture or args.image, getattr(args, "mask", None) or getattr(args, "mask_from", None)
+    if not asked and has_hole(path, "mask" in settled.given):
+        args.mask = path
 
 
 def check_masks(args: argparse.Namespace, size: tuple[int, int], at: tuple[int, int] | None = None) -> None:
@@ -404,7 +407,8 @@ def check_outputs(
         from ..views.report import check_report
 
         check_report(report)
-    taken = [path for path in inputs if path]
+    weights = [args.model, args.vae, *args.embedding, *args.lora, *(one.rpartition(":")[0] for one in args.lora)]
+    taken = [*filter(None, inputs), *map(Path, filter(None, weights))]
     for path in filter(None, [*outputs, state, report]):
         if path is not state and path is not report:
             picture_format(path, size)
@@ -414,6 +418,8 @@ def check_outputs(
             raise ValueError(f"{path}: there is no folder {path.parent}")
         try:
             tempfile.TemporaryFile(dir=path.parent).close()
+            with contextlib.suppress(FileNotFoundError):  # a name that is too long raises another
+                path.lstat()
         except OSError as error:
             raise ValueError(f"{path} cannot be written: {error.strerror}") from error
         if any(same_file(path, other) for other in taken):
@@ -516,16 +522,9 @@ def outcome(args: argparse.Namespace, done: "Result", rows: dict[str, int], reco
     from .estimates import remember
 
     remember(args, done)
-    said: dict[str, Any] = {
-        "method": done.method,
-        "seed": done.seed,
-        "verdict": done.verdict,
-        "coverage": done.coverage,
-        "rows": {"predicted": sum(rows.values()), "paid": done.rows},
-        "evaluations": done.evaluations,
-        "seconds": done.seconds,
-        "settings": record,
-    }
+    said: dict[str, Any] = {name: getattr(done, name) for name in ("method", "seed", "verdict", "coverage")}
+    said |= {"rows": {"predicted": sum(rows.values()), "paid": done.rows}, "evaluations": done.evaluations}
+    said |= {"seconds": done.seconds, "settings": record}
     return said | {"model": describe(done.sd), "versions": versions()}
 
 

@@ -39,6 +39,7 @@ from .common import (
     shown,
     steering_names,
     steering_of,
+    take_hole,
     text_chunks,
 )
 
@@ -106,6 +107,17 @@ def say_taken(args: argparse.Namespace) -> None:
     for name in args.lacking:
         said = f"{args.like} was made with a {name} of its own, which is not in it: give it with {flag(name)}"
         warnings.warn(said, stacklevel=2)
+
+
+def say_idle(args: argparse.Namespace, settled: "Plan") -> None:
+    """Name the options that were given and change nothing."""
+    from ..views.sheet import only_mask
+
+    asked = [name for name in settled.options if name in vars(args).keys() - {"seed", *args.taken}]
+    if settled.given.get("mask") is not None and (idle := [flag(one) for one in asked if only_mask(settled, one)]):
+        warnings.warn(f"under your own mask nothing depends on {', '.join(idle)}", stacklevel=2)
+    if "crop_margin" in asked and not settled.settings["crop"]:
+        warnings.warn("without --crop nothing depends on --crop-margin", stacklevel=2)
 
 
 def add_files(parser: argparse.ArgumentParser, settled: "Plan") -> None:
@@ -208,11 +220,9 @@ def pixels(text: str) -> int:
 
 
 def run_edit(args: argparse.Namespace) -> dict[str, Any]:
-    from ..files.images import has_hole
     from ..run import blank_plan, execute
 
-    if "mask" in blank_plan(args.method, args.inversion).given and not getattr(args, "mask", None):
-        args.mask = path if has_hole(path := args.picture or args.image) else None
+    take_hole(args, blank_plan(args.method, args.inversion))
     settled = settled_plan(args)
     say_taken(args)
     if args.count != 1:
@@ -224,6 +234,7 @@ def run_edit(args: argparse.Namespace) -> dict[str, Any]:
     steering = steering_of(args)
     check_files(args)
     (rows,) = predicted(args, settled)
+    say_idle(args, settled)
     if args.dry_run:
         return dry_run(args, [settled], rows, picture.size)
     sd = load(args)
@@ -335,7 +346,9 @@ def check_files(args: argparse.Namespace) -> None:
     if args.save_heat and getattr(args, "mask", None):
         raise ValueError("--save-heat goes without --mask: under your own mask no map is sought")
     if args.save_state and getattr(args, "crop", False):
-        raise ValueError("--save-state goes without --crop: what is made of a square cannot be gone on from")
+        raise ValueError(
+            "--save-state goes without --crop; save the edit without, then `resume` that state with --crop"
+        )
     if args.decode_previews and not args.report:
         raise ValueError("--decode-previews goes with --report")
     whole("preview_every", args.preview_every, 1, 999)
@@ -404,15 +417,13 @@ EXAMPLES = {
         'edit photo.png --source "a horse" --target "a zebra" --count 4',
         "edit other.png --like zebra.png --strength .6",
     ),
-    "resume": ("resume run.safetensors --mask-threshold .4",),
     "mask": ('mask photo.png --source "a horse" --target "a zebra"',),
     "generate": ('generate "a photo of a horse on a beach" -o horse.png',),
 }
+RESUME = ("resume run.safetensors --mask-threshold .4",)
 COMMANDS = {
     "edit": Command("edit a picture by text, by any method", add_edit, run_edit, say_edit, EXAMPLES["edit"]),
-    "resume": Command(
-        "go on from a saved edit; only changes are paid for", add_resume, run_resume, say_edit, EXAMPLES["resume"]
-    ),
+    "resume": Command("go on from a saved edit; only changes are paid for", add_resume, run_resume, say_edit, RESUME),
     "mask": Command("find the mask of an edit, without the edit", add_mask, run_mask, say_edit, EXAMPLES["mask"]),
     "generate": Command("make a picture from text alone", add_generate, run_generate, say_edit, EXAMPLES["generate"]),
 }

@@ -5,7 +5,7 @@ import secrets
 from pathlib import Path
 from typing import Any
 
-from .common import Command, add_image, add_model, check_outputs, flag, load, parsed, picture_and_output, tracker
+from .common import Command, add_image, add_model, check_outputs, flag, load, parsed, tracker
 
 LEARNS = "lora:lora"
 
@@ -13,7 +13,7 @@ LEARNS = "lora:lora"
 def add_learn(parser: argparse.ArgumentParser, words: list[str]) -> None:
     from ..run import COMMON, function_at, options_of
 
-    add_image(parser, "the weights (.safetensors; default: NAME-lora.safetensors here)")
+    add_image(parser, "the weights (.safetensors; default: NAME-lora.safetensors here)", ".safetensors")
     parser.add_argument("--source", metavar="TEXT", default="", help="what the picture shows")
     for name, one in (options_of(function_at(LEARNS)) | {"size": COMMON["size"]}).items():
         default = None if name == "seed" else one.default
@@ -26,18 +26,17 @@ def run_learn(args: argparse.Namespace) -> dict[str, Any]:
     import torch
     from safetensors.torch import save
 
-    from ..files.images import to_rgb, to_tensor, working_size, write_whole
-    from ..files.results import free
+    from ..files.images import read_picture, to_rgb, to_tensor, working_size, write_whole
+    from ..files.results import MADE_BY, free
     from ..run import COMMON, check_given, function_at, options_of
 
     options, source = options_of(function_at(LEARNS)), check_given("source", args.source)
     args.seed = secrets.randbelow(2**32) if args.seed is None else args.seed
     settings = {name: one.check(getattr(args, name)) for name, one in options.items()}
-    size = COMMON["size"].check(args.size)
-    output = args.output or free(Path(f"{(args.picture or args.image).stem}-lora.safetensors"))
-    args.output = None
-    picture, _ = picture_and_output(args, "lora")
-    check_outputs(args, [args.picture or args.image], [], state=output)
+    size, path = COMMON["size"].check(args.size), args.picture or args.image
+    output, picture = args.output or free(Path(f"{path.stem}-lora.safetensors")), read_picture(path)
+    working_size(picture.size, 512 if size is None else size)
+    check_outputs(args, [path], [], state=output)
     sd, losses = load(args), list[float]()
     bar = iter(tracker(args.quiet)(range(settings["lora_steps"]), "learn"))
 
@@ -53,7 +52,7 @@ def run_learn(args: argparse.Namespace) -> dict[str, Any]:
         x0, start = sd.encode(to_tensor(to_rgb(picture), at)), sd.clock()
         made = function_at(LEARNS)(eps, x0, sd.projections, sd.text([source]), **settings, told=told)
     tensors = {name: one.cpu().contiguous() for name, one in function_at("lora:state")(made).items()}
-    write_whole(output, save(tensors, {"format": "pt"}))
+    write_whole(output, save(tensors, MADE_BY))
     share = max(len(losses) // 10, 1)
     means = [sum(part) / share for part in (losses[:share], losses[-share:])] if losses else None
     shown = {"output": str(output), "source": source, **settings, "rows": sd.gradients, "seconds": sd.clock() - start}

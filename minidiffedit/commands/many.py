@@ -236,19 +236,9 @@ def say_eval(result: dict[str, Any]) -> str:
     return "\n".join([*lines, shown(f"{result['output']}: edits.jsonl, summary.json")])
 
 
+BATCH = ('batch photos --target "a zebra" -o edited', "batch list.csv --strength .6 -o edited")
+EVAL = ("eval weights/mini/scenes --methods diffedit masactrl --model mini",)
 COMMANDS = {
-    "batch": Command(
-        "edit many pictures; goes on where it stopped",
-        add_batch,
-        run_batch,
-        say_batch,
-        ('batch photos --target "a zebra" -o edited', "batch list.csv --strength .6 -o edited"),
-    ),
-    "eval": Command(
-        "edit a data set and measure; goes on where it stopped",
-        add_eval,
-        run_eval,
-        say_eval,
-        ("eval weights/mini/scenes --methods diffedit masactrl --model mini",),
-    ),
+    "batch": Command("edit many pictures; goes on where it stopped", add_batch, run_batch, say_batch, BATCH),
+    "eval": Command("edit a data set and measure; goes on where it stopped", add_eval, run_eval, say_eval, EVAL),
 }

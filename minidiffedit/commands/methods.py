@@ -65,10 +65,9 @@ def details(name: str) -> dict[str, Any]:
     found = blank_plan(name)
     function = function_at(found.functions["latent"])
     module = inspect.getmodule(function)
-    options = {
-        one: {"default": found.settings[one], "about": option.about, "choices": [*option.choices] or None}
-        for one, option in found.options.items()
-    }
+    options = dict[str, Any]()
+    for name, one in found.options.items():
+        options[name] = {"default": found.settings[name], "about": one.about, "choices": [*one.choices] or None}
     return {
         "about": "\n\n".join(filter(None, (inspect.getdoc(module), inspect.getdoc(function)))),
         "functions": found.functions,
@@ -83,13 +82,9 @@ def say_methods(result: Any) -> str:
     width = max(len(row["name"]) for row in result)
     lines = [f"{'name':{width}}  {'paper':12} {'status':8} {'rows':>6}  weights     needs"]
     for row in result:
-        row |= {
-            "rows": "" if row["rows"] is None else row["rows"],
-            "needs": ", ".join(row["needs"]) or row["note"][:60],
-        }
-        lines.append(
-            f"{row['name']:{width}}" + "  {paper:12} {status:8} {rows:>6}  {weights:10}  {needs}".format(**row)
-        )
+        row |= {"rows": "" if row["rows"] is None else row["rows"]}
+        row |= {"needs": ", ".join(row["needs"]) or row["note"][:60], "name": f"{row['name']:{width}}"}
+        lines.append("{name}  {paper:12} {status:8} {rows:>6}  {weights:10}  {needs}".format(**row))
     lines.append("rows: UNet rows at the defaults. `minidiffedit methods NAME` shows one; INVERSION+EDITOR combines.")
     return "\n".join(lines)
 
@@ -101,15 +96,8 @@ def say_markdown(result: list[dict[str, Any]]) -> str:
         paper = f"[{number}](https://arxiv.org/abs/{number})" if number[:4].isdecimal() else number
         rows = "" if row["rows"] is None else f"{row['rows']:,}"
         weights = "" if row["weights"] == "base" else f"{row['weights']} weights; "
-        cells = (
-            f"`{row['name']}`",
-            paper,
-            row["status"],
-            row["class"],
-            ", ".join(row["needs"]),
-            rows,
-            weights + row["note"],
-        )
+        needs, note = ", ".join(row["needs"]), weights + row["note"]
+        cells = f"`{row['name']}`", paper, row["status"], row["class"], needs, rows, note
         lines.append(f"| {' | '.join(cells)} |".replace("|  |", "| |"))
     return "\n".join(lines)
 
@@ -117,10 +105,8 @@ def say_markdown(result: list[dict[str, Any]]) -> str:
 def say_one(row: dict[str, Any]) -> str:
     lines = [f"{row['name']}: arXiv {row['paper']}, {row['status']}, {row['weights']} weights", row["note"]]
     lines += [row["about"], ""]
-    lines += [
-        f"  {flag(name):20} {about}{'' if name in row['needs'] else ' (may be left out)'}"
-        for name, about in row["given"].items()
-    ]
+    left = {name: "" if name in row["needs"] else " (may be left out)" for name in row["given"]}
+    lines += [f"  {flag(name):20} {about}{left[name]}" for name, about in row["given"].items()]
     lines += [f"  {flag(name):20} {one['about']} ({one['default']})" for name, one in row["options"].items()]
     if row["rows"] is not None:
         lines.append(f"\n{row['rows']} UNet rows at the defaults")

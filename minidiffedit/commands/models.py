@@ -33,9 +33,8 @@ def add_verify(parser: argparse.ArgumentParser, words: list[str]) -> None:
 
 
 def add_download(parser: argparse.ArgumentParser, words: list[str]) -> None:
-    parser.add_argument(
-        "id", nargs="?", metavar="ID", help="hub id (default: stable-diffusion-v1-5/stable-diffusion-v1-5)"
-    )
+    about = "hub id (default: stable-diffusion-v1-5/stable-diffusion-v1-5)"
+    parser.add_argument("id", nargs="?", metavar="ID", help=about)
     parser.add_argument("--variant", choices=("fp16", "non_ema"), help="fp16: half the size, enough for a GPU")
     add_hub(parser)
 
@@ -77,9 +76,7 @@ def run_info(args: argparse.Namespace) -> dict[str, Any]:
     networks = {}
     for name, part in found.parts.items():
         tensors = [part.header[key] for key in part.keys.values()]
-        networks[name] = {
-            "file": str(part.path),
-            "tensors": len(tensors),
+        networks[name] = {"file": str(part.path), "tensors": len(tensors)} | {
             "parameters": sum(math.prod(tensor.shape) for tensor in tensors),
             "dtypes": sorted({tensor.dtype for tensor in tensors}),
         }
@@ -151,11 +148,9 @@ def say_info(result: dict[str, Any]) -> str:
         command = "minidiffedit resume" if result["use"] == "resume" else f"{result['use']} of every command that edits"
         return f"{result['model']}: {result['kind']} for {result['for']}; taken by {command}"
     lines = [f"{result['model']}: {result['kind']}, {result['layout']}, trained at {result['training_size']} px"]
-    for name, network in result["networks"].items():
-        lines.append(
-            f"  {name}: {network['parameters']:,} parameters in {network['tensors']} tensors, "
-            f"{' '.join(network['dtypes'])}, {network['file']}"
-        )
+    for name, one in result["networks"].items():
+        held = f"{one['parameters']:,} parameters in {one['tensors']} tensors, {' '.join(one['dtypes'])}"
+        lines.append(f"  {name}: {held}, {one['file']}")
     return "\n".join([*lines, f"  tokenizer: {result['tokenizer']}"])
 
 
@@ -176,14 +171,12 @@ def run_bench(args: argparse.Namespace) -> dict[str, Any]:
             options = {name: value for name, value in PLAIN.items() if plain and hasattr(args, name)}
             return load(argparse.Namespace(**vars(args) | {"model": folder} | options))
 
-        found = bench(
-            loaded,
-            size=args.size,
-            steps=args.steps,
-            maps=args.maps,
-            repeats=args.repeats,
-            say=lambda line: None if args.quiet else print(f"measuring: {line}", file=sys.stderr, flush=True),
-        )
+        def say(line: str) -> None:
+            if not args.quiet:
+                print(f"measuring: {line}", file=sys.stderr, flush=True)
+
+        sizes = {name: getattr(args, name) for name in ("size", "steps", "maps", "repeats")}
+        found = bench(loaded, **sizes, say=say)
     found["model"] = {"id": args.model or f"random, {'tiny' if args.tiny else 'full size'}"} | found["model"]
     options = {name: getattr(args, name) for name in PLAIN if hasattr(args, name)}
     return found | {"options": options, "versions": versions()}
@@ -223,10 +216,8 @@ def say_bench(found: dict[str, Any]) -> str:
         )
     lines += ["", "attention inside the plain UNet, 2 texts"]
     for name, row in found["attention"].items():
-        said = (
-            f"cannot run: {row['cannot_run']}" if "cannot_run" in row else f"{row['seconds']:.3f} s  {say_error(row)}"
-        )
-        lines.append(f"{name:16} {said}")
+        done = "" if "cannot_run" in row else f"{row['seconds']:.3f} s  {say_error(row)}"
+        lines.append(f"{name:16} {done or 'cannot run: ' + row['cannot_run']}")
     edit = found["edit"]
     rows, further = (" + ".join(str(n) for n in one["rows"].values()) for one in (edit, edit["further"]))
     each = ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in edit["seconds"].items())

@@ -33,6 +33,7 @@ from .common import (
     say_cost,
     say_dry,
     steering_of,
+    take_hole,
     text_chunks,
     together,
     versions,
@@ -133,6 +134,7 @@ def run_sheet(args: argparse.Namespace) -> dict[str, Any]:
 
     names = [name for one in (args.rows, args.columns) if one and one[0] == "method" for name in one[1]]
     settled = together([blank_plan(name, args.inversion) for name in names or [args.method]])
+    take_hole(args, settled)
     rows, columns = typed(args.rows, settled), typed(args.columns, settled)
     given = arguments(args, settled) | ({"inversion": args.inversion} if args.inversion else {})
     found = planned(args.method, rows, columns, **given)
@@ -253,22 +255,12 @@ def say_report(result: dict[str, Any]) -> str:
     return f"{result['output']}\n{result['bytes']:,} bytes; opens in any browser, from disk"
 
 
+TEXTS = '--source "a horse" --target "a zebra"'
+SHEET = (f"sheet photo.png {TEXTS} --rows strength=.4,.6,.8 --columns seed=0,1,2",)
+FIGURE, REPORT = (f"figure threshold photo.png {TEXTS}",), ("report run.safetensors -o page.html",)
+ABOUT = "edit a picture over two options, or by several methods, on one page"
 COMMANDS = {
-    "sheet": Command(
-        "edit a picture over two options, or by several methods, on one page",
-        add_sheet,
-        run_sheet,
-        say_page,
-        ('sheet photo.png --source "a horse" --target "a zebra" --rows strength=.4,.6,.8 --columns seed=0,1,2',),
-    ),
-    "figure": Command(
-        "draw one of the usual figures of an edit",
-        add_figure,
-        run_figure,
-        say_page,
-        ('figure threshold photo.png --source "a horse" --target "a zebra"',),
-    ),
-    "report": Command(
-        "write the page of a saved edit", add_report, run_report, say_report, ("report run.safetensors -o page.html",)
-    ),
+    "sheet": Command(ABOUT, add_sheet, run_sheet, say_page, SHEET),
+    "figure": Command("draw one of the usual figures of an edit", add_figure, run_figure, say_page, FIGURE),
+    "report": Command("write the page of a saved edit", add_report, run_report, say_report, REPORT),
 }

@@ -6,11 +6,10 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 
 DASH = Path("-")
-INPUTS = ("picture", "image", "mask", "union", "subtract", "reference", "state")
+INPUTS = ("picture", "image", "mask", "union", "subtract", "reference", "reference_mask", "state")
 
 
 @contextlib.contextmanager
@@ -19,7 +18,9 @@ def streams(args: argparse.Namespace) -> Iterator[Callable[[str], None]]:
     the file. Raises ValueError for two files from one stdin, and a file into a terminal.
     """
     names = [name for name in INPUTS if getattr(args, name, None) == DASH]
-    out = getattr(args, "stdout", None) if getattr(args, "output", None) == DASH else None
+    out = getattr(args, "stdout", "") if getattr(args, "output", None) == DASH else None
+    if out == "":
+        raise ValueError("what this command writes is a folder: -o cannot be - (stdout)")
     if not names and not out:
         yield print
         return
@@ -37,7 +38,7 @@ def streams(args: argparse.Namespace) -> Iterator[Callable[[str], None]]:
             yield print
             return
         args.output, args.piped = Path(folder, f"stdout{out}"), True
-        yield (lambda line: None) if args.quiet else partial(print, file=sys.stderr)
+        yield lambda line: None if args.quiet else print(line.replace(str(args.output), "-"), file=sys.stderr)
         if args.output.exists():  # a dry run writes none
             with args.output.open("rb") as file:
                 shutil.copyfileobj(file, sys.stdout.buffer)

@@ -40,13 +40,20 @@ def strange_option(words: list[str], parser: argparse.ArgumentParser) -> str:
     parser looks for what is missing: `--prompt` is no missing --target.
     """
     known = parser._option_string_actions
-    for word in words[: words.index("--")] if "--" in words else words:
+    words = words[: words.index("--")] if "--" in words else words
+    for before, word in zip(["", *words], words):
         name = word.partition("=")[0]
         if not re.match(r"--?[A-Za-z]", name) or " " in name or name in known:
             continue
         if not name.startswith("--") and name[:2] in known and not name[2:].isalpha():  # -n4
             continue
+        if before in known and known[before].nargs != 0 and name[:2] != "--":
+            return f"{before} needs a value; one that begins with - is written {before}={word}"
         whose = f" of {parser.get_default('method')}" if parser.get_default("method") else ""
+        from ..run import GIVEN
+
+        if name[2:].replace("-", "_") in GIVEN:  # of other methods
+            return f"there is no option {name}{whose}"
         ours = meant(name, [*known, *(str(one.metavar) for one in parser._actions if not one.option_strings)])
         return f"there is no option {name}{whose}" + (f" (did you mean {ours}?)" if ours else "")
     return ""

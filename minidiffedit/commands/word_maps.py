@@ -74,12 +74,8 @@ def say_words(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-COMMANDS = {
-    "words": Command(
-        "show where a picture's attention looks for each word",
-        add_words,
-        run_words,
-        say_words,
-        ('words photo.png --source "a horse on a field" --words horse,field',),
-    )
-}
+ABOUT, EXAMPLE = (
+    "show where a picture's attention looks for each word",
+    'words photo.png --source "a horse" --words horse',
+)
+COMMANDS = {"words": Command(ABOUT, add_words, run_words, say_words, (EXAMPLE,))}

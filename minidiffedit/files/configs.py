@@ -26,6 +26,7 @@ from .unsupported import (
     input_channels,
     other_model,
     read_header,
+    refuse_folder,
     refuse_name,
     strange_text,
 )
@@ -85,7 +86,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def configs_of(path: Path, vae: Path | None = None) -> dict[str, Any]:
     """The networks' configs of a folder or a single file; vae: the file of another VAE, which brings its own."""
-    return read_configs(path, vae) if os.path.isdir(path) else header_configs(read_header(path), vae)
+    if not os.path.isdir(path):
+        return header_configs(read_header(path), vae)
+    refuse_folder(path)
+    return read_configs(path, vae)
 
 
 def header_configs(header: Header, vae: Path | None) -> dict[str, Any]:
@@ -105,11 +109,8 @@ def read_configs(folder: Path, vae: Path | None = None) -> dict[str, Any]:
     vae: the file of another VAE. Raises ValueError for what contradicts SD v1 or does not fit together.
     """
     own = folder / "vae" / "config.json"
-    configs = {
-        network: read_config(network, folder / network / "config.json")
-        for network in KINDS
-        if network != "vae" or not vae or own.exists()
-    }
+    networks = [network for network in KINDS if network != "vae" or not vae or own.exists()]
+    configs = {network: read_config(network, own_folder(folder, network) / "config.json") for network in networks}
     if vae:
         full = configs["unet"].block_out_channels == UNetConfig().block_out_channels
         configs["vae"] = vae_config(vae, configs.get("vae", VAEConfig() if full else None))
@@ -137,11 +138,17 @@ def read_configs(folder: Path, vae: Path | None = None) -> dict[str, Any]:
 STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 
 
+def own_folder(folder: Path, network: str) -> Path:
+    """A network's folder. Raises ValueError where there is none."""
+    if not (folder / network).is_dir():
+        advice = "; give one by --vae" if network == "vae" else ": not a Stable Diffusion v1 model in the hub's layout"
+        raise ValueError(f"{folder} has no folder {network}/{advice}")
+    return folder / network
+
+
 def weights_file(sub: Path, network: str, variant: str | None, dtype: torch.dtype) -> Path:
     """The file of a network in its folder: as asked for, else the one whose numbers are nearest to the run's dtype."""
-    if not sub.is_dir():
-        advice = "; give one by --vae" if network == "vae" else ": not a Stable Diffusion v1 model in the hub's layout"
-        raise ValueError(f"{sub.parent} has no folder {network}/{advice}")
+    own_folder(sub.parent, network)
     plain, half, other = (sub / f"{STEMS[network]}{v}.safetensors" for v in ("", ".fp16", ".non_ema"))
     wanted = [plain, half] if dtype == torch.float32 else [half, plain]
     if variant == "fp16":

@@ -85,12 +85,12 @@ def find_model(
     the nearest. Raises as `download` does.
     """
     if model == MINI:
-        return find_mini()
+        return snapshot(find_mini(), revision)
     path, model, named = Path(model), model.removeprefix("hub:"), model.startswith("hub:")
+    if not named and path.parts[-2:] == ("weights", MINI) and not os.path.exists(path):
+        raise ValueError(f"{model}: no such folder here; from anywhere the miniature is --model {MINI}")
     if not named and not is_id(model):
         return snapshot(path, revision)
-    if not named and path.parts == ("weights", MINI):
-        raise ValueError(f"{model}: no such folder here; from anywhere the miniature is --model {MINI}")
     wanted = [variant] if variant else (["fp16", None] if half else [None, "fp16"])
     options: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir}
     try:
@@ -145,6 +145,8 @@ def snapshot(path: Path, revision: str | None) -> Path:
     """
     root = path.parent if path.name == "snapshots" else path
     if not os.path.isdir(root / "snapshots"):
+        if revision:
+            raise ValueError(f"{path} has no revisions, got {revision!r}: only a hub id has")
         return path
     there = sorted(one for one in (root / "snapshots").iterdir() if one.is_dir())
     named = root / "refs" / (revision or "main")
@@ -180,9 +182,11 @@ def download(
     Raises HubError when a file can't be had, and ValueError, before the weights are fetched, where the configurations
     tell that they are not SD v1's.
     """
+    if model == MINI:
+        return find_mini()
     options: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir}
     try:
-        return find_cached(model, [variant], **options)
+        return find_cached(model := model.removeprefix("hub:"), [variant], **options)
     except NotCached as error:
         if model in REMOVED:
             raise HubError(f"{model} was removed from the hub in August 2024; use {REMOVED[model]}") from error

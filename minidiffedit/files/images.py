@@ -47,12 +47,8 @@ def read_picture(source: Any) -> Image.Image:
     """
     name = source if isinstance(source, str | os.PathLike) else "the picture"
     if isinstance(source, np.ndarray):
-        if (
-            source.dtype != np.uint8
-            or source.ndim < 2
-            or source.shape[2:] not in ((), (1,), (3,), (4,))
-            or 0 in source.shape
-        ):
+        channels = source.shape[2:] in ((), (1,), (3,), (4,))
+        if source.dtype != np.uint8 or source.ndim < 2 or not channels or 0 in source.shape:
             raise ValueError(f"a picture array must be uint8 (H, W) or (H, W, 3), got {source.dtype} {source.shape}")
         picture = Image.fromarray(source.squeeze(-1) if source.shape[2:] == (1,) else source)
     elif isinstance(source, Image.Image):
@@ -91,9 +87,9 @@ def describing(picture: Image.Image) -> bytes:
     return kept.tobytes() if len(kept) else b""
 
 
-def has_hole(source: Any) -> bool:
+def has_hole(source: Any, masked: bool = True) -> bool:
     """Whether a part of a picture is erased: transparent, while its corners are not, as those of a cut-out are. Said
-    in a warning; what cannot be read has none.
+    in a warning, as is what is transparent otherwise; what cannot be read has none. masked: whether a hole is a mask.
     """
     try:
         if isinstance(source, str | os.PathLike):
@@ -109,10 +105,17 @@ def has_hole(source: Any) -> bool:
         alpha = np.asarray(picture.convert("RGBA"))[..., 3]
     except Exception:
         return False
-    if not (alpha == 0).any() or alpha[[0, 0, -1, -1], [0, -1, 0, -1]].min() < 255:
-        return False
-    warnings.warn("a part of the picture is erased (transparent), and taken for the mask", stacklevel=3)
-    return True
+    hole = bool(masked and alpha.min() == 0 and corners(alpha).min() == 255)
+    if hole:
+        warnings.warn("a part of the picture is erased (transparent), and taken for the mask", stacklevel=3)
+    elif alpha.min() < 255:
+        advice = "; to edit them give it as the mask, too" if masked else ""
+        warnings.warn(f"transparent parts of the picture are laid on white{advice}", stacklevel=3)
+    return hole
+
+
+def corners(alpha: np.ndarray) -> np.ndarray:
+    return alpha[[0, 0, -1, -1], [0, -1, 0, -1]]
 
 
 def _open(path: Path) -> Image.Image:
@@ -252,20 +255,23 @@ def read_mask(source: Any) -> np.ndarray:
     if values.dtype in (np.uint8, np.uint16) and values.max() > 1:
         values = values / np.iinfo(values.dtype).max
     if not (values.min() >= 0 and values.max() <= 1):  # also false for NaN
-        raise ValueError(
-            f"a mask's values must lie in [0, 1], 1 = edited (or be uint8, uint16), got {values.dtype} "
-            f"from {values.min()} to {values.max()}"
-        )
+        got = f"{values.dtype} from {values.min()} to {values.max()}"
+        raise ValueError(f"a mask's values must lie in [0, 1], 1 = edited (or be uint8, uint16), got {got}")
     return values.astype(np.float32)
 
 
 def _grey_values(picture: Image.Image) -> np.ndarray:
     if picture.mode.startswith("I;16"):
-        return np.asarray(picture)
+        return np.asarray(picture).astype(np.uint16)  # a TIFF has its own order of bytes
     pixels = np.asarray(picture.convert("RGBA"))
     alpha, seen = pixels[..., 3], pixels[pixels[..., 3] > 0, :3]
     if alpha.min() < 255:
         painted = seen.size > 0 and seen.min() >= 250
+        if seen.size and not painted and np.ptp(seen, axis=0).max() <= MOST_COLOUR and corners(alpha).min() == 0:
+            raise ValueError(
+                f"a mask of one colour, {(*seen[0].tolist(),)}, on nothing: is the paint edited or the rest? Make what "
+                "is edited white and the rest black"
+            )
         return (alpha if painted else 255 - alpha).astype(np.float32) / 255
     spread = np.ptp(seen.astype(int), axis=1)
     if spread.max() > MOST_COLOUR:

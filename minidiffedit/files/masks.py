@@ -16,6 +16,7 @@ from ..ddim import whole
 from .images import latent_mask
 
 MOST_CELLS = 1024
+HAZE = 1 / 64  # a mask's values up to here are a JPEG's noise
 
 
 def dilate(mask: Tensor, cells: int) -> Tensor:
@@ -39,11 +40,11 @@ def feather(mask: Tensor, cells: int) -> Tensor:
 
 
 def largest_piece(mask: Tensor) -> Tensor:
-    """Only the piece with the most cells, with its values; cells above 0 that share a side belong to one piece. Of
+    """Only the piece with the most cells, with its values; cells above HAZE that share a side belong to one piece. Of
     equally large pieces it is the first in reading order.
     """
     M = checked(mask)
-    inside = M[0, 0] > 0
+    inside = M[0, 0] > HAZE
     if not inside.any():
         return M
     # Each cell has a number of its own and takes its neighbours' highest, until one number is left in each piece.

@@ -7,6 +7,7 @@ from typing import Any
 
 NAME = "minidiffedit"
 PAGE = b"Made by minidiffedit"  # in the foot of every page
+MADE_BY = {"made_by": NAME}  # in the header of learned weights, alone: several would change places
 MARK = {"parameters": "", NAME: json.dumps({"made": "map"})}  # of masks and heat maps, which have no settings
 
 
@@ -32,17 +33,18 @@ def settings_in(path: Path) -> dict[str, Any]:
 
 
 def is_ours(path: Path) -> bool:
-    """Whether minidiffedit wrote this picture, saved edit or page, as far as the file itself tells."""
+    """Whether minidiffedit wrote this picture, saved edit, page or LoRA, as far as the file itself tells."""
     from PIL import Image
 
     from .images import CELLS
     from .states import read_record
+    from .unsupported import read_header
 
     if not os.path.isfile(path):
         return False
     try:
         if path.suffix == ".safetensors":
-            return bool(read_record(path))
+            return MADE_BY.items() <= read_header(path).metadata.items() or bool(read_record(path))
         if path.suffix.lower() in (".html", ".htm"):
             return PAGE in path.read_bytes()
         with Image.open(path) as file:

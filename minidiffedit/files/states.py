@@ -56,7 +56,7 @@ def save_state(result: Result, path: str | PathLike[str]) -> None:
     if result.source is None:
         raise ValueError("no picture went into this result, so there is nothing to go on from; save its image instead")
     if result.inside is not None:
-        raise ValueError("an edit with crop cannot be saved; leave crop out, or save its picture")
+        raise ValueError("an edit with crop cannot be saved; save it without, then resume it with crop")
     given, steering, tensors = result.given_mask, result.steering, dict[str, Tensor]()
     calls = [call for call in result.calls if call.function in result.plan.functions.values()]
     others = [name for name, value in result.plan.given.items() if GIVEN[name].kind == "picture" and value is not None]

@@ -90,7 +90,7 @@ def settle(row: Row, root: Path) -> Task:
         check_output(options["output"])
     files = files_of(options, root)
     with recorded() as said:
-        if "mask" not in files and "mask" in blank_plan(options["method"]).given and has_hole(files["image"]):
+        if "mask" not in files and has_hole(files["image"], "mask" in blank_plan(options["method"]).given):
             files["mask"] = files["image"]
     for path in files.values():
         if not os.path.isfile(path):  # a pipe would wait for ever

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..files.images import read_mask
+from ..files.masks import HAZE
 
 # PIE-Bench's editing_type_id, "0" to "9"
 ATTRIBUTES = (f"change attribute {what}" for what in ("content", "pose", "color", "material"))
@@ -44,7 +45,8 @@ class Item:
         """Where a picture of size (width, height) may change, (H, W) bool. ValueError for a mask of another size."""
         if self.mask is None:
             return None
-        mask = pie_mask(self.mask) if isinstance(self.mask, tuple) else read_mask(self.mask) > 0
+        read = pie_mask(self.mask) if isinstance(self.mask, tuple) else read_mask(self.mask)
+        mask = read > read.max() * HAZE
         if mask.shape[::-1] != size:
             raise ValueError(f"the mask is {mask.shape[1]} x {mask.shape[0]}, the picture {size[0]} x {size[1]}")
         return mask

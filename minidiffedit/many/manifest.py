@@ -21,7 +21,7 @@ from ..methods.table import SYSTEMS
 from ..options import Option
 from ..run import GIVEN, blank_plan, like
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
+PICTURES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 LONGEST_ROW = 1 << 20  # characters
 RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))}
 
@@ -106,12 +106,15 @@ def pictures_of(folder: Path, masks: Path | None, masked: bool) -> Iterator[dict
     """
     if masks and not masks.is_dir():
         raise ValueError(f"{masks} is no folder; name the one that holds the masks")
+    masks = None if masks and os.path.realpath(masks) == os.path.realpath(folder) else masks
     there = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
     found = [path for path in there if path.suffix.lower() in PICTURES and path.is_file()]
     stems, own = {path.stem for path in found}, dict[str, Path]()
     for path in sorted(masks.iterdir()) if masks else found:
         stem = path.stem.removesuffix("_mask")
         if stem in stems and path.suffix.lower() in PICTURES and (masks or stem != path.stem):
+            if stem in own:
+                raise ValueError(f"{own[stem]} and {path.name} are both masks of the picture {stem}; leave one of them")
             own[stem] = path
     found = [path for path in found if masks or path not in own.values()]
     said = [f"{path.name}/" if path.is_dir() else path.name for path in there if path not in (*found, *own.values())]

@@ -49,11 +49,12 @@
     return faded;
   }
 
-  // masks.largest_piece: cells above 0 that share a side; of equal pieces the first in reading order.
+  // masks.largest_piece: cells above HAZE that share a side; of equal pieces the first in reading order.
+  const HAZE = 1 / 64;
   function largest(mask) {
     const piece = new Int32Array(size).fill(-1), sizes = [];
     for (let start = 0; start < size; start++) {
-      if (mask[start] <= 0 || piece[start] >= 0) continue;
+      if (mask[start] <= HAZE || piece[start] >= 0) continue;
       const number = sizes.length, open = [start];
       sizes.push(0);
       piece[start] = number;
@@ -61,7 +62,7 @@
         const i = open.pop(), x = i % w;
         sizes[number] += 1;
         for (const [next, inside] of [[i - 1, x > 0], [i + 1, x < w - 1], [i - w, i >= w], [i + w, i < size - w]]) {
-          if (inside && mask[next] > 0 && piece[next] < 0) {
+          if (inside && mask[next] > HAZE && piece[next] < 0) {
             piece[next] = number;
             open.push(next);
           }
