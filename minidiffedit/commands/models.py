@@ -176,14 +176,11 @@ def run_bench(args: argparse.Namespace) -> dict[str, Any]:
             options = {name: value for name, value in PLAIN.items() if plain and hasattr(args, name)}
             return load(argparse.Namespace(**vars(args) | {"model": folder} | options))
 
-        found = bench(
-            loaded,
-            size=args.size,
-            steps=args.steps,
-            maps=args.maps,
-            repeats=args.repeats,
-            say=lambda line: None if args.quiet else print(f"measuring: {line}", file=sys.stderr, flush=True),
-        )
+        def say(line: str) -> None:
+            if not args.quiet:
+                print(f"measuring: {line}", file=sys.stderr, flush=True)
+
+        found = bench(loaded, size=args.size, steps=args.steps, maps=args.maps, repeats=args.repeats, say=say)
     found["model"] = {"id": args.model or f"random, {'tiny' if args.tiny else 'full size'}"} | found["model"]
     options = {name: getattr(args, name) for name in PLAIN if hasattr(args, name)}
     return found | {"options": options, "versions": versions()}
@@ -221,13 +218,9 @@ def say_bench(found: dict[str, Any]) -> str:
             f"{row['most']:8.3f} {row['tflop']:7.3f} {row['tflop_per_s']:8.3f} {row['of_ceiling']:7.0%} "
             f"{row['cpu_over_wall']:5.2f}  {say_error(row)}"
         )
-    lines += ["", "attention inside the plain UNet, 2 texts"]
-    for name, row in found["attention"].items():
-        said = (
-            f"cannot run: {row['cannot_run']}" if "cannot_run" in row else f"{row['seconds']:.3f} s  {say_error(row)}"
-        )
-        lines.append(f"{name:16} {said}")
-    edit = found["edit"]
+    edit, most = found["edit"], "unknown: this system does not tell it"
+    if memory["peak_bytes"]:
+        most = f"{memory['peak_bytes'] / 2**30:.2f} GiB, {memory['peak_over_weights']:.2f} x the weights"
     rows, further = (" + ".join(str(n) for n in one["rows"].values()) for one in (edit, edit["further"]))
     each = ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in edit["seconds"].items())
     lines += [
@@ -235,12 +228,7 @@ def say_bench(found: dict[str, Any]) -> str:
         f"an edit, {edit['steps']} steps, {edit['maps']} maps: {rows} rows, {edit['seconds_in_all']:.2f} s "
         f"({each}), {edit['tflop_per_s']:.3f} TFLOP/s, {edit['of_ceiling']:.0%} of the best",
         f"a further edit of the picture: {further} rows, {edit['further']['over_first']:.2f} of that time",
-        f"loaded in {found['load_seconds']:.1f} s; peak memory "
-        + (
-            f"{memory['peak_bytes'] / 2**30:.2f} GiB, {memory['peak_over_weights']:.2f} x the weights"
-            if memory["peak_bytes"]
-            else "unknown: this system does not tell it"
-        ),
+        f"loaded in {found['load_seconds']:.1f} s; peak memory {most}",
     ]
     return "\n".join(lines)
 
