@@ -1,6 +1,6 @@
 """Whether a method takes longer than its model rows say: `python tests/bench/method_costs.py [--only masactrl ...]`.
 
-A method's edit / the same calls of the model without its taps, features, weights of its own and arithmetic, in turn:
+A method's loops / the same calls of the model without its taps, features, weights of its own and arithmetic, in turn:
 the median of pairs with its range. A call with a gradient is repeated with a backward pass. Texts and autoencoder are
 left out of both. 1.15 is what is allowed; above it the exit code is 1. On the miniature what a method does besides
 weighs more than on a model of full size: --full takes random weights of full size, --size 512 for minutes a method.
@@ -107,6 +107,7 @@ def main() -> int:
         for name in args.only:
             try:
                 found = measured(sd, name, args)
+                assert found["calls"], "it asks the model nothing at these settings"
             except Exception as error:  # told, and the next one is measured
                 above.append(name)
                 print(f"{name:28} {type(error).__name__}: {str(error)[:90]}", flush=True)
