@@ -24,7 +24,7 @@ check: $(VENV)/test.stamp
 test: check
 	$(RUN) -m pytest -n $(WORKERS) --dist worksteal -m "slow and not long"
 
-test-long: $(VENV)/test.stamp  ## each inversion under each editor on a network, memory of maps at 64 x 64 cells: some minutes
+test-long: $(VENV)/test.stamp  ## each inversion under each editor on a network, memory of maps at 64 x 64 cells, kernels for every GPU: some minutes
 	$(RUN) -m pytest -n $(WORKERS) --dist worksteal -m long
 
 parity-full: $(VENV)/test.stamp  ## the networks at full size against diffusers and transformers

@@ -285,7 +285,7 @@ class CompiledUNet:
         return time.perf_counter() - start
 
     def replay(self, x: Tensor, t: int, text: Tensor, attend: Attend) -> Tensor:
-        x = x.contiguous(memory_format=torch.channels_last)
+        x = x.clone(memory_format=torch.channels_last)  # one stride for all: `contiguous` leaves that of a single row
         step = torch.full((1,), t, device=x.device)  # as a number it would be compiled in; no copy to wait for
         with torch.no_grad():
             if not self.on_gpu:
