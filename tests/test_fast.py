@@ -131,9 +131,9 @@ def test_one_graph_per_shape_and_none_within_or_between_edits(fresh_compiler):
 
 
 @pytest.mark.slow
-def test_pictures_of_about_one_shape_share_what_is_compiled(fresh_compiler, tmp_path):
+def test_pictures_of_about_one_shape_share_what_is_compiled(fresh_compiler, folder, tmp_path):
     """Sides go to multiples of 64 pixels, which is said; the result has its picture's own size, and can be resumed."""
-    sd = tiny.model()
+    sd = StableDiffusion.load(folder, device="cpu")
     sd.unet = fast.CompiledUNet(small_unet(), backend="eager")
     few = {"target": "a", "source": "b", "steps": 2, "maps": 1, "seed": 1}
     for width in (100, 116, 140):  # 104, 120 and 144 at steps of 8
