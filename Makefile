@@ -13,7 +13,7 @@ RUN := $(VENV)/bin/python
 # Threads that wait asleep: spinning ones bring small models to a halt on a machine that is busy otherwise.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test test-long check test-browser clean parity-full load-peak full-size-edit diffusers-edit bench-gpu bench-mini table tour lock matrix evidence evidence-quick lines bench bench-peers bench-steps bench-busy figures batch-1000 test-scale fuzz faults mutants test-versions audit same-results lint
+.PHONY: demo test test-long check test-browser clean parity-full load-peak full-size-edit diffusers-edit bench-gpu bench-mini table tour lock matrix evidence evidence-quick lines bench bench-peers bench-steps bench-busy figures batch-1000 test-scale fuzz faults mutants test-versions audit same-results lint bench-openvino bench-costs
 
 demo: $(VENV)/run.stamp
 	$(RUN) -m weights.demo --model $(MODEL)
@@ -29,7 +29,7 @@ lint: $(VENV)/test.stamp
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 
-test-long: $(VENV)/test.stamp  ## each inversion under each editor on a network, memory of maps at 64 x 64 cells: some minutes
+test-long: $(VENV)/test.stamp  ## each inversion under each editor on a network, memory of maps at 64 x 64 cells, kernels for every GPU: some minutes
 	$(RUN) -m pytest -n $(WORKERS) --dist worksteal -m long
 
 parity-full: $(VENV)/test.stamp  ## the networks at full size against diffusers and transformers
@@ -55,6 +55,13 @@ bench-steps: $(VENV)/test.stamp  ## what each step towards speed bought; STEPS="
 
 bench-busy: $(VENV)/run.stamp  ## an edit quiet and beside one busy process, by how threads wait; BUSY="--values 1000 5000" for others
 	$(RUN) tests/bench/busy.py $(BUSY)
+
+bench-openvino: $(VENV)/test.stamp  ## the UNet and an edit against OpenVINO on this CPU; needs the package; OPENVINO="--size 256" for less
+	$(RUN) -c 'import openvino' 2>/dev/null || $(RUN) -m pip install --quiet openvino
+	$(RUN) tests/bench/against_openvino.py $(OPENVINO)
+
+bench-costs: $(VENV)/run.stamp  ## every method against the bare model calls that it makes; COSTS="--only masactrl" for others
+	$(RUN) tests/bench/method_costs.py $(COSTS)
 
 VERSIONS ?= .versions
 test-versions:  ## the fast tests with the lowest declared versions and the newest, on the Pythons here; TRIED="--only lowest" for others
@@ -99,8 +106,8 @@ test-browser: $(VENV)/test.stamp  ## the report in headless Chromium; screenshot
 	$(RUN) -m pip install --quiet --editable '.[browser]'
 	$(RUN) -m pytest tests/browser
 
-bench-gpu: $(VENV)/test.stamp  ## what only a CUDA device can answer: rates, ratios to diffusers, the kernels; with TORCH=torch
-	$(RUN) tests/bench/gpu.py --json bench-gpu.json
+bench-gpu: $(VENV)/test.stamp  ## what only a CUDA device can answer: right, rates, ratios, the kernels; with TORCH=torch; GPU="--quick"
+	$(RUN) tests/bench/gpu.py --json bench-gpu.json $(GPU)
 
 bench-mini: $(VENV)/run.stamp  ## the miniature's edits against known truth, JSON and plots in .bench-mini; needs the Noto emoji font
 	$(RUN) -m pip install --quiet --editable '.[figures]'

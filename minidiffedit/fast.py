@@ -5,11 +5,12 @@ rounding, or raises: none goes back to the plain path in silence.
 """
 
 import ctypes
-import os
-import shutil
+import math
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import kernels
 from .attention import BACKENDS, Attend, Feature, Hooks, join_heads, sdpa, split_heads, unchanged
 from .unet import Attention, UNet
 from .vae import VAE, ResBlock
@@ -32,8 +34,8 @@ CPUINFO = Path("/proc/cpuinfo")
 
 
 def multiplies_bfloat16() -> bool:
-    """Has this processor matrix units (AMX) for it? There a convolution takes .12 of float32's time; by AVX-512 alone,
-    with its instructions for bfloat16 or without, 1.4 and 4 times as long. Others have not been measured.
+    """Has this processor matrix units (AMX) for it? There a convolution takes .12 of float32's time, by AVX-512 1.4 to
+    4 times as long. Others have not been measured.
     """
     try:
         return "amx_bf16" in CPUINFO.read_text().split()
@@ -109,6 +111,18 @@ def one_at_a_time(makes: Sequence[Callable[[], nn.Module]]) -> list[Any]:
     return networks
 
 
+def decode(vae: VAE, z: Tensor, by_rows: bool) -> Tensor:
+    """`vae.decode`, or `decode_by_rows`: once more in bfloat16, which reaches further, where float16 overflowed."""
+    picture = decode_by_rows(vae, z) if by_rows else vae.decode(z)
+    if z.dtype != torch.float16 or bool(picture.isfinite().all()):
+        return picture
+    warnings.warn("the VAE's decoder overflowed float16: decoded again in bfloat16", stacklevel=3)
+    with torch.device("meta"):
+        wider = VAE(vae.config)
+    wider.load_state_dict({name: one.bfloat16() for name, one in vae.state_dict().items()}, assign=True)
+    return decode(wider, z.bfloat16(), by_rows)
+
+
 def decode_by_rows(vae: VAE, z: Tensor, rows: int = 64) -> Tensor:
     """`vae.decode` (b, 4, h, w) -> (b, 3, 8h, 8w) in less memory, image by image; equal up to rounding.
 
@@ -174,6 +188,9 @@ def scale_and_shift(norm: nn.GroupNorm, x: Tensor, rows: int) -> tuple[Tensor, T
 # ---------------------------------------------------------------- compiling
 
 
+CALLS = 50  # of an edit at the defaults that ask for one shape: 10 of the mask and 40 of the decoding
+
+
 class FusedAttention(nn.Module):
     """unet.Attention with one product for q, k and v (of the text: for k and v); takes the plain one's weights."""
 
@@ -209,9 +226,11 @@ class CompiledUNet:
 
     Takes the UNet over (channels last, projections fused); for inference and the built-in attention only, without taps
     and features, else ValueError. seconds: by (latents, texts, h, w), what the first call of that shape took, compiling
-    included. note: is told before and after. What was compiled is kept on disk by torch (TORCHINDUCTOR_CACHE_DIR) for
-    the next run.
+    included. note: is told before, and after, with the edits from which on it pays. What was compiled is kept by torch
+    for the next run (TORCHINDUCTOR_CACHE_DIR: its own is a folder that a reboot clears, the commands set another).
     """
+
+    grid = 64  # pixels: sides of pictures are multiples of it (run.open_picture), so that few shapes are compiled
 
     def __init__(self, unet: UNet, backend: str = "inductor", note: Callable[[str], None] | None = None):
         self.unet, self.note = fuse(unet), note
@@ -235,6 +254,7 @@ class CompiledUNet:
             return self.replay(x, t, text, attend)
         what = "compiling the UNet for {} x {} texts of {} x {} cells".format(*shape)
         self.say(f"{what}: once for each shape, up to minutes")
+        plain = self.repeated(partial(self.unet, x, t, text, attend)) if self.note else 0.0
         start = time.perf_counter()
         try:
             predictions = self.replay(x, t, text, attend)
@@ -248,13 +268,25 @@ class CompiledUNet:
             raise RuntimeError(f"{what} failed: {reason}; {advice}") from error
         if self.on_gpu:
             torch.cuda.synchronize()
-        self.seconds[shape] = time.perf_counter() - start
-        self.say(f"{what}: {self.seconds[shape]:.1f} s")
+        self.seconds[shape] = took = time.perf_counter() - start
+        fast = self.repeated(partial(self.replay, x, t, text, attend)) if self.note else 0.0
+        pays = f"after {math.ceil(took / (plain - fast) / CALLS)} edits" if plain > fast else "never here"
+        self.say(f"{what}: {took:.1f} s; then a call takes {fast:.3g} s, before {plain:.3g}: it pays {pays}")
         return predictions
 
+    @torch.no_grad()
+    def repeated(self, call: Callable[[], Any]) -> float:
+        """Seconds of the third call: a GPU compiles at the first, and records at the second."""
+        for _ in range(3):
+            start = time.perf_counter()
+            call()
+            if self.on_gpu:
+                torch.cuda.synchronize()
+        return time.perf_counter() - start
+
     def replay(self, x: Tensor, t: int, text: Tensor, attend: Attend) -> Tensor:
-        x = x.contiguous(memory_format=torch.channels_last)
-        step = torch.tensor([t], device=x.device)  # as a number it would be compiled in
+        x = x.clone(memory_format=torch.channels_last)  # one stride for all: `contiguous` leaves that of a single row
+        step = torch.full((1,), t, device=x.device)  # as a number it would be compiled in; no copy to wait for
         with torch.no_grad():
             if not self.on_gpu:
                 return self.graph(x, step, text, attend)
@@ -275,16 +307,10 @@ def check_options(device: torch.device, compile: bool, low_memory: bool) -> None
     """Raise ValueError for options that exclude each other, and where torch.compile could build nothing."""
     if compile and low_memory:
         raise ValueError("compile and low_memory exclude each other: what is compiled stays in memory")
-    if not compile:
-        return
     on_gpu = device.type == "cuda"
-    if on_gpu and find_spec("triton") is None:
-        raise ValueError("compile needs the package triton, which is not installed; install it or load without compile")
-    own = os.environ.get("CC" if on_gpu else "CXX")
-    names = [own] if own else ["gcc", "clang", "cc"] if on_gpu else ["g++", "clang++"]
-    if not any(shutil.which(name) for name in names):
-        what = f"{own!r} (CC or CXX)" if own else "a C compiler (gcc)" if on_gpu else "a C++ compiler (g++)"
-        raise ValueError(f"compile needs {what}, which is not installed; install it or load without compile")
+    lacking = "the package triton" if on_gpu and find_spec("triton") is None else None
+    if compile and (lacking := lacking or kernels.lacking_compiler("C" if on_gpu else "C++")):
+        raise ValueError(f"compile needs {lacking}, which is not installed; install it or load without compile")
 
 
 def compiled_vae(vae: VAE) -> VAE:

@@ -778,7 +778,13 @@ class Job:
 def open_picture(sd: "StableDiffusion", image: Picture, size: int | None) -> tuple[Image.Image, tuple[int, int]]:
     """The picture as RGB, and the (width, height) that the model works on."""
     picture = images.to_rgb(images.read_picture(image))
-    return picture, images.working_size(picture.size, sd.side if size is None else size, sd.factor)
+    side, grid = sd.side if size is None else size, getattr(getattr(sd, "unet", None), "grid", sd.factor)
+    at = images.working_size(picture.size, side, sd.factor)
+    if min(picture.size) >= grid and at != (few := images.working_size(picture.size, side, grid)):
+        said = "{} x {} in place of {} x {}: compiled once for all pictures of about that shape".format(*few, *at)
+        warnings.warn(f"the model works at {said}; the result has its picture's size", stacklevel=3)
+        return picture, few
+    return picture, at
 
 
 def check_near(size: int | None, side: int) -> None:
@@ -806,7 +812,7 @@ def check_fits(plan: Plan, kind: str, name: str | None) -> None:
 
 def check_same(reuse: Result, sd: "StableDiffusion", picture: Image.Image, at: tuple[int, int]) -> None:
     if reuse.sd is not sd or reuse.settings["working_size"] != at:
-        raise ValueError("reuse= holds a result by another model or at another working size")
+        raise ValueError("reuse= holds a result by another model or at another working size (compiled: its own)")
     if reuse.source is None or reuse.source.size != picture.size or reuse.source.tobytes() != picture.tobytes():
         raise ValueError("reuse= holds a result of another picture")
 

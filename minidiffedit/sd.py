@@ -84,6 +84,8 @@ class StableDiffusion(Learnable):
         """
         device = choose_device(device)
         fast.check_options(device, compile, low_memory)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # Triton launches on the current one
         nearest = choose_dtype(dtype, device)
         half = nearest != torch.float32
         path = find_model(str(model), revision, cache_dir, local_files_only, variant, half)
@@ -128,7 +130,7 @@ class StableDiffusion(Learnable):
         fast.trim()
         z = (latent / self.vae.config.scaling_factor).to(self.device, self.dtype)
         by_rows = self.low_memory or latent.shape[2:].numel() > 96 * 96  # by size, not by what is free
-        return (fast.decode_by_rows(self.vae, z) if by_rows else self.vae.decode(z)).float()
+        return fast.decode(self.vae, z, by_rows).float()
 
     def eps(
         self,

@@ -44,7 +44,7 @@ def fan_out(x: Tensor, rows: int) -> Tensor:
 
 
 class ResBlock(nn.Module):
-    """Two norm-SiLU-conv stages around the time embedding, and a residual."""
+    """Two norm-SiLU-conv stages around the time embedding (whose SiLU is taken already), and a residual."""
 
     def __init__(self, c_in: int, c_out: int, time_width: int, groups: int, site: Site):
         super().__init__()
@@ -58,7 +58,7 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor, hooks: Hooks) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x), inplace=True))
-        h = h + self.time_emb_proj(F.silu(time))[:, :, None, None]
+        h = h + self.time_emb_proj(time)[:, :, None, None]
         h = self.conv2(F.silu(self.norm2(h), inplace=True))
         return self.conv_shortcut(x) + hooks.feature(self.site, h)
 
@@ -275,8 +275,9 @@ class UNet(nn.Module):
         assert rows % b == 0 and text.shape[2] == self.config.cross_attention_dim, (
             f"text {tuple(text.shape)} does not fit {b} latents and width {self.config.cross_attention_dim}"
         )
-        t = torch.as_tensor(t, device=x.device).reshape(-1)  # one timestep broadcasts over the batch
-        time = self.time_embedding(time_features(t, self.config.block_out_channels[0]).to(x.dtype))
+        # One timestep broadcasts over the batch. `full` writes it on the device; `tensor` would copy, and wait for it.
+        t = t.reshape(-1) if isinstance(t, Tensor) else torch.full((1,), t, device=x.device)
+        time = F.silu(self.time_embedding(time_features(t, self.config.block_out_channels[0]).to(x.dtype)))
         x = self.conv_in(x)
         skips, hooks = [x], Hooks(attend, feature)
         for down in self.down_blocks:

@@ -110,9 +110,7 @@ def test_the_command_measures_every_stage(folder, capsys):
         assert row["tflop_per_s"] == pytest.approx(row["tflop"] / row["seconds"])
         assert row["of_ceiling"] == pytest.approx(row["tflop_per_s"] / found["ceiling"]["tflop_per_s"])
         assert row.get("error", 0) == 0  # the plain path against itself
-    assert found["attention"]["sdpa"]["error"] == 0 and found["model"]["size"] == 64
-    if not torch.cuda.is_available():
-        assert "CUDA" in found["attention"]["triton"]["cannot_run"]
+    assert found["model"]["size"] == 64
     assert found["memory"]["peak_bytes"] > found["memory"]["weights_bytes"] > 4 * 10**6
     assert not list(Path(bench.__file__).parent.glob("minidiffedit-bench-*"))
 
@@ -148,7 +146,7 @@ def test_a_wrong_fast_path_shows(folder):
 
     found = bench.bench(load, repeats=1, maps=1)
     row = found["stages"]["UNet, 2 texts"]
-    assert row["error"] > row["error_bound"] == 1e-5 and found["attention"]["sdpa"]["error"] == 0
+    assert row["error"] > row["error_bound"] == 1e-5
     from minidiffedit.commands.models import say_error
 
     assert "ABOVE 1e-05" in say_error(row)

@@ -2,9 +2,13 @@
 
 import gc
 import pickle
+import re
+import sys
+import warnings
 import weakref
 from dataclasses import replace
 from functools import partial
+from unittest import mock
 
 import pytest
 import tiny
@@ -14,7 +18,7 @@ from PIL import Image
 from stubs import latent
 from torch.utils.flop_counter import FlopCounterMode
 
-from minidiffedit import StableDiffusion, edit, fast
+from minidiffedit import StableDiffusion, edit, fast, kernels, load_state, save_state
 from minidiffedit.attention import Hooks, Site
 from minidiffedit.checkpoint import build
 from minidiffedit.cli import main
@@ -115,12 +119,89 @@ def test_one_graph_per_shape_and_none_within_or_between_edits(fresh_compiler):
     done = edit(sd, picture(), target="a", source="b", steps=3, maps=2, seed=1)
     assert graphs() == len(sd.unet.seconds) == 3 and set(sd.unet.seconds) == {(2, 4, 8, 8), (1, 1, 8, 8), (1, 2, 8, 8)}
     assert error(done.latent, plain.latent) <= 1e-4
-    assert len(said) == 6 and "1 x 2 texts of 8 x 8 cells: once" in said[4] and said[5].endswith(" s")
+    assert len(said) == 6 and "1 x 2 texts of 8 x 8 cells: once" in said[4]
+    assert re.fullmatch(
+        r".*: [\d.]+ s; then a call takes .* s, before .*: it pays (never here|after \d+ edits)", said[5]
+    )
     with torch.compiler.set_stance("fail_on_recompile"):
         edit(sd, picture(), target="c", source="d", negative_prompt="e", steps=5, strength=0.6, maps=2, seed=2)
     assert graphs() == 3 and len(said) == 6
-    edit(sd, picture(), target="a", source="b", steps=3, maps=2, seed=1, size=72)
+    edit(sd, picture(), target="a", source="b", steps=3, maps=2, seed=1, size=128)
     assert graphs() == 6
+
+
+@pytest.mark.slow
+def test_pictures_of_about_one_shape_share_what_is_compiled(fresh_compiler, folder, tmp_path):
+    """Sides go to multiples of 64 pixels, which is said; the result has its picture's own size, and can be resumed."""
+    sd = StableDiffusion.load(folder, device="cpu")
+    sd.unet = fast.CompiledUNet(small_unet(), backend="eager")
+    few = {"target": "a", "source": "b", "steps": 2, "maps": 1, "seed": 1}
+    for width in (100, 116, 140):  # 104, 120 and 144 at steps of 8
+        with pytest.warns(UserWarning, match="works at 128 x 64 in place of .* x 64: compiled once"):
+            done = edit(sd, picture().resize((width, 64)), **few)
+        assert done.image.size == (width, 64) and done.settings["working_size"] == (128, 64)
+    assert graphs() == 2 and len(sd.unet.seconds) == 2  # a map is asked under two texts, as a guided step is
+    save_state(done, tmp_path / "s.safetensors")
+    assert load_state(tmp_path / "s.safetensors", sd).settings["working_size"] == (128, 64)
+    plain = tiny.model()
+    assert edit(plain, picture().resize((100, 64)), **few).settings["working_size"] == (104, 64)
+
+
+def test_when_compiling_pays(monkeypatch):
+    """By a clock of the test's own: 3 s a plain call, 1 s a compiled one, 100 s of compiling: after 1 edit."""
+    now, said, called = [0.0], [], []
+    unet = fast.CompiledUNet(small_unet(ONE_LEVEL), note=said.append)
+
+    def plain(x, *_):
+        now[0] += 3
+        called.append("plain")
+        return x
+
+    def replay(x, *_):
+        now[0] += 1 if "replay" in called else 100  # the first compiles
+        called.append("replay")
+        return x
+
+    monkeypatch.setattr(unet, "unet", plain)
+    monkeypatch.setattr(unet, "replay", replay)
+    monkeypatch.setattr(fast.time, "perf_counter", lambda: now[0])
+    x = latent(1, 4, 8, 8, dtype=torch.float32)
+    for t in (1, 481):
+        unet(x, t, latent(2, 77, 24, dtype=torch.float32))
+    assert called == ["plain"] * 3 + ["replay"] * 5 and len(said) == 2
+    assert said[1].endswith("8 x 8 cells: 100.0 s; then a call takes 1 s, before 3: it pays after 1 edits")
+
+
+def test_a_model_on_a_gpu_makes_it_the_current_one(monkeypatch, folder):
+    """Triton launches on the current device; torchrun's second process is given cuda:1 and no more."""
+    made = []
+    module = sys.modules[StableDiffusion.__module__]
+    monkeypatch.setattr(module, "choose_device", lambda device: torch.device(device))
+    monkeypatch.setattr(torch.cuda, "set_device", made.append)
+    monkeypatch.setattr(module, "find_model", mock.Mock(side_effect=ValueError("no weights are wanted here")))
+    for device in ("cuda:1", "cpu"):
+        with pytest.raises(ValueError, match="no weights"):
+            StableDiffusion.load(folder, device=device)
+    assert made == [torch.device("cuda:1")]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("low_memory", [False, True])
+def test_a_decoder_that_overflows_float16_decodes_in_bfloat16(folder, low_memory):
+    sd, wide = (StableDiffusion.load(folder, device="cpu", dtype=dtype) for dtype in ("float16", "bfloat16"))
+    sd.low_memory = wide.low_memory = low_memory
+    z = latent(1, 4, 8, 8, dtype=torch.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert sd.decode(z).isfinite().all()
+    for one in (sd, wide):
+        one.vae.decoder.conv_norm_out.weight.mul_(2.0**8)
+        one.vae.decoder.conv_out.weight.mul_(2.0**10)
+    kept = {name: p.clone() for name, p in sd.vae.named_parameters()}
+    with pytest.warns(UserWarning, match="decoded again in bfloat16"):
+        picture = sd.decode(z)
+    assert picture.abs().max() > 65504 and error(picture, wide.decode(z)) <= 2e-2
+    assert all(torch.equal(p, kept[name]) and p.dtype == torch.float16 for name, p in sd.vae.named_parameters())
 
 
 @pytest.mark.slow
@@ -164,7 +245,8 @@ def test_what_cannot_be_compiled_is_refused(monkeypatch, folder):
         unet(x.requires_grad_(), 1, text)
     with pytest.raises(ValueError, match="exclude each other"):
         StableDiffusion.load(folder, device="cpu", compile=True, low_memory=True)
-    monkeypatch.setattr(fast.shutil, "which", lambda name: None)
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(kernels.shutil, "which", lambda name: None)
     with pytest.raises(ValueError, match=r"needs a C\+\+ compiler \(g\+\+\)"):
         StableDiffusion.load(folder, device="cpu", compile=True)
     monkeypatch.setenv("CXX", "my-compiler")

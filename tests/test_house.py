@@ -36,7 +36,7 @@ ROOMS = {
     "learnable": {"clip", "tokenizer", "unet"},
     "prompts": {"attention", "clip", "tokenizer"},
     "kernels": set(),
-    "fast": {"attention", "unet", "vae"},
+    "fast": {"attention", "kernels", "unet", "vae"},
     "options": {"ddim"},
     "path": {"ddim"},
     "methods": {*CORE, "options", "path"},

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).parent / "bench"))
 from attention_cases import SIZES, TOLERANCE, draw, kernel_errors, reference, relative
+from gpu_checks import NORMS, PRODUCTS, geglu_error, norm_error, norm_limit
 
 from minidiffedit import StableDiffusion, kernels
 from minidiffedit.attention import Site, auto, backend, sdpa
@@ -75,6 +76,81 @@ def test_kernel_against_float64_and_twin(interpreter, d, dtype):
     """In a field of NaN: one number read or written beyond the end would show."""
     for error, distance in interpreter(kernel_errors, SIZES, 1, 1, d, dtype):
         assert error <= TOLERANCE[dtype] and distance <= TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("name", ["padded", "longer", "padded, longer"])
+def test_variants_are_the_same_attention(interpreter, name):
+    """Of d = 40, over more keys than one tile holds."""
+    from minidiffedit.kernels.attention import VARIANTS
+
+    for error, distance in interpreter(
+        kernel_errors, [(130, 192), (40, 129)], 1, 1, 40, torch.float16, 2.0, "cpu", VARIANTS[name]
+    ):
+        assert error <= TOLERANCE[torch.float16] and distance <= TOLERANCE[torch.float16]
+
+
+def test_settings_by_gpu():
+    """A multiprocessor that holds fewer warps has smaller programs, so that several fit."""
+    from minidiffedit.kernels.attention import settings
+
+    for gpu in SHARED:
+        small = gpu in ((8, 6), (8, 9), (12, 0))
+        found = settings(40, 4096, gpu)
+        assert (found["BLOCK_Q"], found["num_warps"]) == ((64, 4) if small else (128, 8))
+        assert settings(160, 256, gpu) == settings(160, 256) and settings(40, 77, gpu) == settings(40, 77)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("case", NORMS)
+def test_norm_and_silu_against_float64(interpreter, case, dtype):
+    assert interpreter(norm_error, *case, dtype) <= norm_limit(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("case", PRODUCTS)
+def test_geglu_against_float64(interpreter, case, dtype):
+    assert interpreter(geglu_error, *case, dtype) <= TOLERANCE[dtype]
+
+
+def layers():
+    """(kernels, their twins, torch in float64) of GroupNorm with SiLU and of GEGLU, and whether NaN stayed outside."""
+    from minidiffedit.kernels import geglu, norm
+
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 24, 5, 7, generator=generator).to(memory_format=torch.channels_last)
+    w, b = torch.randn(2, 24, generator=generator)
+    rows, weight, bias = (torch.randn(shape, generator=generator) for shape in ((33, 24), (40, 24), (40,)))
+    value, gate = F.linear(rows.double(), weight.double(), bias.double()).chunk(2, dim=-1)
+    found = [
+        (norm.group_norm_silu(x, w, b, 4, 1e-5), norm.twin(x, w, b, 4, 1e-5),
+         F.silu(F.group_norm(x.double(), 4, w.double(), b.double(), 1e-5))),
+        (geglu.geglu(rows, weight, bias), geglu.twin(rows, weight, bias), value * F.gelu(gate)),
+    ]  # fmt: skip
+    return [(relative(one, exact), relative(twin, exact), one.stride() == twin.stride()) for one, twin, exact in found]
+
+
+def test_twins_of_the_layers(interpreter):
+    for ours, twin, same_layout in interpreter(layers):
+        assert ours <= 1e-6 and twin <= 1e-6 and same_layout
+
+
+def refused():
+    from minidiffedit.kernels import geglu, norm
+
+    said = []
+    for call in (
+        lambda: norm.group_norm_silu(torch.ones(1, 8, 4, 4), torch.ones(8), torch.ones(8), 4, 1e-5),
+        lambda: geglu.geglu(torch.ones(4, 8), torch.ones(12, 9), torch.ones(12)),
+    ):
+        with pytest.raises(ValueError) as found:
+            call()
+        said.append(str(found.value))
+    return said
+
+
+def test_layers_that_do_not_fit_are_refused(interpreter):
+    layout, shapes = interpreter(refused)
+    assert "channels last" in layout and "(12, 9)" in shapes
 
 
 def test_kernel_tells_batch_and_heads_apart(interpreter):
@@ -169,6 +245,7 @@ def test_a_loaded_model_refuses_where_they_cannot_run(folder):
 
 def test_backends_by_name(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(kernels, "CAPABILITY", {})
     assert backend("sdpa", CPU, torch.float32) is backend("auto", CPU, torch.float32) is sdpa
     for name in ("triton", "flash"):
         with pytest.raises(ValueError, match=name):
@@ -183,6 +260,15 @@ def test_backends_by_name(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(kernels, "version", lambda name: "2.2.0")
         with pytest.raises(ValueError, match=r"it needs triton 3\.6 or newer, got 2\.2\.0"):
+            backend("triton", CUDA, torch.float16)
+        assert backend("auto", CUDA, torch.float16) is sdpa
+    with monkeypatch.context() as patch:
+        patch.setenv("CC", "no-such-compiler")
+        with pytest.raises(ValueError, match=r"it needs 'no-such-compiler' \(from CC\), which is not installed"):
+            backend("triton", CUDA, torch.float16)
+        patch.delenv("CC")
+        patch.setattr(kernels.sysconfig, "get_path", lambda name: "/nowhere")
+        with pytest.raises(ValueError, match=r"it needs Python\.h .*, which is not installed"):
             backend("triton", CUDA, torch.float16)
         assert backend("auto", CUDA, torch.float16) is sdpa
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
@@ -239,7 +325,7 @@ def what_auto_takes():
 
     counts = []
     with (
-        mock.patch.object(kernels, "FASTER", frozenset({("self", 40)})),
+        mock.patch.object(kernels, "FASTER", frozenset({((0, 0), "self", 40)})),
         mock.patch.object(attention, "launch", wraps=attention.launch) as launches,
     ):
         for site, d, options in [
@@ -272,7 +358,9 @@ def test_compiled_models_hold_the_kernel_in_one_graph(monkeypatch):
     monkeypatch.setattr(torch.utils._triton, "has_triton", lambda: True)
     torch._dynamo.reset()
     q = torch.ones(1, 200, 2, 40).transpose(1, 2)
-    torch.compile(lambda q: triton_attend(SELF, q, q, q), fullgraph=True, backend=take)(q)
+    monkeypatch.setattr(kernels, "FASTER", frozenset({((9, 0), "self", 40)}))
+    monkeypatch.setattr(kernels, "CAPABILITY", {q.device.index: (9, 0)})
+    torch.compile(lambda q: auto(SELF, q, q, q), fullgraph=True, backend=take)(q)
     torch._dynamo.reset()
     (graph,) = graphs
     assert sum("triton_kernel_wrapper" in node for node in graph) == 1, graph
@@ -286,51 +374,95 @@ def test_the_script_for_a_gpu_runs_anywhere_in_small(tmp_path):
     Right or wrong is judged; the times of a tiny model mean nothing.
     """
     script, file = Path(__file__).parent / "bench" / "gpu.py", tmp_path / "gpu.json"
-    options = ["--tiny", "--tune", "--device", "cpu", "--dtype", "float16", "--json", file]
+    options = ["--tiny", "--tune", "--device", "cpu", "--one-process", "--json", file]
     done = subprocess.run(
         [sys.executable, script, *options], env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(file.read_text())
-    wanted = (
-        "machine, ceiling, copy, kernel float16, kernel bfloat16, kernel float32, plain UNet, UNet triton, "
-        "UNet compiled sdpa, UNet compiled triton, G5 self 16, G5 self 16 tuned, G5 cross 16, G5 cross 16 tuned, "
-        "G1 both eager, G1, G2, G3 b2, G3 b20, G3 first calls, G4 ours, G4 defaults, G4 schedule, M2 over weights, "
-        "M2 maps, M3, profile eager, profile compiled"
+    types = "kernel float16, kernel float32, norm float16, norm float32, geglu float16, geglu float32"
+    ways = ("padded", "longer", "padded, longer")
+    variants = {f"kernel {dtype} {name}" for dtype in ("float16", "float32") for name in ways}
+    right = {*types.split(", "), *variants, "replay float16 triton", "replay float16 compiled sdpa", "recompiles"}
+    right |= {"edit float16 eager", "edit float16 compiled", "vae float16 by rows", "vae overflow"}
+    timed = (
+        "ceiling, copy, G5 self 16, G5 self 16 tuned, G5 cross 16, G5 cross 16 tuned, G1 both eager, G1, G2, G3 b2, "
+        "G3 b20, G3 first calls, G4 ours, G4 defaults, G4 schedule, G6, G7, G8, K1 4 x 4 x 32, K2 32 x 16, "
+        "M2 over weights, M2 maps, M3, compile cold, compile warm, compile breaks even, busy mask, busy encode, "
+        "busy decode, busy vae encode, busy vae decode, profile eager, profile compiled"
     )
-    assert set(found) == set(wanted.split(", "))
-    cannot = {name: row["cannot_run"] for name, row in found.items() if "cannot_run" in row}
-    assert set(cannot) == {"kernel bfloat16", "UNet compiled triton"}, cannot
+    cannot = {"kernel bfloat16", "replay float16 compiled triton", "waits", "second device"}
+    assert set(found) == {"machine", "preflight", *right, *timed.split(", "), *cannot}
+    assert {name for name, row in found.items() if "cannot_run" in row} == cannot
     assert not any("unmeasured" in row for row in found.values())
-    assert {name for name, row in found.items() if row.get("right")} == {
-        "kernel float16", "kernel float32", "UNet triton", "UNet compiled sdpa",
-    }  # fmt: skip
+    assert {name for name, row in found.items() if row.get("right")} == right
     assert found["G1 both eager"]["error_between"] < 2e-2 and found["G2"]["error_between"] < 2e-2  # the same networks
+
+
+def test_a_figure_that_fails_is_recorded_and_costs_no_other(tmp_path):
+    """What a figure raises, and a process that dies of one: both are findings, the next is made, the exit code is 1."""
+    sys.path.insert(0, str(Path(__file__).parent / "bench"))
+    import gpu
+
+    def raises(bench):
+        raise RuntimeError("no kernel image\nfor this device")
+
+    figures = {"first": raises, "second": lambda bench: bench.say("second", value=1.0)}
+    for own in (["--one-process"], []):
+        file = tmp_path / f"{len(own)}.json"
+        with (
+            mock.patch.dict(gpu.FIGURES, figures, clear=True),
+            mock.patch.object(gpu.subprocess, "run", side_effect=ended_badly),
+        ):
+            assert gpu.main(["--tiny", "--device", "cpu", "--only", "first", "second", *own, "--json", str(file)]) == 1
+        found = json.loads(file.read_text())
+        assert found["second"] == {"value": 1.0} if own else found["second failed"]["error"].endswith("more than 900 s")
+        assert found["first failed"]["error"] == (
+            "RuntimeError: no kernel image" if own else "its process ended with -11"
+        )
+
+
+def ended_badly(command, timeout):
+    """A process that was killed by a fault, and one that hangs."""
+    if command[-5] == "second" or "second" in command[-4:]:
+        raise subprocess.TimeoutExpired(command, timeout)
+    return subprocess.CompletedProcess(command, -11)
 
 
 # The code for a GPU
 
 
-def compiled(n, m, d, dtype, heads=8):
-    """What the kernel becomes for sm_90: registers, bytes kept outside them, shared memory, and its PTX."""
+HOPPER = (9, 0)
+SHARED = {(8, 0): 163, (8, 6): 99, (8, 9): 99, HOPPER: 227, (10, 0): 227, (12, 0): 99}  # KiB a program may have, by GPU
+
+
+def built(kernel, constants, pointers, capability=HOPPER):
+    """What a kernel becomes for a GPU; pointers: by argument the type, "*fp16", of what is no constant."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
+    constants = dict(constants)
+    options = {name: constants.pop(name) for name in ("num_warps", "num_stages") if name in constants}
+    source = ASTSource(
+        fn=kernel,
+        signature={name: "constexpr" if name in constants else pointers[name] for name in kernel.arg_names},
+        constexprs={(kernel.arg_names.index(name),): value for name, value in constants.items()},
+        attrs={(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in pointers},
+    )
+    return triton.compile(source, target=GPUTarget("cuda", 10 * capability[0] + capability[1], 32), options=options)
+
+
+POINTER = {torch.float16: "*fp16", torch.bfloat16: "*bf16"}
+
+
+def compiled(n, m, d, dtype, heads=8, capability=HOPPER, other=None):
+    """The attention kernel's code; other: settings in place of the shipped ones."""
     from minidiffedit.kernels.attention import plan
 
     views = [torch.empty(2, rows, heads, d, dtype=dtype, device="meta").transpose(1, 2) for rows in (n, m, m, n)]
-    kernel, constants = plan(*views)
-    options = {name: constants.pop(name) for name in ("num_warps", "num_stages")}
-    pointer = {torch.float16: "*fp16", torch.bfloat16: "*bf16"}[dtype]
-    source = ASTSource(
-        fn=kernel,
-        signature={name: "constexpr" if name in constants else pointer for name in kernel.arg_names},
-        constexprs={(kernel.arg_names.index(name),): value for name, value in constants.items()},
-        attrs={(i,): [["tt.divisibility", 16]] for i in range(4)},
-    )
-    code = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
-    return code
+    kernel, constants = plan(*views, capability)
+    return built(kernel, constants | (other or {}), dict.fromkeys(("q", "k", "v", "out"), POINTER[dtype]), capability)
 
 
 def resources(code, folder):
@@ -350,11 +482,15 @@ SHIPPED = [  # (queries, keys, d) of SD v1 at 512 x 512 and 768 x 768, of the mi
 ]  # fmt: skip
 
 
-def check_code(n, m, d, dtype, folder):
-    code = compiled(n, m, d, dtype)
+def check_fits(code, folder, capability=HOPPER):
     used = resources(code, folder)
     assert used["STACK"] == used["LOCAL"] == 0, f"spills: {used}"
-    assert code.metadata.shared <= 227 * 1024
+    assert code.metadata.shared <= SHARED[capability] * 1024, code.metadata.shared
+
+
+def check_code(n, m, d, dtype, folder):
+    code = compiled(n, m, d, dtype)
+    check_fits(code, folder)
     assert "wgmma.mma_async" in code.asm["ptx"], "the products do not run on Hopper's own matrix instructions"
     if m > 128:
         assert "cp.async" in code.asm["ptx"], "the loads of keys and values do not overlap the arithmetic"
@@ -364,6 +500,59 @@ def check_code(n, m, d, dtype, folder):
 def test_compiles_for_hopper_without_spills(tmp_path, monkeypatch, n, m, d):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     check_code(n, m, d, torch.bfloat16, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.parametrize("capability", SHARED)
+@pytest.mark.parametrize("n, m, d", [SHIPPED[i] for i in (0, 1, 2, 4)])
+def test_sd_sizes_compile_for_every_gpu_without_spills(tmp_path, monkeypatch, n, m, d, capability):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    check_fits(compiled(n, m, d, torch.float16, capability=capability), tmp_path, capability)
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["padded", "longer", "padded, longer"])
+@pytest.mark.parametrize("capability", SHARED)
+def test_variants_compile_without_spills(tmp_path, monkeypatch, capability, name):
+    from minidiffedit.kernels.attention import VARIANTS
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    check_fits(compiled(4096, 4096, 40, torch.float16, 8, capability, VARIANTS[name]), tmp_path, capability)
+
+
+def norms(n, c, pointer):
+    """(kernel, constants, pointers) of both launches."""
+    from minidiffedit.kernels.norm import apply, moments, settings
+
+    constants = {"n": n, "c": c, "groups": 32} | settings(n, c // 32)
+    pieces = -(-n // constants["ROWS"])
+    more = {"eps": 1e-5, "pieces": pieces, "PIECES": 1 << (pieces - 1).bit_length()}
+    found = dict.fromkeys(("mean", "square"), "*fp32")
+    yield moments, constants, {"x": pointer} | found
+    yield apply, constants | more, dict.fromkeys(("x", "weight", "bias", "out"), pointer) | found
+
+
+def products(m, k, pointer, capability):
+    from minidiffedit.kernels.attention import SMALL
+    from minidiffedit.kernels.geglu import product, settings
+
+    constants = {"m": m, "n": 4 * k, "k": k} | settings(m, capability in SMALL)
+    yield product, constants, dict.fromkeys(("x", "weight", "bias", "out"), pointer)
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.parametrize("dtype", POINTER)
+@pytest.mark.parametrize("capability", SHARED)
+def test_layers_compile_without_spills(tmp_path, monkeypatch, capability, dtype):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    pointer = POINTER[dtype]
+    made = [one for n, c in ((4096, 320), (4096, 960), (64, 2560)) for one in norms(n, c, pointer)]
+    made += [one for m, k in ((8192, 320), (128, 1280)) for one in products(m, k, pointer, capability)]
+    for kernel, constants, pointers in made:
+        check_fits(built(kernel, constants, pointers, capability), tmp_path, capability)
 
 
 @pytest.mark.slow

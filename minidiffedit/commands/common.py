@@ -449,10 +449,14 @@ def load(args: argparse.Namespace, plans: "Sequence[Plan]" = ()) -> Any:
 def load_model(args: argparse.Namespace) -> Any:
     from ..files.hub import DEFAULT, HubError, no_model
     from ..sd import StableDiffusion
+    from .estimates import rates_file
 
     names = ("vae", "device", "dtype", "variant", "revision", "cache_dir", "attention", "compile", "low_memory", "lora")
     options = {name: getattr(args, name) for name in names} | {"embeddings": args.embedding}
     options["local_files_only"] = args.local_files_only or args.model is None
+    with contextlib.suppress(RuntimeError):  # for a user without a home: torch's own folder
+        if args.compile:
+            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(rates_file().with_name("compiled")))
     try:
         sd = StableDiffusion.load(args.model or DEFAULT, **options)
         if args.compile and not args.quiet:

@@ -78,7 +78,7 @@ def estimated(
     if hasattr(args, "width"):  # a picture is made of noise
         at = tuple(one or side for one in size)
     else:
-        at = working_size(size, asked or side, configs["vae"].factor)
+        at = working_size(size, asked or side, 64 if args.compile else configs["vae"].factor)
     kinds = {kind_of_run(args, one.method, configs["unet"], at, device, dtype) for one in plans}
     found = read_rates().get(kinds.pop()) if len(kinds) == 1 else None
     said = {"memory": None if args.low_memory else cost.memory(plans[0], configs, at, dtype)}

@@ -139,8 +139,8 @@ def say_batch(result: dict[str, Any]) -> str:
     counts = ", ".join(f"{result[name]} {name}" for name in ("made", "already there", "failed"))
     lines = [result["table"], f"{result['rows']} rows: {counts}; UNet rows {result['evaluations']}"]
     lines += [f"row {error['row']} ({error['image']}): {error['error']}" for error in result["errors"]]
-    if result["failed"] > len(result["errors"]):
-        lines.append(f"and {result['failed'] - len(result['errors'])} more, in the table")
+    more = result["failed"] - len(result["errors"])
+    lines += [f"and {more} more, in the table"] if more > 0 else []
     return "\n".join(map(shown, lines))
 
 

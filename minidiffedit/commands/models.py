@@ -214,11 +214,9 @@ def say_bench(found: dict[str, Any]) -> str:
             f"{row['most']:8.3f} {row['tflop']:7.3f} {row['tflop_per_s']:8.3f} {row['of_ceiling']:7.0%} "
             f"{row['cpu_over_wall']:5.2f}  {say_error(row)}"
         )
-    lines += ["", "attention inside the plain UNet, 2 texts"]
-    for name, row in found["attention"].items():
-        done = "" if "cannot_run" in row else f"{row['seconds']:.3f} s  {say_error(row)}"
-        lines.append(f"{name:16} {done or 'cannot run: ' + row['cannot_run']}")
-    edit = found["edit"]
+    edit, most = found["edit"], "unknown: this system does not tell it"
+    if memory["peak_bytes"]:
+        most = f"{memory['peak_bytes'] / 2**30:.2f} GiB, {memory['peak_over_weights']:.2f} x the weights"
     rows, further = (" + ".join(str(n) for n in one["rows"].values()) for one in (edit, edit["further"]))
     each = ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in edit["seconds"].items())
     lines += [
@@ -226,12 +224,7 @@ def say_bench(found: dict[str, Any]) -> str:
         f"an edit, {edit['steps']} steps, {edit['maps']} maps: {rows} rows, {edit['seconds_in_all']:.2f} s "
         f"({each}), {edit['tflop_per_s']:.3f} TFLOP/s, {edit['of_ceiling']:.0%} of the best",
         f"a further edit of the picture: {further} rows, {edit['further']['over_first']:.2f} of that time",
-        f"loaded in {found['load_seconds']:.1f} s; peak memory "
-        + (
-            f"{memory['peak_bytes'] / 2**30:.2f} GiB, {memory['peak_over_weights']:.2f} x the weights"
-            if memory["peak_bytes"]
-            else "unknown: this system does not tell it"
-        ),
+        f"loaded in {found['load_seconds']:.1f} s; peak memory {most}",
     ]
     return "\n".join(lines)
 

@@ -313,8 +313,9 @@ def check_record(record: dict[str, Any]) -> None:
 def check_sizes(result: Result) -> None:
     """Raise ValueError for pictures, masks, latents and texts whose sizes contradict the settings or one another."""
     sd, settings, size, steering = result.sd, result.settings, result.image.size, result.steering
-    at = images.working_size(size, settings["size"] or sd.side, sd.factor)
-    if (result.source and result.source.size, settings["working_size"]) != (size, at):
+    at, side = settings["working_size"], settings["size"] or sd.side  # by a compiled model in larger steps
+    fitting = [images.working_size(size, side, step) for step in (sd.factor, 64) if min(size) >= step]
+    if (result.source and result.source.size) != size or at not in fitting:
         raise ValueError(f"its pictures do not fit the working size {settings['working_size']}")
     if (steering.settings() if steering else {}) != settings.get("steering", {}):
         raise ValueError("its steering is not that of its settings")

@@ -5,8 +5,11 @@ it; the choice is made in attention.py.
 """
 
 import os
+import shutil
+import sysconfig
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,9 +20,12 @@ if TYPE_CHECKING:
 
 OLDEST = (3, 6)  # of Triton, that the tests run; 2.2 fails at these kernels
 WIDEST = 160  # numbers per head, SD v1's widest; the keys and values of wider ones would not fit on the chip together
-# (kind, d) where the kernel was faster on a GPU than every SDPA of torch, so that "auto" takes it. Nothing has been
-# measured yet; the command is tests/bench/gpu.py, figure G5.
-FASTER: frozenset[tuple[str, int]] = frozenset()
+# (compute capability, kind, d) where the kernel was faster on that GPU than every SDPA of torch, so that "auto" takes
+# it. Nothing has been measured yet; the command is tests/bench/gpu.py, figure G5.
+FASTER: frozenset[tuple[tuple[int, int], str, int]] = frozenset()
+# By the number of a GPU its compute capability, (9, 0) of a Hopper: asked when a model is loaded, as a graph that is
+# being compiled cannot ask.
+CAPABILITY: dict[int | None, tuple[int, int]] = {}
 
 
 def unfit(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -34,10 +40,27 @@ def unfit(device: torch.device, dtype: torch.dtype) -> str | None:
         return f"it needs triton {OLDEST[0]}.{OLDEST[1]} or newer, got {old}, which came with torch; update torch"
     if device.type != "cuda" and not interpreted:
         return f"it needs a CUDA device, got {device}"
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
-        return "it needs a GPU of compute capability 8.0 or newer"
+    if device.type == "cuda":
+        CAPABILITY[device.index] = torch.cuda.get_device_capability(device)
+        if CAPABILITY[device.index] < (8, 0):
+            return "it needs a GPU of compute capability 8.0 or newer"
+        if lacking := lacking_compiler():
+            return f"it needs {lacking}, which is not installed"
     if dtype not in dtypes:
         return f"it needs {' or '.join(name(x) for x in dtypes)}, got {name(dtype)}"
+    return None
+
+
+def lacking_compiler(language: str = "C") -> str | None:
+    """What is missing of what Triton, and torch.compile with it, build their launchers with; language: C or C++, which
+    torch.compile needs on a CPU.
+    """
+    variable, usual = {"C": ("CC", ["gcc", "clang", "cc"]), "C++": ("CXX", ["g++", "clang++"])}[language]
+    own = os.environ.get(variable)
+    if not any(shutil.which(one) for one in ([own] if own else usual)):
+        return f"{own!r} (from {variable})" if own else f"a {language} compiler ({usual[0]})"
+    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+        return "Python.h (Debian: python3-dev)"
     return None
 
 
@@ -69,8 +92,14 @@ def refusal(site: "Site", q: Tensor, k: Tensor, v: Tensor) -> str | None:
     return unfit(q.device, q.dtype)
 
 
+def capability(device: torch.device) -> tuple[int, int]:
+    """(0, 0) where no model was loaded to a GPU of this number."""
+    return CAPABILITY.get(device.index, (0, 0))
+
+
 def preferred(site: "Site", q: Tensor, k: Tensor, v: Tensor) -> bool:
-    return (site.kind, q.shape[-1]) in FASTER and refusal(site, q, k, v) is None
+    known = bool(FASTER) and (capability(q.device), site.kind, q.shape[-1]) in FASTER
+    return known and refusal(site, q, k, v) is None
 
 
 def attend(site: "Site", q: Tensor, k: Tensor, v: Tensor) -> Tensor:

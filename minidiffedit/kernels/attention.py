@@ -9,12 +9,15 @@ three numbers of eight, so a side is covered by two tiles, 32 + 16, 64 + 16, 128
 Sizes and strides are compile-time constants: the compiler pipelines the loads of a loop whose bounds it knows.
 """
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from . import capability
 
 ONE_TILE = 128  # as many keys still fit one tile
 LOG2_E = 1.4426950408889634  # exp(x) = 2^(x log2 e), and the hardware has 2^x
@@ -169,7 +172,17 @@ def few_keys(
         store(out, rows, D0, acc1 / total[:, None], on, n_q, d)
 
 
-def settings(d: int, n_k: int) -> dict[str, int]:
+# Other ways to cover d, by name, for what may be faster on some GPU. Padded: one tile of 64 for d = 40 needs fewer
+# instructions than 32 + 16, and more memory on the chip. Longer blocks of keys: fewer steps of the running maximum.
+VARIANTS: dict[str, dict[str, int]] = {
+    "padded": {"D0": 64, "D1": 0},
+    "longer": {"BLOCK_K": 128},
+    "padded, longer": {"D0": 64, "D1": 0, "BLOCK_K": 128},
+}
+SMALL = ((8, 6), (8, 9), (12, 0))  # GPUs whose multiprocessor holds 48 warps and 100 KB, not 64 and 164 to 228
+
+
+def settings(d: int, n_k: int, capability: tuple[int, int] = (9, 0)) -> dict[str, int]:
     """Tile sides, warps per program, loads in flight. Chosen from the compiled code (tests/test_kernels.py): nothing
     spills, and several programs fit a multiprocessor; no time was measured yet (tests/bench/gpu.py --tune).
     """
@@ -177,28 +190,32 @@ def settings(d: int, n_k: int) -> dict[str, int]:
     if n_k <= ONE_TILE:
         K0, K1 = split(n_k)
         block = {"K0": K0, "K1": K1, "BLOCK_Q": 128 if d <= 64 else 64, "num_warps": 4, "num_stages": 1}
-    elif d <= 64:
+    elif d <= 64 and capability not in SMALL:
         block = {"BLOCK_Q": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3}
     else:
         block = {"BLOCK_Q": 64, "BLOCK_K": 64, "num_warps": 4, "num_stages": 3 if d <= 80 else 2}
     return {"D0": D0, "D1": D1, **block}
 
 
-def plan(q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> tuple[Any, dict[str, Any]]:
+def plan(
+    q: Tensor, k: Tensor, v: Tensor, out: Tensor, capability: tuple[int, int] = (9, 0)
+) -> tuple[Any, dict[str, Any]]:
     """The kernel for these tensors and its compile-time arguments."""
     d, n_k = q.shape[3], k.shape[2]
     constants: dict[str, Any] = {"n_q": q.shape[2], "n_k": n_k, "d": d, "scale": LOG2_E * d**-0.5}
     for name, x in (("q", q), ("k", k), ("v", v), ("o", out)):
         constants |= {name + axis: stride for axis, stride in zip("bhn", x.stride())}
-    return few_keys if n_k <= ONE_TILE else many_keys, constants | settings(d, n_k)
+    return few_keys if n_k <= ONE_TILE else many_keys, constants | settings(d, n_k, capability)
 
 
 def launch(q: Tensor, k: Tensor, v: Tensor, out: Tensor, **other: int) -> None:
     """Write the attention into out. Every tensor's last stride is 1; other: settings to try in place of ours."""
-    kernel, constants = plan(q, k, v, out)
+    kernel, constants = plan(q, k, v, out, capability(q.device))
     constants |= other
     b, heads, n, _ = q.shape
-    kernel[(triton.cdiv(n, constants["BLOCK_Q"]), heads, b)](q, k, v, out, **constants)
+    elsewhere = q.is_cuda and not torch.compiler.is_compiling()  # Triton launches on the current device
+    with torch.cuda.device(q.device) if elsewhere else nullcontext():
+        kernel[(triton.cdiv(n, constants["BLOCK_Q"]), heads, b)](q, k, v, out, **constants)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

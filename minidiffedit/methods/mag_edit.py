@@ -60,7 +60,7 @@ def mag_edit(
     new, u = (W.sum(0) == 0).to(x), 1 if path.pinned else 2
     grown, grid = F.max_pool2d(M, 3, stride=1, padding=1), [-(-side // 2**coarsest) for side in x.shape[2:]]
     low = F.adaptive_max_pool2d(M, grid).flatten()
-    maps: list[Tensor] = []
+    maps, nudges = list[Tensor](), nudges if M.any() else 0
 
     def exchange(plain: Attend, site: Site, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """The last two rows are the source's and the target's."""
@@ -79,7 +79,7 @@ def mag_edit(
 
     for i, j in enumerate(path.down()):
         texts, scale = path.texts(path.source(j, source), target), math.sqrt((1 - path.a[j]) / path.a[j])
-        for _ in range(nudges if i < first(nudge_steps, K) and M.any() else 0):
+        for _ in range(nudges if i < first(nudge_steps, K) else 0):
             maps.clear()
             with torch.enable_grad():
                 y = x[1:].detach().requires_grad_()

@@ -67,6 +67,10 @@ def prompt_to_prompt(
     guide, u = guide_of(guidance, guidance_scale, quantile, norm), b if path.pinned else 2 * b  # u rows are guided
     W, until, c, looks = (one.to(x) for one in asked(source_words, target_words, mode, word_steps, reweight, blend))
     until = torch.where(until < 0, cross_steps, until).mul(K).add(0.5).floor()
+    active = (torch.arange(K, device=x.device)[:, None] < until).to(x)  # (K, 77), and so on for all steps at once:
+    shared = W * (active * c)[:, None]  # what the target's words take of the source's maps, and below of their own
+    alone = active * c * (W.sum(0) == 0) + (1 - active)
+    takes, adds = shared.flatten(1).any(1).tolist(), alone.any(1).tolist()  # in a step it would wait for the device
     seen: Any = 0.0  # (2, b, n): attention where the blend looks, summed over sites and steps
 
     def exchange(plain: Attend, site: Site, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -79,19 +83,15 @@ def prompt_to_prompt(
             return torch.cat([plain(site, q[:-b], k[:-b], v[:-b]), plain(site, qs, ks, vt)])
         if blend and site.level == coarsest:
             P, own = (weights(*one).to(x).mean(1) for one in ((qs, ks), (qt, kt)))  # (b, n, 77) each
-            seen = seen + torch.stack([P @ looks[0], (P @ shared + own * alone) @ looks[1]])
-        if not takes:
+            seen = seen + torch.stack([P @ looks[0], (P @ shared[i] + own * alone[i]) @ looks[1]])
+        if not takes[i]:
             return plain(site, q, k, v)
-        out = plain(site, qs, ks, shared.to(v) @ vt)
-        if adds:
-            out = out + plain(site, qt, kt, alone[:, None].to(v) * vt)
+        out = plain(site, qs, ks, shared[i].to(v) @ vt)
+        if adds[i]:
+            out = out + plain(site, qt, kt, alone[i, :, None].to(v) * vt)
         return torch.cat([plain(site, q[:-b], k[:-b], v[:-b]), out])
 
     for i, j in enumerate(path.down()):
-        active = (i < until).to(x)
-        shared = W * (active * c)  # what the target's words take of the source's maps, and below of their own
-        alone = active * c * (W.sum(0) == 0) + (1 - active)
-        takes, adds = bool(shared.any()), bool(alone.any())
         texts = path.texts(*[path.null(j)] * (u // b), path.source(j, source), target)
         e_null, e_text = eps(torch.cat([x[-u:], x]), path.t[j], [texts], tap=exchange)[0].split([u, 2 * b])
         x = path.pin(path.step(x, torch.cat([e_text[:-u], guide(e_null, e_text[-u:])]), j), j - 1)

@@ -39,9 +39,9 @@ def draw(
 
 def kernel_errors(
     sizes: Iterable[tuple[int, int]], b: int, heads: int, d: int, dtype: torch.dtype, scale: float = 2.0,
-    device: Any = "cpu",
+    device: Any = "cpu", other: dict[str, int] | None = None,
 ) -> list[tuple[float, float]]:  # fmt: skip
-    """The kernel's error against float64 and its distance to the twin, for every size.
+    """The kernel's error against float64 and its distance to the twin, for every size; other: of its settings.
 
     Raises AssertionError where it wrote outside its output; a number read from outside its inputs makes both NaN.
     """
@@ -51,7 +51,7 @@ def kernel_errors(
     for n, m in sizes:
         q, k, v = draw(b, n, m, heads, d, dtype, scale, device)
         out, field = fenced(b, n, heads, d, dtype, device)
-        launch(q, k, v, out)
+        launch(q, k, v, out, **(other or {}))
         errors.append((relative(out, reference(q, k, v)), relative(out, twin(q, k, v))))
         out.fill_(torch.nan)
         assert field.isnan().all(), f"written outside the output: {n} queries, {m} keys, d = {d}"

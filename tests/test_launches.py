@@ -1,0 +1,60 @@
+"""How many kernels a call of the UNet launches: on a GPU each costs the host microseconds, whatever it computes."""
+
+import pytest
+import tiny
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from minidiffedit.fast import fuse
+from minidiffedit.unet import UNet, UNetConfig
+
+
+class Launches(TorchDispatchMode):
+    """Counts operations that compute: neither views nor memory that is only laid out."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        given = {one.untyped_storage()._cdata for one in args if isinstance(one, torch.Tensor)}
+        out = made[0] if isinstance(made, list) else made
+        view = isinstance(out, torch.Tensor) and out.untyped_storage()._cdata in given and not func._schema.is_mutable
+        self.count += not view and "empty" not in func.__name__
+        return made
+
+
+def launches(config, texts, change):
+    with torch.device("meta"), torch.no_grad():
+        unet = change(UNet(config).to(memory_format=torch.channels_last))
+        x = torch.empty(1, 4, 16, 16).to(memory_format=torch.channels_last)
+        text = torch.empty(texts, 77, config.cross_attention_dim)
+        with Launches() as seen:
+            unet(x, 481, text, lambda site, q, k, v: q * 1)  # one launch, as of a fused attention
+    return seen.count
+
+
+def expected(config, texts, fused):
+    """By the architecture alone."""
+    widths, n, levels = config.block_out_channels, config.layers_per_block, len(config.block_out_channels)
+    up = levels * (n + 1)
+    resblocks, transformers = levels * n + 2 + up, (levels - 1) * (2 * n + 1) + 1
+    shortcuts = sum(a != b for a, b in zip((widths[0], *widths), widths)) + up  # going up, two are joined to one
+    resblock = 2 + 2 + 2 + 1 + 2  # norms, SiLUs, convolutions, the time's product, sums
+    products = 1 + 2 if fused else 3 + 3  # of self- and of cross-attention
+    transformer = 1 + 2 + 1 + 2 * 4 + products + 6  # its own; around the attentions; feed-forward
+    resizing = (levels - 1) + 2 * (levels - 1)  # a convolution; enlarging and a convolution
+    time = 10 + 3 + 1  # its features, its two layers, one SiLU for all residual blocks
+    repeated = 3 if texts > 1 else 0  # tokens, residual and first skip, where the rows begin to differ
+    return resblock * resblocks + shortcuts + up + transformer * transformers + resizing + time + 4 + repeated
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("texts", [1, 2])
+@pytest.mark.parametrize("config", [UNetConfig(), tiny.UNET], ids=["SD v1", "tiny"])
+def test_a_call_launches_what_the_architecture_needs(config, texts, fused):
+    count = launches(config, texts, fuse if fused else lambda unet: unet)
+    assert count == expected(config, texts, fused)
+    if config == UNetConfig() and not fused:
+        assert count == {1: 635, 2: 638}[texts]
