@@ -24,6 +24,7 @@ CORE = {f"{name}" for name in SPINE}
 RUNNING = CORE | {"options", "path", "run", "cost", "files", "methods.table"}
 ROOMS = {
     "core": {
+        "clip_image",
         "kernels",
         "fast",
         "files.addons",
@@ -33,6 +34,7 @@ ROOMS = {
         "learnable",
         "prompts",
     },
+    "clip_image": {"attention", "clip", "tokenizer"},
     "learnable": {"clip", "tokenizer", "unet"},
     "prompts": {"attention", "clip", "tokenizer"},
     "kernels": set(),
@@ -40,7 +42,7 @@ ROOMS = {
     "options": {"ddim"},
     "path": {"ddim"},
     "methods": {*CORE, "options", "path"},
-    "files": {*CORE, "__version__"},
+    "files": {*CORE, "clip_image", "__version__"},
     "run": {*CORE, "files", "methods.table", "options", "path", "progress", "prompts"},
     "cost": {*CORE, "files", "run", "fast"},
     "progress": {"cost", "run"},

@@ -33,8 +33,8 @@ FAST = ["--target", "a zebra", "--source", "a horse", "--steps", "10", "--maps",
 def models(folder, tmp_path_factory):
     """The tiny models by kind, from their files: a state is known by them."""
     root, folders = tmp_path_factory.mktemp("models"), {"base": folder}
-    for kind, channels in (("inpainting", 9), ("instruct", 8)):
-        folders[kind] = tiny.write_folder(root / kind, channels=channels)
+    for kind, channels in (("inpainting", 9), ("instruct", 8), ("example", 9)):
+        folders[kind] = tiny.write_folder(root / kind, channels=channels, example=kind == "example")
     return {kind: StableDiffusion.load(path, device="cpu") for kind, path in folders.items()}
 
 

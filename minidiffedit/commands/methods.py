@@ -99,7 +99,7 @@ def say_markdown(result: list[dict[str, Any]]) -> str:
         number = row["paper"]
         paper = f"[{number}](https://arxiv.org/abs/{number})" if number[:4].isdecimal() else number
         rows = "" if row["rows"] is None else f"{row['rows']:,}"
-        weights = "" if row["weights"] == "base" else f"{row['weights']} weights; "
+        weights = [] if row["weights"] == "base" else [f"{row['weights']} weights"]
         cells = (
             f"`{row['name']}`",
             paper,
@@ -107,7 +107,7 @@ def say_markdown(result: list[dict[str, Any]]) -> str:
             row["class"],
             ", ".join(row["needs"]),
             rows,
-            weights + row["note"],
+            "; ".join(filter(None, [*weights, row["note"]])),
         )
         lines.append(f"| {' | '.join(cells)} |".replace("|  |", "| |"))
     return "\n".join(lines)
