@@ -20,14 +20,10 @@ from .tokenizer import EOS
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of CLIP's pictures, RGB in 0..1
 
 # A part of a block -> its name in a folder's file, in a single file. Of c_qkv the last third makes the values.
-INNER = {
-    "norm1": ("norm1", "ln_1"), "to_v": ("attn1.to_v", "attn.c_qkv"), "to_out": ("attn1.to_out.0", "attn.c_proj"),
-    "norm2": ("norm3", "ln_2"), "fc1": ("ff.net.0.proj", "mlp.c_fc"), "fc2": ("ff.net.2", "mlp.c_proj"),
-}  # fmt: skip
-OUTER = {
-    "model.": "cond_stage_model.transformer.vision_model.", "final_layer_norm": "cond_stage_model.final_ln",
-    "uncond_vector": "learnable_vector",
-}  # fmt: skip
+INNER = {"norm1": ("norm1", "ln_1"), "to_v": ("attn1.to_v", "attn.c_qkv"), "to_out": ("attn1.to_out.0", "attn.c_proj")}
+INNER |= {"norm2": ("norm3", "ln_2"), "fc1": ("ff.net.0.proj", "mlp.c_fc"), "fc2": ("ff.net.2", "mlp.c_proj")}
+OUTER = {"model.": "cond_stage_model.transformer.vision_model.", "final_layer_norm": "cond_stage_model.final_ln"}
+OUTER |= {"uncond_vector": "learnable_vector"}
 FUSED = "attn.c_qkv."
 
 
@@ -65,10 +61,10 @@ class Tower(nn.Module):
         super().__init__()
         c, n = config.hidden_size, config.num_hidden_layers
         like_text = CLIPConfig(c, n, config.num_attention_heads, config.intermediate_size)
-        layers = nn.ModuleList(Layer(like_text, index) for index in range(n))
+        layers = [Layer(like_text, index) for index in range(n)]
         for index, layer in enumerate(layers):
             layer.self_attn.site = Site("clip", 0, index, "self")  # every patch sees every other
-        self.embeddings, self.encoder = Patches(config), nn.ModuleDict({"layers": layers})
+        self.embeddings, self.encoder = Patches(config), nn.ModuleDict({"layers": nn.ModuleList(layers)})
         self.pre_layrnorm, self.post_layernorm = nn.LayerNorm(c), nn.LayerNorm(c)  # spelled so in every file
 
     def forward(self, x: Tensor) -> Tensor:

@@ -57,6 +57,7 @@ class Model(StableDiffusion):
     """
 
     projections = {"attn1.to_q.weight": (4, 4)}  # noqa: RUF012
+    example_side = 28
 
     def __init__(self, kind="base"):
         self.kind, self.name, self.checkpoint, self.low_memory = kind, "a stand-in", None, False
@@ -67,7 +68,7 @@ class Model(StableDiffusion):
             {"base": 0, "inpainting": 5, "instruct": 4, "example": 5}[kind],
         )
         self.device, self.dtype, self.evaluations, self.gradients = torch.device("cpu"), torch.float32, 0, 0
-        self.scale, self.coarsest, self.example_side = 1.0, 2, 28
+        self.scale, self.coarsest = 1.0, 2
 
     @cached_property
     def tokenizer(self):

@@ -9,6 +9,7 @@ import textwrap
 from dataclasses import replace
 from pathlib import Path
 
+import example
 import pytest
 import tiny
 import torch
@@ -33,8 +34,9 @@ FAST = ["--target", "a zebra", "--source", "a horse", "--steps", "10", "--maps",
 def models(folder, tmp_path_factory):
     """The tiny models by kind, from their files: a state is known by them."""
     root, folders = tmp_path_factory.mktemp("models"), {"base": folder}
-    for kind, channels in (("inpainting", 9), ("instruct", 8), ("example", 9)):
-        folders[kind] = tiny.write_folder(root / kind, channels=channels, example=kind == "example")
+    for kind, channels in (("inpainting", 9), ("instruct", 8)):
+        folders[kind] = tiny.write_folder(root / kind, channels=channels)
+    folders["example"] = example.write_folder(root / "example")
     return {kind: StableDiffusion.load(path, device="cpu") for kind, path in folders.items()}
 
 

@@ -1,7 +1,6 @@
 """A Stable Diffusion v1 small enough for tests, with random weights, in memory and as a folder in the hub's layout.
 
-channels: what the UNet reads of each cell: 4, or 8 and 9 for the weights of InstructPix2Pix and of inpainting. example:
-9 channels, and in the text encoder's place Paint by Example's encoder of pictures.
+channels: what the UNet reads of each cell: 4, or 8 and 9 for the weights of InstructPix2Pix and of inpainting.
 """
 
 import json
@@ -14,9 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from minidiffedit import StableDiffusion, Tokenizer
-from minidiffedit.checkpoint import FOLDER
 from minidiffedit.clip import CLIPConfig, CLIPText
-from minidiffedit.clip_image import CLIPImage, CLIPImageConfig
 from minidiffedit.unet import UNet, UNetConfig
 from minidiffedit.vae import VAE, VAEConfig
 
@@ -28,10 +25,6 @@ UNET = UNetConfig(
 SHALLOW = replace(UNET, block_out_channels=(16, 32), layers_per_block=1)
 VAE_ = VAEConfig(block_out_channels=(8, 16, 16, 16), norm_num_groups=4)
 CLIP = CLIPConfig(hidden_size=24, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48)
-EXAMPLE = CLIPImageConfig(
-    hidden_size=32, num_hidden_layers=9, num_attention_heads=4, intermediate_size=48, image_size=28, patch_size=7,
-    projection_dim=24,
-)  # fmt: skip
 
 SCHEDULER = {
     "_class_name": "PNDMScheduler", "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
@@ -55,17 +48,13 @@ CONFIGS = {
         "num_attention_heads": 4, "intermediate_size": 48, "hidden_act": "quick_gelu", "vocab_size": 49408,
         "max_position_embeddings": 77, "layer_norm_eps": 1e-5, "bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1,
     },
-    "image_encoder": {
-        "architectures": ["PaintByExampleImageEncoder"], "model_type": "clip_vision_model", "hidden_act": "quick_gelu",
-        "layer_norm_eps": 1e-5, "num_channels": 3, **vars(EXAMPLE),
-    },
 }  # fmt: skip
 
 
-def networks(channels: int = 4, unet: UNetConfig = UNET, example: bool = False) -> tuple[UNet, VAE, CLIPText]:
+def networks(channels: int = 4, unet: UNetConfig = UNET) -> tuple[UNet, VAE, CLIPText]:
     """Random, with every norm and bias away from its initial 1 or 0, so that none can be left out unnoticed."""
     generator = torch.Generator().manual_seed(0)
-    made = UNet(replace(unet, in_channels=channels)), VAE(VAE_), CLIPImage(EXAMPLE) if example else CLIPText(CLIP)
+    made = UNet(replace(unet, in_channels=channels)), VAE(VAE_), CLIPText(CLIP)
     for module in made:
         for name, p in module.named_parameters():
             scale = 0.3 if p.ndim == 1 or "embedding.weight" in name else (3 / p[0].numel()) ** 0.5
@@ -75,9 +64,9 @@ def networks(channels: int = 4, unet: UNetConfig = UNET, example: bool = False) 
     return made
 
 
-def model(channels: int = 4, example: bool = False) -> StableDiffusion:
+def model(channels: int = 4) -> StableDiffusion:
     """In the layout of a loaded one, so that both give the same bits."""
-    unet, vae, clip = networks(9 if example else channels, example=example)
+    unet, vae, clip = networks(channels)
     for module in (unet, vae):
         module.to(memory_format=torch.channels_last)
     return StableDiffusion(unet, vae, clip, Tokenizer())
@@ -96,7 +85,8 @@ def box() -> Image.Image:
 
 
 def tensors(network: str, module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    return {FOLDER[network](name)[0]: tensor.contiguous() for name, tensor in module.state_dict().items()}
+    prefix = "text_model." if network == "text_encoder" else ""
+    return {prefix + name: tensor.contiguous() for name, tensor in module.state_dict().items()}
 
 
 FILES = {
@@ -106,14 +96,7 @@ FILES = {
 }
 
 
-def write_folder(
-    folder: Path,
-    dtype: torch.dtype = torch.float32,
-    channels: int = 4,
-    unet: UNetConfig = UNET,
-    example: bool = False,
-) -> Path:
-    channels = 9 if example else channels
+def write_folder(folder: Path, dtype: torch.dtype = torch.float32, channels: int = 4, unet: UNetConfig = UNET) -> Path:
     lower = len(unet.block_out_channels) - 1
     shape = {
         "in_channels": channels, "block_out_channels": [*unet.block_out_channels],
@@ -121,8 +104,7 @@ def write_folder(
         "down_block_types": ["CrossAttnDownBlock2D"] * lower + ["DownBlock2D"],
         "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * lower,
     }  # fmt: skip
-    files = {"image_encoder" if example and n == "text_encoder" else n: file for n, file in FILES.items()}
-    for (network, file), module in zip(files.items(), networks(channels, unet, example)):
+    for (network, file), module in zip(FILES.items(), networks(channels, unet)):
         (folder / network).mkdir(parents=True)
         state = {name: tensor.to(dtype) for name, tensor in tensors(network, module).items()}
         save_file(state, folder / network / file)
