@@ -3,6 +3,7 @@ PYTHON ?= python3
 # A plain `torch` brings gigabytes of CUDA; `make TORCH=torch` for those who want it. Used only where torch is missing.
 TORCH ?= torch==2.13.0
 MODEL ?= weights/mini
+KINDS ?= base
 VENV ?= .venv
 # `make test LOCKED=tests/locked.txt` takes every package as it was last proven, for Python 3.11.
 LOCKED ?=
@@ -35,8 +36,8 @@ test-long: $(VENV)/test.stamp  ## each inversion under each editor on a network,
 parity-full: $(VENV)/test.stamp  ## the networks at full size against diffusers and transformers
 	$(RUN) tests/bench/parity_full.py
 
-load-peak: $(VENV)/test.stamp  ## peak memory of loading a full-size checkpoint
-	$(RUN) tests/bench/load_peak.py
+load-peak: $(VENV)/test.stamp  ## peak memory of loading a full-size checkpoint; KINDS="instruct inpainting example" of others
+	$(RUN) tests/bench/load_peak.py --kinds $(KINDS)
 
 full-size-edit: $(VENV)/test.stamp  ## a 512 x 512 edit with full-size random weights
 	$(RUN) tests/bench/full_size_edit.py

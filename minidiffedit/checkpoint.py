@@ -19,13 +19,14 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from .clip import CLIPText
+from .clip_image import FUSED, CLIPImage, image_names, values_alone
 from .files import unsupported
-from .files.configs import Kind, Prediction, header_configs, kinds, prediction_of, read_configs, weights_file
-from .files.unsupported import Header, TensorInfo, read_header, refuse_folder, refuse_header
+from .files.configs import Kind, Prediction, header_configs, kind_of, prediction_of, read_configs, weights_file
+from .files.unsupported import Header, TensorInfo, networks_in, read_header, refuse_folder, refuse_header
 from .unet import UNet
 from .vae import VAE
 
-NETWORKS: dict[str, Callable[[Any], nn.Module]] = {"unet": UNet, "vae": VAE, "text_encoder": CLIPText}
+NETWORKS: dict[str, Any] = {"unet": UNet, "vae": VAE, "text_encoder": CLIPText, "image_encoder": CLIPImage}
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Checkpoint:
 
     @property
     def kind(self) -> Kind:
-        return kinds(self.configs["vae"].latent_channels)[self.configs["unet"].in_channels]
+        return kind_of(self.configs)
 
 
 def open_checkpoint(
@@ -76,7 +77,7 @@ def open_checkpoint(
     header = read_header(path)
     refuse_header(path, header, whole=True, vae=vae is not None)
     configs = header_configs(header, vae)
-    networks = [network for network in NETWORKS if network != "vae" or not vae]
+    networks = [network for network in configs if network != "vae" or not vae]
     parts = {network: find_part(network, configs[network], path, header, SINGLE[network]) for network in networks}
     own = {key: one for key, one in header.items() if not (vae and key.startswith("first_stage_model."))}
     check_tensors(path, own, [*parts.values()], [*SINGLE.values()])
@@ -85,7 +86,7 @@ def open_checkpoint(
 
 def open_folder(folder: Path, variant: str | None, dtype: torch.dtype, vae: Path | None) -> Checkpoint:
     refuse_folder(folder)
-    networks = [network for network in NETWORKS if network != "vae" or not vae]
+    networks = [network for network in networks_in(folder) if network != "vae" or not vae]
     files = {network: weights_file(folder / network, network, variant, dtype) for network in networks}
     headers = {network: read_header(file) for network, file in files.items()}
     for network, file in files.items():
@@ -106,7 +107,7 @@ def with_vae(parts: dict[str, Part], configs: dict[str, Any], vae: Path | None) 
         names: Names = SINGLE["vae"] if own else vae_names
         parts["vae"] = find_part("vae", configs["vae"], vae, found, names)
         check_tensors(vae, own or found, [parts["vae"]], [names])
-    return {network: parts[network] for network in NETWORKS}
+    return {network: parts[network] for network in NETWORKS if network in parts}
 
 
 # ---------------------------------------------------------------- names
@@ -175,11 +176,13 @@ SINGLE: dict[str, Names] = {
     "unet": lambda name: [f"model.diffusion_model.{compvis_unet(name)}"],
     "vae": lambda name: [f"first_stage_model.{key}" for key in vae_names(name)],
     "text_encoder": lambda name: [f"cond_stage_model.transformer.{p}{name}" for p in ("text_model.", "")],
+    "image_encoder": lambda name: image_names(1, name),
 }
 FOLDER: dict[str, Names] = {
     "unet": lambda name: [name],
     "vae": lambda name: [name, swap(name, OLD_VAE)],
     "text_encoder": lambda name: [f"text_model.{name}", name],
+    "image_encoder": lambda name: image_names(0, name),
 }
 
 
@@ -187,7 +190,8 @@ def find_part(network: str, config: Any, path: Path, header: Header, names: Name
     shapes = {name: tensor.shape for name, tensor in build(network, config).state_dict().items()}
     known = {name: names(name) for name in shapes}
     keys = {name: next((key for key in said if key in header), said[0]) for name, said in known.items()}
-    return Part(path, header, keys, shapes)
+    fused = {n: torch.Size((3 * s[0], *s[1:])) for n, s in shapes.items() if FUSED in keys[n]}
+    return Part(path, header, keys, shapes | fused, (values_alone,) if fused else ())
 
 
 def check_tensors(path: Path, header: Mapping[str, TensorInfo], parts: list[Part], names: Sequence[Names] = ()) -> None:
@@ -223,7 +227,7 @@ def check_tensors(path: Path, header: Mapping[str, TensorInfo], parts: list[Part
 def build(network: str, config: Any) -> nn.Module:
     """The network without memory for its weights."""
     with torch.device("meta"):
-        return NETWORKS[network](config)
+        return NETWORKS[network](config)  # type: ignore[no-any-return]
 
 
 def read_tensors(part: Part, group: int = 64) -> Iterator[tuple[str, Tensor]]:

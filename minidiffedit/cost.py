@@ -28,7 +28,7 @@ from .tokenizer import Tokenizer
 from .unet import UNetConfig
 
 CELLS = 8  # a side of the latent that is counted on
-FURTHER = {"base": 0, "instruct": 4, "inpainting": 5}  # channels that a UNet reads beside the latent
+FURTHER = {"base": 0, "instruct": 4, "inpainting": 5, "example": 5}  # channels that a UNet reads beside the latent
 
 
 class Counter:
@@ -37,7 +37,7 @@ class Counter:
     def __init__(self, weights: str = "base", config: UNetConfig = UNetConfig()):
         self.kind, self.name, self.config = weights, "a counting model", config
         self.factor, self.side, self.channels, self.device = 8, 64, 4, torch.device("cpu")
-        self.scale, self.coarsest = 1.0, len(config.block_out_channels) - 2
+        self.scale, self.example_side, self.coarsest = 1.0, 8, len(config.block_out_channels) - 2
         self.projections = {"attn1.to_q.weight": (1, 1)}
         self.dtype, self.evaluations, self.gradients, self.most = torch.float32, 0, 0, 0
         self.t, self.size, self.patterns = -1, 0.0, dict[Any, Tensor]()
@@ -60,6 +60,9 @@ class Counter:
         return torch.zeros(len(prompts), 77, 1)
 
     embed = text
+
+    def example(self, pixels: Tensor) -> Tensor:
+        return torch.zeros(1, 1, 1)
 
     def transform(self, embedded: Tensor) -> Tensor:
         return embedded + 0

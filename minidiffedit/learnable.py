@@ -1,4 +1,4 @@
-"""What a few methods ask of the model besides its four verbs: texts and weights that can be learned."""
+"""What a few methods ask of the model besides its four verbs: texts and weights that can be learned, an example."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -32,6 +32,15 @@ class Learnable:
         """(1, 77, width): one token at all positions, without their embeddings (TF-ICON, 2307.12493, section 4.1)."""
         embedded: Tensor = self.clip.embeddings.token_embedding.weight[token]
         return self.clip.transform(embedded.expand(1, 77, -1))
+
+    @property
+    def example_side(self) -> int:
+        """Of the square that `example` sees, in pixels."""
+        return self.clip.config.image_size  # type: ignore[attr-defined]
+
+    def example(self, pixels: Tensor) -> Tensor:
+        """pixels (1, 3, side, side) in [-1, 1] -> (1, 1, width), read in a text's place by Paint by Example's UNet."""
+        return self.clip.see(pixels.to(self.device, self.dtype))  # type: ignore[operator]
 
     @property
     def projections(self) -> dict[str, tuple[int, int]]:

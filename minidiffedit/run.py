@@ -108,6 +108,7 @@ INPUTS: dict[str, Input] = {
     "pixels": Input(lambda job: (job.pixels(), None)),
     "x0_outside": Input(lambda job: job.x0_outside(), "mask"),
     "reference": Input(lambda job: job.encoded("reference"), "reference"),
+    "example": Input(lambda job: job.example(), "reference"),
     "placed": Input(lambda job: job.placed("placed"), "reference"),
     "shape": Input(lambda job: job.placed("shape"), "reference_mask"),
     "exceptional": Input(lambda job: (job.sd.exceptional(), None)),
@@ -655,7 +656,7 @@ class Job:
         self.begun = self.sd.evaluations
         asked, syntax = dict.fromkeys(["", *texts_of(self.plan.given)]), self.plan.settings["prompt_syntax"]
         with self.stage("text"):
-            plain = syntax == "plain"
+            plain = syntax == "plain" or len(asked) == 1  # of the empty text every syntax makes the same
             self.texts = {text: self.sd.text([text]) if plain else self.sd.text([text], syntax) for text in asked}
         if not plain:
             self.texts = dict(zip(asked, prompts.same_length([*self.texts.values()], syntax)))
@@ -757,6 +758,13 @@ class Job:
         """Another picture's latent, at the working size."""
         pixels = images.to_tensor(images.to_rgb(images.read_picture(self.plan.given[name])), self.at)
         return self.encode(pixels), [digest(channel) for channel in (pixels / 2 + 0.5).split(1, dim=1)]
+
+    def example(self) -> tuple[Tensor, Any]:
+        """What Paint by Example's UNet reads of another picture, squeezed into a square as its authors do."""
+        square = (self.sd.example_side,) * 2
+        picture = images.to_rgb(images.read_picture(self.plan.given["reference"]))
+        pixels = images.to_tensor(picture.resize(square, Image.Resampling.BICUBIC), square)
+        return self.sd.example(pixels), [digest(channel) for channel in (pixels / 2 + 0.5).split(1, dim=1)]
 
     def placed(self, what: str) -> tuple[Tensor, Any]:
         """The reference's part laid into the mask's box, as large as fits: "placed", its latent, or "shape", where."""

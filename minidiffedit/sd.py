@@ -28,6 +28,7 @@ GIVEN: dict[Kind, str] = {
     "base": "leave it out, or load inpainting or InstructPix2Pix weights",
     "inpainting": "pass the mask (1: fill) and the latent of the picture without what it covers, or load base weights",
     "instruct": "pass the picture's latent, not scaled, or load base weights",
+    "example": "pass the latent of the picture without what the mask covers and 1 - mask, or load base weights",
 }
 
 
@@ -37,18 +38,18 @@ class StableDiffusion(Learnable):
     `evaluations` counts UNet rows (texts x latents) since construction, `gradients` those of them with a gradient;
     `side` is the picture size of training in pixels, `factor` the pixels per latent cell, `channels` a cell's numbers,
     `scale` what they were multiplied by, `further` what the UNet reads beside them, `coarsest` the coarsest level that
-    reads the text. `kind` is what the UNet was trained for: "base", "inpainting" or "instruct" (InstructPix2Pix),
-    `prediction` what it predicts: "epsilon" or "v". `attend` replaces the UNet's attention (see attention.py).
+    reads the text. `kind`, what the UNet was trained for: "base", "inpainting", "instruct" (InstructPix2Pix), "example"
+    (Paint by Example); `prediction`, of "epsilon" or "v". `attend` replaces the UNet's attention (see attention.py).
     """
 
     def __init__(self, unet: UNet, vae: VAE, clip: CLIPText, tokenizer: Tokenizer, attend: Attend = sdpa):
         self.unet, self.vae, self.clip, self.tokenizer, self.attend = unet, vae, clip, tokenizer, attend
         self.device, self.dtype = unet.conv_in.weight.device, unet.conv_in.weight.dtype
-        inputs, side = unet.conv_in.in_channels, unet.config.sample_size
         self.factor, self.channels = vae.config.factor, vae.config.latent_channels
         self.scale: float = vae.config.scaling_factor
         self.coarsest: int = len(unet.config.block_out_channels) - 2
-        self.side, self.further, self.kind = side * self.factor, inputs - self.channels, kinds(self.channels)[inputs]
+        self.side, self.further = unet.config.sample_size * self.factor, unet.config.in_channels - self.channels
+        self.kind: Kind = kinds(self.channels, clip.config)[unet.config.in_channels]
         self.evaluations, self.gradients, self.low_memory, self.name, self.vae_name = 0, 0, False, "", ""
         self.prediction: Prediction = "epsilon"
         self.checkpoint: Checkpoint | None = None  # what `load` was asked for, and found
@@ -88,7 +89,7 @@ class StableDiffusion(Learnable):
             torch.cuda.set_device(device)  # Triton launches on the current one
         nearest = choose_dtype(dtype, device)
         half = nearest != torch.float32
-        path = find_model(str(model), revision, cache_dir, local_files_only, variant, half)
+        path = find_model(str(model), revision, cache_dir, local_files_only, variant, half, vae is None)
         other = None if vae is None else find_vae(str(vae), cache_dir, local_files_only, half)
         found = open_checkpoint(path, variant=variant, dtype=nearest, vae=other)
         found = with_add_ons(found, lora, embeddings)

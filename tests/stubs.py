@@ -57,6 +57,7 @@ class Model(StableDiffusion):
     """
 
     projections = {"attn1.to_q.weight": (4, 4)}  # noqa: RUF012
+    example_side = 28
 
     def __init__(self, kind="base"):
         self.kind, self.name, self.checkpoint, self.low_memory = kind, "a stand-in", None, False
@@ -64,7 +65,7 @@ class Model(StableDiffusion):
             8,
             64,
             4,
-            {"base": 0, "inpainting": 5, "instruct": 4}[kind],
+            {"base": 0, "inpainting": 5, "instruct": 4, "example": 5}[kind],
         )
         self.device, self.dtype, self.evaluations, self.gradients = torch.device("cpu"), torch.float32, 0, 0
         self.scale, self.coarsest = 1.0, 2
@@ -81,6 +82,10 @@ class Model(StableDiffusion):
         return self.text(["an exceptional prompt"])
 
     embed = text
+
+    def example(self, pixels):
+        seen = F.adaptive_avg_pool2d(pixels, (4, 6)).flatten(1)[:, None]
+        return seen.repeat(1, 77, 1)[..., :8]  # as long as the stand-in's texts
 
     def transform(self, embedded):
         return embedded + 0

@@ -483,6 +483,20 @@ def test_ray_is_an_extra(here, capsys, monkeypatch):
     assert "1 or more" in failed(capsys, "--ray", "0")
 
 
+def test_rows_whose_method_needs_other_weights_fail_before_any_are_read(here, folder, capsys, monkeypatch):
+    hive = {"image": "a.png", "method": "hive", "instruction": "paint it"}
+    jsonl("m.jsonl", [hive, {"image": "a.png", "method": "sd-inpainting", "target": "t", "mask": "m.png"}])
+    with monkeypatch.context() as patch:
+        patch.setattr("minidiffedit.sd.load_network", lambda *a: pytest.fail("weights were read"))
+        done = ran(capsys, folder, code=1)
+    assert [done[name] for name in ("made", "failed")] == [0, 2]
+    for kind, one in zip(("instruct", "inpainting"), done["errors"]):
+        assert f"needs {kind} weights" in one["error"]
+    jsonl("m.jsonl", [hive, ROWS[0]])
+    done = ran(capsys, folder, code=1)
+    assert [done[name] for name in ("made", "failed")] == [1, 1] and done["errors"][0]["row"] == 1
+
+
 # ---------------------------------------------------------------- manifests
 
 

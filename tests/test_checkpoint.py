@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import tiny
@@ -12,9 +13,12 @@ from safetensors.torch import load_file
 from minidiffedit import StableDiffusion
 from minidiffedit.checkpoint import FOLDER, SINGLE, build, check_tensors, find_part, open_checkpoint
 from minidiffedit.cli import main
+from minidiffedit.clip_image import CLIPImageConfig
 from minidiffedit.files.configs import KINDS, read_configs
 from minidiffedit.files.unsupported import TensorInfo, is_leftover, read_header
 
+UNET = "model.diffusion_model."
+EXAMPLE_PARAMETERS = 303_179_776 + 5 * (10 * 1024**2 + 11 * 1024) + 2 * 1024 + 1025 * 768 + 768  # CLIP's tower, blocks
 PARAMETERS = {"unet": 859_520_964, "vae": 83_653_863, "text_encoder": 123_060_480}
 
 
@@ -25,7 +29,7 @@ PARAMETERS = {"unet": 859_520_964, "vae": 83_653_863, "text_encoder": 123_060_48
 def test_names_and_shapes_equal_the_manifests(name, tmp_path):
     entries = manifest(name)
     header = {key: TensorInfo(dtype, tuple(shape)) for key, (shape, dtype) in entries.items()}
-    networks, names = ([name.split(",")[0]], FOLDER) if name != "single" else (list(KINDS), SINGLE)
+    networks, names = ([name.split(",")[0]], FOLDER) if name != "single" else (list(tiny.FILES), SINGLE)
     parts = [find_part(n, KINDS[n](), tmp_path, header, names[n]) for n in networks]
     check_tensors(tmp_path, header, parts)
     ours = {key: list(part.shapes[name]) for part in parts for name, key in part.keys.items()}
@@ -36,16 +40,94 @@ def test_names_and_shapes_equal_the_manifests(name, tmp_path):
 
 def test_the_rename_table_is_the_official_one():
     expected = json.loads((MANIFESTS / "map_diffusers_to_compvis.json").read_text())
-    for network, kind in KINDS.items():
+    for network, kind in ((network, KINDS[network]) for network in tiny.FILES):
         ours = {name: SINGLE[network](name)[0] for name in build(network, kind()).state_dict()}
         wanted = {name.removeprefix("text_model."): key for name, key in expected[network].items()}
         wanted.pop("embeddings.position_ids", None)
         assert ours == wanted
 
 
+ADDED = {"instruct-pix2pix": (8, "InstructPix2Pix"), "inpainting": (9, "inpainting")}
+ADDED |= {"paint-by-example": (9, "Paint by Example")}
+
+
+def added(layout, network):
+    """The manifest of a network in one of the layouts beside SD v1's."""
+    if network == "image_encoder":
+        entries = json.loads((MANIFESTS / "diffusers_image_encoder.json").read_text())
+        return {key: (shape, dtype) for key, (shape, dtype) in entries.items()}
+    own = json.loads((MANIFESTS / "added_unets.json").read_text())[layout] if network == "unet" else {}
+    return manifest(network) | {key: (shape, dtype) for key, (shape, dtype) in own.items()}
+
+
+def test_the_manifests_of_the_added_layouts_are_the_peers_classes():
+    """Built anew without memory: names, shapes, and the first convolution's channels, all in which the UNets differ."""
+    from bench import manifests
+
+    assert json.loads((MANIFESTS / "added_unets.json").read_text()) == manifests.added_unets()
+    assert json.loads((MANIFESTS / "diffusers_image_encoder.json").read_text()) == manifests.image_encoder()
+    first = {layout: {"conv_in.weight": [[320, channels, 3, 3], "F32"]} for layout, (channels, _) in ADDED.items()}
+    assert manifests.added_unets() == first
+
+
+@pytest.mark.parametrize("layout", ADDED)
+def test_the_added_layouts_have_the_manifests_names_and_shapes(layout, tmp_path):
+    channels, _ = ADDED[layout]
+    encoder = "image_encoder" if layout == "paint-by-example" else "text_encoder"
+    for network in ("unet", "vae", encoder):
+        config = KINDS[network]()
+        config = replace(config, in_channels=channels) if network == "unet" else config
+        entries = added(layout, network)
+        header = {key: TensorInfo(dtype, tuple(shape)) for key, (shape, dtype) in entries.items()}
+        part = find_part(network, config, tmp_path, header, FOLDER[network])
+        check_tensors(tmp_path, header, [part])
+        ours = {key: [*part.shapes[name]] for name, key in part.keys.items()}
+        assert ours == {key: shape for key, (shape, _) in entries.items() if not is_leftover(key)}
+
+
+@pytest.mark.parametrize("layout", ADDED)
+@pytest.mark.parametrize("form", ["folder", "single file"])
+def test_a_full_size_checkpoint_of_each_opens_and_is_described(layout, form, tmp_path, capsys):
+    channels, said = ADDED[layout]
+    conv = {f"{UNET}input_blocks.0.0.weight": ([320, channels, 3, 3], "F32")}
+    if form == "folder":
+        path = hollow_folder(tmp_path / "m", unet=added(layout, "unet"))
+        config = path / "unet" / "config.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"in_channels": channels}))
+        if layout == "paint-by-example":
+            shutil.rmtree(path / "text_encoder")
+            hollow(path / "image_encoder" / "model.safetensors", added(layout, "image_encoder"))
+            (path / "image_encoder" / "config.json").write_text('{"hidden_act": "quick_gelu", "image_size": 224}')
+    else:
+        entries = manifest("single") | conv
+        if layout == "paint-by-example":
+            names = {
+                name: SINGLE["image_encoder"](name)[0]
+                for name in build("image_encoder", CLIPImageConfig()).state_dict()
+            }
+            shapes = {
+                name: [*tensor.shape] for name, tensor in build("image_encoder", CLIPImageConfig()).state_dict().items()
+            }
+            entries = {key: one for key, one in entries.items() if not key.startswith("cond_stage_model.")}
+            for name, key in names.items():
+                shape = shapes[name]
+                entries[key] = ([3 * shape[0], *shape[1:]] if ".c_qkv." in key else shape), "F32"
+        path = hollow(tmp_path / "m.safetensors", entries)
+    assert main(["info", str(path), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["kind"] == f"Stable Diffusion v1, {said}" and told["layout"] == form
+    encoder = {"image_encoder": EXAMPLE_PARAMETERS} if layout == "paint-by-example" else {}
+    wanted = {n: count for n, count in PARAMETERS.items() if not encoder or n != "text_encoder"} | encoder
+    wanted["unet"] += 320 * 9 * (channels - 4)
+    found = {name: network["parameters"] for name, network in told["networks"].items()}
+    if layout == "paint-by-example" and form == "single file":  # of its file, queries and keys of the blocks, too
+        found["image_encoder"] -= 5 * 2 * (1024 + 1) * 1024
+    assert found == wanted
+
+
 @pytest.mark.parametrize("version", ["v1-4", "v1-5"])
 def test_official_configs_are_the_defaults(version):
-    assert read_configs(CONFIGS / version) == {network: kind() for network, kind in KINDS.items()}
+    assert read_configs(CONFIGS / version) == {network: KINDS[network]() for network in tiny.FILES}
 
 
 @pytest.mark.parametrize("layout", ["folder", "single file"])

@@ -33,7 +33,7 @@ MASKED = {SYSTEMS[name].edit: name for name in WORKING if R.blank_plan(name).ste
 OTHER_MASKS = [f"{mask}+{name}" for mask in MASKS for name in MASKED.values()]
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*do not divide", "ignore:edit 2 leaves", "ignore:the mask of image")
-MODELS = {kind: Model(kind) for kind in ("base", "inpainting", "instruct")}
+MODELS = {kind: Model(kind) for kind in ("base", "inpainting", "instruct", "example")}
 
 
 @pytest.fixture(scope="module")

@@ -46,6 +46,7 @@ def test_greys_effect_is_the_same_at_any_number_of_steps(value):
 
 WITH_GREY = [name for name, row in SYSTEMS.items() if row.edit and "grey" in blank_plan(name).options]
 OTHERS = {"diffedit-regions", "ledits++", "sd-inpainting", "inpaint-anything", "sde-drag"}  # no blend of grey
+OTHERS |= {"paint-by-example"}
 OTHERS |= {"drag-diffusion", "drag-noise", "dragon-diffusion", "mag-edit", "tf-icon", "ti-guided-edit"}  # nor these
 
 

@@ -337,6 +337,33 @@ def test_a_vae_is_found_alone_or_in_a_model(in_cache, sub, half, hub, folder, tm
     assert StableDiffusion.load(folder, vae="hub:owner/vae", device="cpu").vae_name == "owner/vae"
 
 
+@pytest.mark.parametrize("in_cache", [True, False])
+def test_a_model_without_a_vae_takes_one_from_elsewhere(in_cache, hub, folder, tmp_path):
+    """Of its repository nothing of a VAE is asked for."""
+    hub.folder = shutil.copytree(folder, tmp_path / "m")
+    shutil.rmtree(hub.folder / "vae")
+    hub.lacking |= {name for name in (*SMALL, *WEIGHTS[None], *WEIGHTS["fp16"]) if name.startswith("vae/")}
+    if in_cache:
+        hub.cached |= {*SMALL, *WEIGHTS[None]} - hub.lacking
+    loaded = StableDiffusion.load("owner/name", vae=folder, device="cpu", local_files_only=in_cache)
+    assert loaded.checkpoint.parts["vae"].path == folder / WEIGHTS[None][1]
+    assert not any(name.startswith("vae/") for name in hub.fetched) and bool(hub.fetched) == (not in_cache)
+    with pytest.raises(HubError, match=r"vae/config\.json"):
+        StableDiffusion.load("owner/name", device="cpu", local_files_only=in_cache)
+
+
+def test_commands_know_a_cached_model_without_a_vae(hub, folder, tmp_path, monkeypatch, capsys):
+    """And so refuse from its headers what does not fit it."""
+    hub.folder = shutil.copytree(folder, tmp_path / "m")
+    hub.cached |= {name for name in (*SMALL, *WEIGHTS[None]) if not name.startswith("vae/")}
+    shutil.rmtree(hub.folder / "vae")
+    monkeypatch.chdir(tmp_path)
+    tiny.picture().save("in.png")
+    monkeypatch.setattr("minidiffedit.sd.load_network", lambda *a: pytest.fail("weights were read"))
+    asked = ["edit", "in.png", "--method", "hive", "--instruction", "x", "--model", "owner/name", "--vae", str(folder)]
+    assert main(asked) == 1 and "hive needs instruct weights" in capsys.readouterr().err
+
+
 def test_a_vae_that_cannot_be_had(hub):
     with pytest.raises(HubError, match="owner/vae: no such file or folder, nor a hub id of a VAE in the cache"):
         find_vae("owner/vae", None, True, False)

@@ -155,6 +155,7 @@ SINGLES = {
     (4, "sd-inpainting", ["--target", "x", "--mask", "box.png"], "inpainting"),
     (8, "diffedit", ["--target", "x"], "base"),
     (9, "sdedit", ["--target", "x"], "base"),
+    (9, "paint-by-example", ["--mask", "box.png", "--reference", "in.png"], "example"),
 ])  # fmt: skip
 def test_a_method_refuses_other_weights_unread(channels, method, given, needed, tmp_path, monkeypatch, capsys):
     model = tiny.write_folder(tmp_path / "m", channels=channels)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import example
 import pytest
 import tiny
 import torch
@@ -36,6 +37,7 @@ def models(folder, tmp_path_factory):
     root, folders = tmp_path_factory.mktemp("models"), {"base": folder}
     for kind, channels in (("inpainting", 9), ("instruct", 8)):
         folders[kind] = tiny.write_folder(root / kind, channels=channels, unet=tiny.QUICK)
+    folders["example"] = example.write_folder(root / "example")
     return {kind: StableDiffusion.load(path, device="cpu") for kind, path in folders.items()}
 
 

@@ -50,7 +50,7 @@ def test_each_row_says_what_it_is(name):
     row = SYSTEMS[name]
     assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*(\+\+)?", name), name
     assert row.paper and (re.fullmatch(r"\d{4}\.\d{5}", row.paper) or not row.paper[0].isdigit())
-    assert row.letter in "ABCD" and row.weights in ("base", "inpainting", "instruct")
+    assert row.letter in "ABCD" and row.weights in ("base", "inpainting", "instruct", "example")
     assert row.status in ("L1", "L2", "L3", "todo", "blocked") and bool(row.edit) == row.status.startswith("L")
     assert row.edit or row.note, "a row that does not work says why"
     assert row.inversion in (*INVERSIONS, "") and row.mask in (*MASKS, "")

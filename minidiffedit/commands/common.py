@@ -323,7 +323,8 @@ def model_configs(args: argparse.Namespace) -> dict[str, Any] | None:
 
     where = args.revision, args.cache_dir
     try:
-        path = find_model(args.model or DEFAULT, *where, local_files_only=True, variant=args.variant)
+        options: dict[str, Any] = {"local_files_only": True, "variant": args.variant, "with_vae": not args.vae}
+        path = find_model(args.model or DEFAULT, *where, **options)
         vae = find_vae(args.vae, args.cache_dir, True, half=False) if args.vae else None
         return configs_of(path, vae) if os.path.exists(path) else None
     except HubError:
@@ -332,12 +333,12 @@ def model_configs(args: argparse.Namespace) -> dict[str, Any] | None:
 
 def check_weights(args: argparse.Namespace, plans: "Iterable[Plan]", configs: dict[str, Any] | None) -> None:
     """Refuse, before any weights are read, a method that needs another kind of them; configs: of `model_configs`."""
-    from ..files.configs import kinds
+    from ..files.configs import kind_of
     from ..run import check_fits
 
     for one in plans if configs else ():
         assert configs
-        check_fits(one, kinds(configs["vae"].latent_channels)[configs["unet"].in_channels], args.model)
+        check_fits(one, kind_of(configs), args.model)
 
 
 def predicted(args: argparse.Namespace, *plans: "Plan", old: "Plan | None" = None) -> list[dict[str, int]]:

@@ -18,11 +18,13 @@ from .common import (
     add_options,
     add_steering,
     asked_plan,
+    check_weights,
     describe,
     flag,
     identity,
     load,
     load_model,
+    model_configs,
     parsed,
     same_file,
     shown,
@@ -92,6 +94,7 @@ def run_batch(args: argparse.Namespace) -> dict[str, Any]:
     if table.is_file() and b"\n" in table.read_bytes() and not any(sound_lines(table)) and not args.overwrite:
         raise ValueError(f"{table} is there, and no table of results; --overwrite replaces it all the same")
     editor = Editor(partial(load_model, args), root, args.output, not args.no_metadata, args.overwrite)
+    editor.check = partial(check_weights, args, configs=model_configs(args))
     results: Iterable[Any] = (result for group in groups for result in editor(group))
     if args.ray:
         from ..many.ray_batch import ray_results

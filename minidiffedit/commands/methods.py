@@ -95,8 +95,8 @@ def say_markdown(result: list[dict[str, Any]]) -> str:
         number = row["paper"]
         paper = f"[{number}](https://arxiv.org/abs/{number})" if number[:4].isdecimal() else number
         rows = "" if row["rows"] is None else f"{row['rows']:,}"
-        weights = "" if row["weights"] == "base" else f"{row['weights']} weights; "
-        needs, note = ", ".join(row["needs"]), weights + row["note"]
+        weights = [] if row["weights"] == "base" else [f"{row['weights']} weights"]
+        needs, note = ", ".join(row["needs"]), "; ".join(filter(None, [*weights, row["note"]]))
         cells = f"`{row['name']}`", paper, row["status"], row["class"], needs, rows, note
         lines.append(f"| {' | '.join(cells)} |".replace("|  |", "| |"))
     return "\n".join(lines)

@@ -13,7 +13,8 @@ from typing import Any
 from ..files.results import settings_in
 from .common import Command, add_model, describe, load, progress, shown, versions
 
-TRAINED = {"base": "", "inpainting": ", inpainting", "instruct": ", InstructPix2Pix"}  # what a UNet is made for
+# What a UNet is made for.
+TRAINED = {"base": "", "inpainting": ", inpainting", "instruct": ", InstructPix2Pix", "example": ", Paint by Example"}
 
 
 def add_info(parser: argparse.ArgumentParser, words: list[str]) -> None:

@@ -55,17 +55,18 @@ def with_add_ons(found: "Checkpoint", lora: Any = (), embeddings: Any = ()) -> "
     words = [read_word(Path(one), found) for one in listed("embeddings", embeddings, str, Path)]
     if twice := {one.word for one in words if [two.word.lower() for two in words].count(one.word.lower()) > 1}:
         raise ValueError(f"two embeddings are called {min(twice)!r}; a file's name is the word: rename one")
-    changes = {network: [one.change(network) for one in loras] for network in ("unet", "text_encoder")}
+    changes = {network: [one.change(network) for one in loras] for network in found.parts}
+    configs = dict(found.configs)
     if words:
+        text = configs["text_encoder"]
+        configs["text_encoder"] = replace(text, vocab_size=text.vocab_size + sum(one.count for one in words))
         changes["text_encoder"].append(partial(longer_table, words))
-    parts = {n: replace(part, changes=(*part.changes, *changes.get(n, ()))) for n, part in found.parts.items()}
-    text = found.configs["text_encoder"]
-    text = replace(text, vocab_size=text.vocab_size + sum(one.count for one in words))
+    parts = {n: replace(part, changes=(*part.changes, *changes[n])) for n, part in found.parts.items()}
     added = {"lora": [one.told for one in loras], "embeddings": [one.told for one in words]}
     return replace(
         found,
         parts=parts,
-        configs=found.configs | {"text_encoder": text},
+        configs=configs,
         words={one.word: one.count for one in words},
         add_ons={kind: ", ".join(told) for kind, told in added.items() if told},
     )
@@ -165,7 +166,7 @@ def check_family(path: Path, header: Header, width: int) -> None:
 
 def layers_of(found: "Checkpoint") -> Iterator[tuple[str, str]]:
     """Every matrix and convolution that a LoRA may change: (network, parameter)."""
-    for network in ("unet", "text_encoder"):
+    for network in {"unet", "text_encoder"} & found.parts.keys():
         for name, shape in found.parts[network].shapes.items():
             if len(shape) in (2, 4) and not name.startswith("embeddings."):
                 yield network, name
@@ -260,6 +261,8 @@ def read_word(path: Path, found: "Checkpoint") -> Word:
         said = f"{len(header)} tensors" if len(header) != 1 else f"{key} {info.dtype} {list(info.shape)}"
         raise ValueError(f"{path} is no learned word, which is one tensor of one or more vectors; it has {said}")
     width, count = info.shape[-1], info.shape[0] if len(info.shape) == 2 else 1
+    if "text_encoder" not in found.configs:
+        raise ValueError(f"{path} is a learned word, and this model reads a picture, no text: leave out --embedding")
     if width != (here := found.configs["text_encoder"].hidden_size):
         family = FAMILIES.get(width, "another model")
         raise ValueError(f"{path} does not fit this model: a word {width} wide is for {family}, here it is {here}")

@@ -14,6 +14,7 @@ import torch
 from safetensors import safe_open
 
 from ..clip import CLIPConfig
+from ..clip_image import CLIPImageConfig
 from ..unet import UNetConfig
 from ..vae import VAEConfig
 from .metadata import model_hash
@@ -24,6 +25,7 @@ from .unsupported import (
     Header,
     add_on,
     input_channels,
+    networks_in,
     other_model,
     read_header,
     refuse_folder,
@@ -33,7 +35,8 @@ from .unsupported import (
 
 LARGEST = 1 << 20  # bytes of a config.json; the official ones have two thousand
 KINDS: dict[str, type] = {"unet": UNetConfig, "vae": VAEConfig, "text_encoder": CLIPConfig}
-Kind = Literal["base", "inpainting", "instruct"]
+KINDS |= {"image_encoder": CLIPImageConfig}  # in the text encoder's place: Paint by Example
+Kind = Literal["base", "inpainting", "instruct", "example"]
 Prediction = Literal["epsilon", "v"]
 
 # What SD v1 has where a config.json may ask for something else; absent or null means SD v1's.
@@ -57,6 +60,10 @@ FIXED: dict[str, dict[str, tuple[Any, ...]]] = {
         "hidden_act": ("quick_gelu",), "layer_norm_eps": (1e-5,), "vocab_size": (TOKENS,),
         "max_position_embeddings": (77,), "model_type": ("clip_text_model",),
     },
+    "image_encoder": {
+        "hidden_act": ("quick_gelu",), "layer_norm_eps": (1e-5,), "model_type": ("clip_vision_model",),
+        "num_channels": (3,),
+    },
     "scheduler": {
         "num_train_timesteps": (1000,), "beta_start": (0.00085,), "beta_end": (0.012,),
         "beta_schedule": ("scaled_linear",), "trained_betas": (),
@@ -64,12 +71,20 @@ FIXED: dict[str, dict[str, tuple[Any, ...]]] = {
 }  # fmt: skip
 
 
-def kinds(latents: int) -> dict[int, Kind]:
+def kinds(latents: int, reads: Any) -> dict[int, Kind]:
     """Input channels of a UNet for latents of so many channels -> what it was trained for. base: it reads the latent
     alone; inpainting: a mask and the latent of the picture without what it covers, too; instruct (InstructPix2Pix): the
-    picture's latent, too.
+    picture's latent, too. reads: the config of what encodes a text, or for Paint by Example ("example") a picture.
     """
+    if isinstance(reads, CLIPImageConfig):
+        return {2 * latents + 1: "example"}
     return {latents: "base", 2 * latents + 1: "inpainting", 2 * latents: "instruct"}
+
+
+def kind_of(configs: dict[str, Any]) -> Kind:
+    """Of a model whose configs, in the networks' order, fit together."""
+    unet, vae, encoder = configs.values()
+    return kinds(vae.latent_channels, encoder)[unet.in_channels]
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -94,11 +109,12 @@ def configs_of(path: Path, vae: Path | None = None) -> dict[str, Any]:
 
 def header_configs(header: Header, vae: Path | None) -> dict[str, Any]:
     """SD v1's configs; of them a single file tells but the channels that its UNet reads."""
-    configs = {network: kind() for network, kind in KINDS.items()}
+    encoder = "image_encoder" if "learnable_vector" in header else "text_encoder"
+    configs = {network: KINDS[network]() for network in ("unet", "vae", encoder)}
     if vae:
         configs["vae"] = vae_config(vae, configs["vae"])
     inputs = input_channels(header)
-    if inputs in kinds(configs["vae"].latent_channels):
+    if inputs in kinds(configs["vae"].latent_channels, configs[encoder]):
         configs["unet"] = replace(configs["unet"], in_channels=inputs)
     return configs
 
@@ -109,8 +125,9 @@ def read_configs(folder: Path, vae: Path | None = None) -> dict[str, Any]:
     vae: the file of another VAE. Raises ValueError for what contradicts SD v1 or does not fit together.
     """
     own = folder / "vae" / "config.json"
-    networks = [network for network in KINDS if network != "vae" or not vae or own.exists()]
-    configs = {network: read_config(network, own_folder(folder, network) / "config.json") for network in networks}
+    networks = networks_in(folder)
+    there = [network for network in networks if network != "vae" or not vae or own.exists()]
+    configs = {network: read_config(network, own_folder(folder, network) / "config.json") for network in there}
     if vae:
         full = configs["unet"].block_out_channels == UNetConfig().block_out_channels
         configs["vae"] = vae_config(vae, configs.get("vae", VAEConfig() if full else None))
@@ -118,24 +135,25 @@ def read_configs(folder: Path, vae: Path | None = None) -> dict[str, Any]:
     if scheduler.exists():
         check_fixed(scheduler, read_json(scheduler), FIXED["scheduler"])
     prediction_of(folder)
-    unet, vae_, text = (configs[network] for network in KINDS)
+    unet, vae_, encoder = (configs := {network: configs[network] for network in networks}).values()
     if unet.in_channels in FIRST_CONV:
         raise ValueError(f"{folder} is {FIRST_CONV[unet.in_channels]}")
-    if unet.in_channels not in kinds(vae_.latent_channels) or unet.out_channels != vae_.latent_channels:
+    if unet.in_channels not in kinds(vae_.latent_channels, encoder) or unet.out_channels != vae_.latent_channels:
+        reads = " (Paint by Example's, which reads a picture, takes 9)" if "image_encoder" in networks else ""
         raise ValueError(
             f"{folder}: the UNet has {unet.in_channels} -> {unet.out_channels} channels, "
-            f"the VAE's latents {vae_.latent_channels}"
+            f"the VAE's latents {vae_.latent_channels}{reads}"
         )
-    if unet.cross_attention_dim != text.hidden_size:
-        raise ValueError(
-            f"{folder}: the UNet reads texts {unet.cross_attention_dim} wide, the text encoder makes {text.hidden_size}"
-        )
+    made, what = getattr(encoder, "projection_dim", None) or encoder.hidden_size, networks[-1].replace("_", " ")
+    if unet.cross_attention_dim != made:
+        raise ValueError(f"{folder}: the UNet reads texts {unet.cross_attention_dim} wide, the {what} makes {made}")
     return configs
 
 
 # ---------------------------------------------------------------- which file of a folder
 
-STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
+STEMS |= {"text_encoder": "model", "image_encoder": "model"}
 
 
 def own_folder(folder: Path, network: str) -> Path:
@@ -352,7 +370,7 @@ def whole(value: Any, most: int = 65536) -> bool:
 
 def check_blocks(path: Path, data: dict[str, Any], config: Any) -> None:
     """The parts of a config that must fit one another."""
-    if isinstance(config, CLIPConfig):
+    if isinstance(config, CLIPConfig | CLIPImageConfig):
         if config.hidden_size % config.num_attention_heads:
             raise ValueError(f"{path}: {config.hidden_size} is no multiple of {config.num_attention_heads} heads")
         return

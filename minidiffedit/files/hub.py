@@ -78,11 +78,12 @@ def find_model(
     local_files_only: bool = False,
     variant: str | None = None,
     half: bool = False,
+    with_vae: bool = True,
 ) -> Path:
     """A path as it is; a hub id "owner/name" -> the folder in the cache, downloaded if need be; "mini" -> where it is.
 
     "hub:owner/name" is an id whatever stands on the disk. half: the run is in a 16-bit type, so that the fp16 files are
-    the nearest. Raises as `download` does.
+    the nearest. with_vae: its VAE is needed. Raises as `download` does.
     """
     if model == MINI:
         return snapshot(find_mini(), revision)
@@ -92,7 +93,7 @@ def find_model(
     if not named and not is_id(model):
         return snapshot(path, revision)
     wanted = [variant] if variant else (["fp16", None] if half else [None, "fp16"])
-    options: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir}
+    options: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir, "with_vae": with_vae}
     try:
         return find_cached(model, wanted, **options)
     except NotCached as error:
@@ -175,7 +176,12 @@ def no_model(cache_dir: Any) -> str:
 
 
 def download(
-    model: str = DEFAULT, *, variant: str | None = None, revision: str | None = None, cache_dir: Any = None
+    model: str = DEFAULT,
+    *,
+    variant: str | None = None,
+    revision: str | None = None,
+    cache_dir: Any = None,
+    with_vae: bool = True,
 ) -> Path:
     """The folder of a repository's needed files, fetched where the cache lacks them; then the licence is shown.
 
@@ -184,7 +190,7 @@ def download(
     """
     if model == MINI:
         return find_mini()
-    options: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir}
+    options: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir, "with_vae": with_vae}
     try:
         return find_cached(model := model.removeprefix("hub:"), [variant], **options)
     except NotCached as error:
@@ -194,12 +200,20 @@ def download(
     return fetch(model, variant, **options)
 
 
-def find_cached(model: str, variants: Sequence[str | None], *, revision: str | None, cache_dir: Any) -> Path:
+def needed(names: Sequence[str], with_vae: bool) -> list[str]:
+    """Of a repository's files those that are needed, where the VAE may come from elsewhere."""
+    return [name for name in names if with_vae or not name.startswith("vae/")]
+
+
+def find_cached(
+    model: str, variants: Sequence[str | None], *, revision: str | None, cache_dir: Any, with_vae: bool = True
+) -> Path:
     """The folder of a model's files in the cache, also one that diffusers filled, each network's in the first variant
     that is there; NotCached names what it lacks.
     """
-    names = [[name, ONE_TOKENIZER] if name.startswith("tokenizer/") else [name] for name in SMALL]
-    names += [[*each] for each in zip(*map(weight_files, variants))]
+    small = needed(SMALL, with_vae)
+    names = [[name, ONE_TOKENIZER] if name.startswith("tokenizer/") else [name] for name in small]
+    names += [[*each] for each in zip(*(needed(weight_files(variant), with_vae) for variant in variants))]
     return cached(model, names, revision=revision, cache_dir=cache_dir).parent.parent
 
 
@@ -222,14 +236,14 @@ def cached(model: str, names: Sequence[Sequence[str]], *, revision: str | None, 
     return Path(there[0])
 
 
-def fetch(model: str, variant: str | None, *, revision: str | None, cache_dir: Any) -> Path:
+def fetch(model: str, variant: str | None, *, revision: str | None, cache_dir: Any, with_vae: bool = True) -> Path:
     """All files of one variant from the hub -> their folder; one clear error names the first that cannot be had."""
     from .configs import read_configs
 
     options: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir}
     reach(model, revision)
     print(f"\n{licence_of(model)}\n", file=sys.stderr)
-    for name in SMALL:
+    for name in needed(SMALL, with_vae):
         try:
             path = get_file(model, name, **options)
         except NoSuchFile as error:
@@ -239,8 +253,9 @@ def fetch(model: str, variant: str | None, *, revision: str | None, cache_dir: A
                 get_file(model, ONE_TOKENIZER, **options)
             except NoSuchFile:
                 raise error from None
-    read_configs(path.parent.parent)  # gigabytes of another model need not come first
-    for name in weight_files(variant):
+    if with_vae:
+        read_configs(path.parent.parent)  # gigabytes of another model need not come first
+    for name in needed(weight_files(variant), with_vae):
         path = get_file(model, name, **options)
     return path.parent.parent
 

@@ -170,30 +170,34 @@ def refuse_header(path: Path, header: Header, whole: bool, vae: bool = False) ->
     what = add_on(header) or other_model(path, header, whole, vae)
     tables = ("token_embedding.weight", "position_embedding.weight")
     for key, (_, shape) in header.items():
-        if not what and shape and key.endswith(tables) and key.startswith(("cond_stage_model.", "text_model.", "emb")):
+        if not what and shape and key.endswith(tables) and TEXT.match(key):
             tokens, positions = (shape[0], POSITIONS) if "token" in key else (TOKENS, shape[0])
             what = strange_text(tokens, positions)
     if what:
         raise ValueError(f"{path} is {what}")
 
 
+TEXT = re.compile(r"cond_stage_model\.(?!transformer\.vision_model\.)|text_model\.|emb")  # of an encoder of texts
 SCHEDULE_BUFFERS = re.compile(
     "betas|alphas_cumprod(_prev)?|(sqrt|sqrt_one_minus|log_one_minus|sqrt_recip|sqrt_recipm1)_alphas_cumprod"
     "|posterior_(variance|log_variance_clipped|mean_coef1|mean_coef2)"
 )
 
 
+UNUSED = re.compile(r"mapper\.blocks\.\d+\.attn1\.to_[qk]\.")  # of one token's attention, see clip_image.py
+
+
 def is_leftover(key: str) -> bool:
     """What training left in official files and nobody needs; the last two are read by `prediction_of`."""
     ends = ("position_ids", "logit_scale")
     known = SCHEDULE_BUFFERS.fullmatch(key) or key.startswith("model_ema.") or key.endswith(ends)
-    return bool(known) or key in ("v_pred", "ztsnr")
+    return bool(known or UNUSED.match(key)) or key in ("v_pred", "ztsnr")
 
 
 # Where in a file a tensor that is not known changes what the networks compute: another architecture.
 BUILT_IN = re.compile(
     r"model\.diffusion_model\.|(first_stage_model\.)?((en|de)coder|(post_)?quant_conv)\."
-    r"|cond_stage_model\.transformer\.(text_model\.)?encoder\."
+    r"|cond_stage_model\.(transformer\.(text_model\.|vision_model\.)?encoder|mapper)\."
 )
 
 
@@ -316,6 +320,12 @@ def refuse_name(path: Path) -> None:
     """Raise ValueError for a file that its name alone rules out."""
     if re.search(r"-\d{5}-of-\d{5}", path.name) or path.name.endswith(".safetensors.index.json"):
         raise ValueError(f"{path} is one shard of several; official v1 files are not sharded; merge them into one")
+
+
+def networks_in(folder: Path) -> list[str]:
+    """The three of a folder. Where it holds both encoders, as beside an IP-Adapter, it is the text that is read."""
+    example = os.path.isdir(folder / "image_encoder") and not os.path.isdir(folder / "text_encoder")
+    return ["unet", "vae", "image_encoder" if example else "text_encoder"]
 
 
 def refuse_folder(folder: Path) -> None:

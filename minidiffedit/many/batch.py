@@ -136,9 +136,12 @@ class Editor:
 
     load: makes the model, e.g. functools.partial(StableDiffusion.load, "weights/mini"); called at the first row that
     needs it. root, out: the folders of the pictures and of the results. marked: write the settings into the pictures.
-    overwrite: replace files of any origin, not only results of ours.
+    overwrite: replace files of any origin, not only results of ours. `check`, once set, is asked of each row's plan
+    before the model is loaded, and raises ValueError for one that does not fit it.
     An editor pickles without its model and its memory of the results: each worker loads its own.
     """
+
+    check: Callable[[list[Plan]], None] | None = None
 
     def __init__(
         self, load: "Callable[[], StableDiffusion]", root: Path, out: Path, marked: bool = True, overwrite: bool = False
@@ -158,7 +161,10 @@ class Editor:
         tasks: list[Task] = []
         for row in rows:
             try:
-                tasks.append(self.replaceable(settle(row, self.root)))
+                task = self.replaceable(settle(row, self.root))
+                if self.check:
+                    self.check([task.plan])
+                tasks.append(task)
             except Exception as error:
                 yield failed(row, error)
         last, record = None, None

@@ -10,7 +10,7 @@ class System:
     none yet. inversion, mask: rows of INVERSIONS and MASKS, where the editor takes a path and a mask. options: where
     their defaults differ from the functions' own. status: L1 (works, proven on small weights in `tests/`), todo or
     blocked. letter: A inference on plain SD v1, B with gradients, C a checkpoint of its own, D another network.
-    weights: base, inpainting or instruct. note: what it is, what is missing, or why it is blocked.
+    weights: base, inpainting, instruct or example. note: what it is, what is missing, or why it is blocked.
     """
 
     paper: str

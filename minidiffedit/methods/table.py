@@ -110,8 +110,10 @@ SYSTEMS = {
     "magicbrush": System("2306.10012", IP2P, letter="C", weights="instruct", note="its weights, InstructPix2Pix's way"),
     "hive": System("2303.09618", IP2P, letter="C", weights="instruct", note=RATED),
     "watch-your-steps": System("2308.08947", WATCH, mask="relevance", letter="C", weights="instruct"),
-    "paint-by-example": todo("2211.13227", "C", "needs its CLIP vision tower and mapper"),
-    "controlnet": todo("2302.05543", "C", "not written yet: its encoder is a second checkpoint beside the UNet"),
+    "paint-by-example": System("2211.13227", "paint_by_example:paint", letter="C", weights="example"),
+    "controlnet": todo(
+        "2302.05543", "C", "its sums go into the skips alone, which no hook reaches; its encoder is a second checkpoint"
+    ),
     # what another network found is given as a file
     "instructedit": System("2305.18047", "diffedit:decode", "ddim", PAPER, letter="D", note=GIVEN_MASK),
     "mfl": System("2212.07603", "blended_latent:blended_latent", letter="D", note=CANDIDATES),
