@@ -87,12 +87,10 @@ class StableDiffusion(Learnable):
         fast.check_options(device, compile, low_memory)
         if device.type == "cuda":
             torch.cuda.set_device(device)  # Triton launches on the current one
-        nearest = choose_dtype(dtype, device)
-        half = nearest != torch.float32
+        half = (nearest := choose_dtype(dtype, device)) != torch.float32
         path = find_model(str(model), revision, cache_dir, local_files_only, variant, half, vae is None)
         other = None if vae is None else find_vae(str(vae), cache_dir, local_files_only, half)
-        found = open_checkpoint(path, variant=variant, dtype=nearest, vae=other)
-        found = with_add_ons(found, lora, embeddings)
+        found = with_add_ons(open_checkpoint(path, variant=variant, dtype=nearest, vae=other), lora, embeddings)
         parameters = sum(shape.numel() for part in found.parts.values() for shape in part.shapes.values())
         dtype = choose_dtype(dtype, device, parameters)
         attend, tokenizer = backend(attention, device, dtype), LearnedWords(found.tokenizer, found.words)

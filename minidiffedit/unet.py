@@ -275,8 +275,7 @@ class UNet(nn.Module):
         assert rows % b == 0 and text.shape[2] == self.config.cross_attention_dim, (
             f"text {tuple(text.shape)} does not fit {b} latents and width {self.config.cross_attention_dim}"
         )
-        # One timestep broadcasts over the batch. `full` writes it on the device; `tensor` would copy, and wait for it.
-        t = t.reshape(-1) if isinstance(t, Tensor) else torch.full((1,), t, device=x.device)
+        t = t.reshape(-1) if isinstance(t, Tensor) else torch.full((1,), t, device=x.device)  # `tensor` would wait
         time = F.silu(self.time_embedding(time_features(t, self.config.block_out_channels[0]).to(x.dtype)))
         x = self.conv_in(x)
         skips, hooks = [x], Hooks(attend, feature)
