@@ -22,7 +22,7 @@ from minidiffedit.files.images import grey_picture
 
 HERE = Path(__file__).parent
 COLUMNS = ("source", "heat map", "mask", "edit", "true edit")
-SHOWN = ("horse-zebra", "dog-cat", "fruit-flowers", "apple-pear", "lemon-strawberry", "car-to-snow", "rabbit-removed")
+SHOWN = ("apple-pear", "lemon-strawberry", "elephant-pig", "salad-cake", "rabbit-removed", "car-to-snow")
 SWAP = {"guidance_scale": 5.0, "mask_threshold": 0.35}
 PLACE = {"guidance_scale": 5.0, "mask_threshold": 0.25, "mask_clip": 1.5}
 GAP, TITLE, CELL = 8, 22, 160
@@ -32,7 +32,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m weights.demo", description="Edit the miniature's scenes.")
     parser.add_argument("--model", default=str(HERE / "mini"), help="folder, .safetensors file or hub id (%(default)s)")
     parser.add_argument("--scenes", type=Path, default=HERE / "mini" / "scenes", metavar="DIR", help="(%(default)s)")
-    parser.add_argument("--all", action="store_true", help="all scenes of the folder, not only the usual showcase")
+    parser.add_argument("--all", action="store_true", help="all scenes of the folder, not only six that come out well")
     parser.add_argument("--defaults", action="store_true", help="edit with the defaults")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-o", "--output", type=Path, default=Path("demo"), metavar="DIR", help="(%(default)s)")
