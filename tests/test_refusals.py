@@ -419,6 +419,10 @@ def test_an_edit_says_it_too(tmp_path, folder, picture, capsys):
         assert main([*command, str(path)]) == 1 and words in capsys.readouterr().err
     shutil.rmtree(whole / "vae")
     assert main([*command, str(whole)]) == 1 and "has no folder vae/; give one by --vae" in capsys.readouterr().err
+    lacking = {key: one for key, one in manifest("single").items() if not key.startswith("first_stage_model.")}
+    single = hollow(tmp_path / "m.safetensors", lacking)
+    assert main([*command, str(single), "--dry-run"]) == 1  # before, it had a cost
+    assert "a checkpoint without its VAE; give one by --vae" in capsys.readouterr().err
 
 
 def test_a_name_that_only_resembles_a_shard(tmp_path, refused):

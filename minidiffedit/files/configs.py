@@ -29,6 +29,7 @@ from .unsupported import (
     other_model,
     read_header,
     refuse_folder,
+    refuse_header,
     refuse_name,
     strange_text,
 )
@@ -101,10 +102,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def configs_of(path: Path, vae: Path | None = None) -> dict[str, Any]:
     """The networks' configs of a folder or a single file; vae: the file of another VAE, which brings its own."""
-    if not os.path.isdir(path):
-        return header_configs(read_header(path), vae)
-    refuse_folder(path)
-    return read_configs(path, vae)
+    if os.path.isdir(path):
+        refuse_folder(path)
+        return read_configs(path, vae)
+    refuse_header(path, header := read_header(path), whole=True, vae=vae is not None)
+    return header_configs(header, vae)
 
 
 def header_configs(header: Header, vae: Path | None) -> dict[str, Any]:
@@ -374,12 +376,10 @@ def check_blocks(path: Path, data: dict[str, Any], config: Any) -> None:
         if config.hidden_size % config.num_attention_heads:
             raise ValueError(f"{path}: {config.hidden_size} is no multiple of {config.num_attention_heads} heads")
         return
-    heads = config.attention_head_dim if isinstance(config, UNetConfig) else 1
+    heads, groups = (config.attention_head_dim if isinstance(config, UNetConfig) else 1), config.norm_num_groups
     for c in config.block_out_channels:
-        if c % heads or c % config.norm_num_groups or c % 2:
-            raise ValueError(
-                f"{path}: {c} channels do not divide into {heads} heads and {config.norm_num_groups} groups"
-            )
+        if c % heads or c % groups or c % 2:
+            raise ValueError(f"{path}: {c} channels do not divide into {heads} heads and {groups} groups")
     n = len(config.block_out_channels)
     if isinstance(config, UNetConfig):
         types = (["CrossAttnDownBlock2D"] * (n - 1) + ["DownBlock2D"], ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * (n - 1))
