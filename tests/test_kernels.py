@@ -483,8 +483,9 @@ SHIPPED = [  # (queries, keys, d) of SD v1 at 512 x 512 and 768 x 768, of the mi
 
 
 def check_fits(code, folder, capability=HOPPER):
+    """For 10.0 cuobjdump may tell of 8 bytes of stack where `ptxas -v` tells of no frame and no spill."""
     used = resources(code, folder)
-    assert used["STACK"] == used["LOCAL"] == 0, f"spills: {used}"
+    assert used["LOCAL"] == 0 and used["STACK"] <= 8 * (capability == (10, 0)), f"spills: {used}"
     assert code.metadata.shared <= SHARED[capability] * 1024, code.metadata.shared
 
 
