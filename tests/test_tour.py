@@ -45,6 +45,7 @@ def test_every_chapter_ends_with_an_exercise_and_its_answer():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_it_runs(tmp_path):
     check(run(tmp_path))
 
