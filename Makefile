@@ -10,7 +10,7 @@ RUN := $(VENV)/bin/python
 # Threads that wait asleep: spinning ones bring small models to a halt on a machine that is busy otherwise.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test test-long check lint test-browser clean parity-full load-peak full-size-edit diffusers-edit bench-gpu bench-mini table tour matrix evidence evidence-quick lines bench bench-peers bench-steps bench-busy figures batch-1000 test-scale fuzz faults test-versions audit same-results
+.PHONY: demo test test-long check test-browser clean parity-full load-peak full-size-edit diffusers-edit bench-gpu bench-mini table tour matrix evidence evidence-quick lines bench bench-peers bench-steps bench-busy figures batch-1000 test-scale fuzz faults test-versions audit same-results
 
 demo: $(VENV)/run.stamp
 	$(RUN) -m weights.demo --model $(MODEL)
@@ -21,6 +21,7 @@ check: lint
 test: lint  ## one run of pytest for fast and slow: each worker takes long to begin
 	$(RUN) -m pytest -n $(WORKERS) --dist worksteal -m "not long"
 
+.PHONY: lint
 lint: $(VENV)/test.stamp
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
