@@ -230,7 +230,7 @@ def test_what_is_neither_core_nor_method_stays_within_its_budget():
     still to come. This is where it stands with them: it may only become less.
     """
     lines = {name: lines_of(name) for name in modules() if room_of(name) not in ("core", "methods", "kernels", "data")}
-    assert sum(lines.values()) <= 10870, (sum(lines.values()), sorted(lines.items(), key=lambda item: -item[1]))
+    assert sum(lines.values()) <= 10850, (sum(lines.values()), sorted(lines.items(), key=lambda item: -item[1]))
 
 
 def test_a_method_is_one_short_file():
