@@ -25,6 +25,7 @@ check: lint
 test: lint  ## one run of pytest for fast and slow: each worker takes long to begin
 	$(RUN) -m pytest -n $(WORKERS) --dist worksteal -m "not long"
 
+.PHONY: lint
 lint: $(VENV)/test.stamp
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .

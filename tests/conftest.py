@@ -14,6 +14,8 @@ import tiny
 
 from minidiffedit import StableDiffusion
 
+MINI = Path(__file__).parents[1] / "weights" / "mini"
+
 # The machines are shared and slow at times; the examples are the same in every run.
 settings.register_profile("steady", deadline=None, derandomize=True)
 settings.load_profile("steady")
@@ -31,12 +33,12 @@ def no_rates(tmp_path_factory):
 @pytest.fixture(scope="session", autouse=True)
 def loads(files_of_one):
     """What no test changes is loaded once in each way; further loads share its networks."""
-    load, known = StableDiffusion.load, {}
+    load, known, shared = StableDiffusion.load, {}, (str(files_of_one), str(MINI))
 
     def once(model, **options):
-        key = repr(sorted(options.items()))
+        key = str(model), repr(sorted(options.items()))
         more = ("vae", "lora", "embeddings", "compile", "low_memory")
-        if str(model) != str(files_of_one) or any(options.get(name) for name in more):
+        if str(model) not in shared or any(options.get(name) for name in more):
             return load(model, **options)
         if key not in known:
             known[key] = load(model, **options)

@@ -450,7 +450,7 @@ def cells_of(row, folder):
 
 @pytest.mark.slow
 def test_every_field_of_a_pie_summary_by_hand(tmp_path, capsys):
-    masks = write_pie(tmp_path, 3)
+    masks = write_pie(tmp_path, 2)
     by_hand.sd = StableDiffusion.load(MINI, device="cpu", dtype="float32")
     options = ["--model", MINI, "--methods", "diffedit", "sdedit", *FAST, "--strength", "0.5", "--save-pictures"]
     code, printed = run_cli(capsys, tmp_path, "-o", tmp_path / "out", *options, "--device", "cpu")
@@ -458,22 +458,22 @@ def test_every_field_of_a_pie_summary_by_hand(tmp_path, capsys):
     rows = [json.loads(line) for line in (tmp_path / "out" / "edits.jsonl").read_text().splitlines()]
     assert code == 0 and printed["runs"] == summary["runs"] and printed["output"] == str(tmp_path / "out")
     assert set(summary) == {"dataset", "items", "edits", "failed", "seed", "metrics", "model", "versions", "runs"}
-    assert (summary["dataset"], summary["items"], summary["edits"]) == (tmp_path.name, 3, 6)
+    assert (summary["dataset"], summary["items"], summary["edits"]) == (tmp_path.name, 2, 4)
     assert (summary["failed"], summary["seed"], summary["metrics"]) == (0, 0, ["psnr", "mse", "ssim", "iou"])
     assert summary["model"]["model"] == "mini" and len(summary["model"]["model_hash"]) == 10
     assert summary["model"]["dtype"] == "float32" and summary["versions"]["torch"] == torch.__version__
     assert [run["name"] for run in summary["runs"]] == ["diffedit", "sdedit"]
     for run, per_edit in zip(summary["runs"], (4 + 2 + 4, 4)):
         own = [row for row in rows if row["run"] == run["run"]]
-        assert len(own) == 3 and run["run"]["steps"] == 4 and run["run"]["strength"] == 0.5
-        assert (run["done"], run["failed"], run["model_rows"]) == (3, 0, per_edit)
+        assert len(own) == 2 and run["run"]["steps"] == 4 and run["run"]["strength"] == 0.5
+        assert (run["done"], run["failed"], run["model_rows"]) == (2, 0, per_edit)
         assert run["seconds"] == pytest.approx(np.mean([row["seconds"] for row in own]))
         assert set(run) == {"name", "run", "done", "failed", "model_rows", "seconds", "kinds"}
         figures = by_hand(own, masks, tmp_path)
-        assert set(run["kinds"]) == {"all", *(f"{i} {kind}" for i, kind in enumerate(PIE_KINDS[:3]))}
+        assert set(run["kinds"]) == {"all", *(f"{i} {kind}" for i, kind in enumerate(PIE_KINDS[:2]))}
         for kind, found in run["kinds"].items():
             group = [one for one, row in zip(figures, own) if kind in ("all", row["kind"])]
-            assert len(group) == (3 if kind == "all" else 1) and set(found) == set(group[0])
+            assert len(group) == (2 if kind == "all" else 1) and set(found) == set(group[0])
             for name, figure in found.items():
                 values = [one[name] for one in group if one[name] is not None]
                 assert figure["n"] == len(values), (kind, name)

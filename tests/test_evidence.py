@@ -7,6 +7,7 @@ import json
 import queue
 import threading
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -65,19 +66,20 @@ class Blind:
 
 
 LOW = {"strength": 0.1}  # five steps: enough to tell settings apart
+LONG = partial(pytest.param, marks=pytest.mark.long)
 METHODS = {"both": "diffedit", "mask": "mask-only", "encode": "encode-only", "user mask": "user-mask"}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("setting", "options"), [
-    (B.Setting(**LOW), {}), (B.Setting(strength=0.2), {"strength": 0.2}),
+    (B.Setting(strength=0.2), {"strength": 0.2}), LONG(B.Setting(**LOW), {}),
     (B.Setting("mask", **LOW), {"name": "mask"}), (B.Setting("encode", **LOW), {"name": "encode"}),
     (B.Setting("sdedit", **LOW), {"name": "sdedit"}), (B.Setting("reconstruction", refine=2, **LOW),
      {"name": "reconstruction", "refine": 2}),
-    (B.Setting(maps=3, mask_threshold=0.25, **LOW), {"maps": 3, "mask_threshold": 0.25}),
-    (B.Setting(mask_strength=0.25, mask_clip=2.0, **LOW), {"mask_strength": 0.25, "mask_clip": 2.0}),
+    LONG(B.Setting(maps=3, mask_threshold=0.25, **LOW), {"maps": 3, "mask_threshold": 0.25}),
+    LONG(B.Setting(mask_strength=0.25, mask_clip=2.0, **LOW), {"mask_strength": 0.25, "mask_clip": 2.0}),
     (B.Setting(reference="", encode_text="source", **LOW), {"encode_text": "source", "reference": ""}),
-    (B.Setting(guidance_scale=1.0, **LOW), {"guidance_scale": 1.0}),
+    LONG(B.Setting(guidance_scale=1.0, **LOW), {"guidance_scale": 1.0}),
 ], ids=str)  # fmt: skip
 def test_a_group_edits_as_the_library_does_one_by_one(group, setting, options):
     options = {"strength": 0.1, "name": "both", "reference": None} | options

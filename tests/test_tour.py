@@ -95,6 +95,7 @@ def test_links_lead_somewhere(tour):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_it_runs(tmp_path):
     check(run(tmp_path))
 

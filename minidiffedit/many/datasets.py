@@ -111,9 +111,8 @@ def csv_item(folder: Path, entry: dict[str, str]) -> Item:
 def pie_item(folder: Path, entry: tuple[str, Any]) -> Item:
     """The authors' reading: brackets, which mark the words that change, are taken out of the prompts."""
     name, values = entry
-    source, target = (
-        text(values, key).replace("[", "").replace("]", "") for key in ("original_prompt", "editing_prompt")
-    )
+    prompts = (text(values, f"{which}_prompt") for which in ("original", "editing"))
+    source, target = (prompt.replace("[", "").replace("]", "") for prompt in prompts)
     kind, runs = str(values["editing_type_id"]), values["mask"]
     if kind not in [str(i) for i in range(len(PIE_KINDS))]:
         raise ValueError(f"editing_type_id must be '0' to '9', got {kind!r}")

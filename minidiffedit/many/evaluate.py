@@ -309,9 +309,7 @@ def plot(summary: Sequence[dict[str, Any]], path: Path) -> None:
     figure, axes = plt.subplots(rows, columns, figsize=(4.2 * columns, 3.2 * rows), layout="constrained", squeeze=False)
     for axis, name in zip(axes.flat, names):
         for i, run in enumerate(summary):
-            values = [
-                run["kinds"].get(kind, {}).get(name, {}).get("mean") for kind in kinds
-            ]  # None becomes NaN, no bar
+            values = [run["kinds"].get(kind, {}).get(name, {}).get("mean") for kind in kinds]  # None: NaN, no bar
             at = np.arange(len(kinds)) + i * width
             axis.bar(at, np.array(values, np.float64), width, align="edge", label=run["name"])
         axis.set_xticks(range(len(kinds)), kinds, rotation=30, ha="right", fontsize=7)

@@ -142,9 +142,8 @@ def cells_of(path: Path) -> Iterator[dict[str, Any]]:
         for row in read(lines_of(path)):
             cells = unique([(name.replace("-", "_"), value) for name, value in row.items()])
             if unknown := [name for name in cells if name not in known]:
-                raise ValueError(
-                    f"unknown column {unknown[0]!r}{like(unknown[0], known)}; there are {', '.join(known)}"
-                )
+                meant = like(unknown[0], known)
+                raise ValueError(f"unknown column {unknown[0]!r}{meant}; there are {', '.join(known)}")
             if "image" not in cells:
                 raise ValueError(f"a column image is wanted, got {', '.join(cells) or 'none'}")
             yield cells

@@ -159,9 +159,8 @@ def strength(edits: list[Any], points: list[Any], height: int) -> tuple[Parts, P
 def with_and_without(edits: list[Any], points: list[Any], height: int) -> tuple[Parts, Parts]:
     both, outside = edits[0], np.asarray(edits[0].mask) == 0
     kept = [psnr(one.image, one.source, outside) for one in edits]
-    diffedit, mask, encode, sdedit = (
-        Panel(one.image, f"{name}, {decibels(db)}") for name, one, db in zip(ARMS.values(), edits, kept)
-    )
+    said = [f"{name}, {decibels(db)}" for name, db in zip(ARMS.values(), kept)]
+    diffedit, mask, encode, sdedit = (Panel(one.image, caption) for one, caption in zip(edits, said))
     parts: Parts = {"head": [*sheet.heat_panel(both), Panel(masked(both), coverage(both))]}
     parts |= {"grid": [[sdedit, mask], [encode, diffedit]], "left": [("from", "noise"), ("from", "encoding")]}
     parts |= {"top": [("", "without mask"), ("", "with mask")], "notes": " dB: PSNR to the source outside the mask."}
@@ -186,11 +185,8 @@ def latents(edits: list[Any], points: list[int], height: int, decode: bool) -> t
         most = max(float(one.max()) for one in far) or 1.0
         rows += [[Panel(grey_picture(one / most, at), f"{float(one.mean()):.2f}") for one in far]]
         left += [("difference", "|y_j - x_j|")]
-    parts: Parts = {
-        "head": [Panel(masked(done), coverage(done)), Panel(done.image, "edit")],
-        "grid": rows,
-        "left": left,
-    }
+    parts: Parts = {"head": [Panel(masked(done), coverage(done)), Panel(done.image, "edit")]}
+    parts |= {"grid": rows, "left": left}
     parts["top"] = [(f"t = {one.t}", f"level {one.j}") for one in chosen]
     how = "by the autoencoder" if decode else f"by a linear map that explains {known.explained:.0%} of the source"
     parts["notes"] = f" Encoding runs to the right, decoding back to the left; latents shown {how}."

@@ -231,9 +231,8 @@ def lay_out(grid: Sequence[Sequence[Any]], found: Planned, notes: str, height: i
     head, panels = [Panel(first.source, "source")], [[result(one) for one in row] for row in grid]
     head += heat_panel(heats[0]) if heats and all(one.heat.equal(heats[0].heat) for one in heats) else []
     left, top = ([(spoken(name), value(v)) for v in values] for name, values in axes)
-    by_row, by_column = (
-        first.given_mask is None and any("mask" in users(p, name) for p in found.plans) for name, _ in axes
-    )
+    found_by = [any("mask" in users(one, name) for one in found.plans) for name, _ in axes]
+    by_row, by_column = found_by if first.given_mask is None else (False, False)
     if first.mask is None or (by_row and by_column) or "method" in [name for name, _ in axes]:
         panels = [[Panel(one.image, coverage(one) or result(one).caption) for one in row] for row in grid]
     elif by_column:

@@ -33,37 +33,26 @@ def word_page(done: Result, look: Looks, shown: Chosen) -> Image.Image:
     and all words, so that a word that is hardly looked at stays pale.
     """
     assert done.source
-    by_column = list[tuple[tuple[str, str], Tensor]]()
-    for maps in look.maps.values():
-        by_column.append((("mean of all steps", "{1} x {0} cells".format(*maps.shape[2:])), maps.mean(0)))
-    coarse = next(iter(look.maps.values()))
-    by_column += [
-        ((f"t = {look.steps[i]}", "{1} x {0}".format(*coarse.shape[2:])), coarse[i])
-        for i in pictured(len(coarse), STEPS)
-    ]
+    coarse, size = next(iter(look.maps.values())), "{1} x {0}".format
+    top = [("mean of all steps", f"{size(*maps.shape[2:])} cells") for maps in look.maps.values()]
+    means, at_steps = [maps.mean(0) for maps in look.maps.values()], pictured(len(coarse), STEPS)
+    top += [(f"t = {look.steps[i]}", size(*coarse.shape[2:])) for i in at_steps]
     columns = []
-    for _, maps in by_column:
+    for maps in (*means, *(coarse[i] for i in at_steps)):
         values = torch.stack([maps[at].sum(0) for at in shown.values()])
-        columns.append([over(done.source, one) for one in (values / values.max()).sqrt()])
-    grid = [[Panel(one) for one in row] for row in zip(*columns)]
+        columns.append([Panel(over(done.source, one)) for one in (values / values.max()).sqrt()])
     said = " Bright is where a word gets much of the attention; heights are square roots, on one scale for each column."
     settings = {name: one for name, one in done.settings.items() if name not in ("method", "seed")}
-    title = f'"{look.prompt}"'
-    left = [("", phrase) for phrase in shown]
-    text = notes(settings, done.evaluations) + said
-    height = page_height(done.source.size)
-    return Page(
-        title, text, [Panel(done.source, "the picture")], grid, left, [top for top, _ in by_column], height
-    ).draw()
+    head, left = [Panel(done.source, "the picture")], [("", phrase) for phrase in shown]
+    text, height = notes(settings, done.evaluations) + said, page_height(done.source.size)
+    return Page(f'"{look.prompt}"', text, head, [*zip(*columns)], left, top, height).draw()
 
 
 def over(picture: Image.Image, heat: Tensor) -> Image.Image:
     """A heat map (h, w) in 0..1 over a picture in grey, the colder the more transparent."""
     cells = Image.fromarray((heat * 255).round().byte().numpy()).resize(picture.size, Image.Resampling.BICUBIC)
-    hot = coloured(torch.from_numpy(np.asarray(cells) / 255)).convert("RGB")
-    return Image.composite(
-        hot, picture.convert("L").convert("RGB"), cells.point([60 + 6 * v // 10 for v in range(256)])
-    )
+    hot, grey = coloured(torch.from_numpy(np.asarray(cells) / 255)).convert("RGB"), picture.convert("L").convert("RGB")
+    return Image.composite(hot, grey, cells.point([60 + 6 * v // 10 for v in range(256)]))
 
 
 def numbers(look: Looks, shown: Chosen) -> list[dict[str, Any]]:
