@@ -30,7 +30,10 @@ def method(request):
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    return {n: tiny.write_folder(tmp_path_factory.mktemp("weights") / f"tiny{n}", channels=n) for n in (4, 9)}
+    return {
+        n: tiny.write_folder(tmp_path_factory.mktemp("weights") / f"tiny{n}", channels=n, unet=tiny.QUICK)
+        for n in (4, 9)
+    }
 
 
 @pytest.fixture
