@@ -94,7 +94,7 @@ MUTATIONS = {
         test_under_equal_texts_the_picture_comes_back),
     "both moved at once": ("edict:edict", "y = move(y, down(x, j), a[j], a[j - 1])",
         "y = move(y, down(pair[0], j), a[j], a[j - 1])", test_a_step_down_and_a_step_up_are_the_papers),
-    "nothing is refused": ("edict:edict", "check_edict({", "dict({",
+    "nothing is refused": ("edict:check_edict", "> MOST", "> 1e300",
         test_where_rounding_would_outgrow_the_picture_it_is_refused),
     "the way up is guided to the target": ("edict:edict", "predict(source)", "predict(target)", test_what_it_asks),
 }  # fmt: skip

@@ -58,7 +58,8 @@ def ledits(
     cool_downs: Own = None,
 ) -> Tensor:
     """edits: pairs of texts (taken away, added), the null text for none; coarsest: the level of M1's maps; mask (b or
-    1, 1, h, w): where concepts may act. Without concepts each step is the inversion's own and the picture comes back.
+    1, 1, h, w): where concepts may act. Without concepts each step is the inversion's own and the picture comes back,
+    if the path was made under no source text, as is usual: under one, guided, its noises hold for other predictions.
     """
     found = list[Any]()
     for pair, pair_words in zip(edits, edits_words):
