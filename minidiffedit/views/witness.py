@@ -62,17 +62,15 @@ class Witness:
     def hooks(self, stage: str, x: Tensor, t: int, texts: Sequence[Tensor], hooks: dict[str, Any]) -> dict[str, Any]:
         """The hooks of a call of the model, with the witness before them; x (b, c, h, w)."""
         rows = torch.cat([text.expand(len(x), -1, -1) for text in texts])
-        under = {
-            prompt: (rows[:, : text.shape[1]] == text.to(rows)).flatten(1).all(1).tolist()  # keys, see Path.texts
-            for prompt, text in self.texts.items()
-        }
-        found = {
-            prompt: [i for i, one in enumerate(same) if one] for prompt, same in under.items() if prompt in self.known
-        }
-        roles = tuple(next((prompt for prompt, same in under.items() if same[i]), None) for i in range(len(rows)))
+        under = dict[str, list[int]]()
+        for prompt, text in self.texts.items():
+            same = (rows[:, : text.shape[1]] == text.to(rows)).flatten(1).all(1)  # of a pair the keys, see Path.texts
+            under[prompt] = same.nonzero().flatten().tolist()
+        roles = tuple(next((prompt for prompt, at in under.items() if i in at), None) for i in range(len(rows)))
         times = self.steps.setdefault(stage, [])
         times[:] = [*(one for one in times if one != t), t]  # a method may go up before it goes down
-        look = partial(self.look, {prompt: at for prompt, at in found.items() if at}, (stage, t), x.shape[2:])
+        looked = {prompt: at for prompt, at in under.items() if at and prompt in self.known}
+        look = partial(self.look, looked, (stage, t), x.shape[2:])
         note = partial(self.note, stage, roles, t)
         wrapped: dict[str, Any] = {"tap": beside(hooks.get("tap"), look, note)}
         if hooks.get("feature") is not None:
@@ -158,11 +156,9 @@ def exchanged(out: Tensor, calls: Sequence[tuple[Tensor, ...]], asked: Sequence[
     said, mixed = {}, {r for r, parts in enumerate(whole) if parts is None}
     for r, parts in enumerate(whole):
         used = [parts] if parts else [one for one in pieces if not rows_of(one[0], asked[0], r) & (mixed - {r})]
-        origins = dict[str, list[str]]()
-        for n, name in enumerate(("queries", "keys", "values")):
-            if rows := set[int]().union(*(rows_of(one[n], asked[n], r) for one in used)) - {r}:
-                origins.setdefault(named(rows), []).append(name)
-        said[r] = [f"{' and '.join(names)} {rows}" for rows, names in origins.items()]
+        kinds = enumerate(("queries", "keys", "values"))
+        origin = {name: [rows_of(one[n], asked[n], r) for one in used] for n, name in kinds}
+        said[r] = origins({name: set[int]().union(*rows) - {r} for name, rows in origin.items()})
         said[r] += [] if parts else ["put together by the method"]
     return spoken(said)
 
@@ -176,7 +172,7 @@ def replaced(out: Tensor, h: Tensor) -> str:
         if not cells[r].all():
             rows = {s for s in range(len(h)) if s != r and cells[s].any()}
             part = rows and not any(one.all() for one in cells)
-            said[r] = [f"output {named(rows or {-1})}", *["in part"] * bool(part)]
+            said[r] = [*origins({"output": rows or {-1}}), *["in part"] * bool(part)]
     return spoken(said)
 
 
@@ -189,9 +185,13 @@ def rows_of(one: Tensor, was: Tensor, r: int) -> set[int]:
     return {s for s in range(len(was)) if any((was[s] == one[:, [at]]).all(-1).any(-1).all() for at in (0, -1))} or {-1}
 
 
-def named(rows: set[int]) -> str:
-    numbers = [str(r + 1) for r in sorted(rows) if r >= 0]
-    return " and ".join([f"of row {', '.join(numbers)}"] * bool(numbers) + ["changed"] * (-1 in rows))
+def origins(kinds: Mapping[str, set[int]]) -> list[str]:
+    """{"queries": {1}, "keys": {1}, "values": {-1}} -> ["queries and keys of row 2", "values changed"]."""
+    found = dict[str, list[str]]()
+    for kind, rows in kinds.items():
+        numbers = ", ".join(str(r + 1) for r in sorted(rows) if r >= 0)
+        found.setdefault(f"of row {numbers}" if numbers else "changed" if rows else "", []).append(kind)
+    return [f"{' and '.join(names)} {rows}" for rows, names in found.items() if rows]
 
 
 def spoken(said: Mapping[int, Sequence[str]]) -> str:
