@@ -165,24 +165,25 @@ def exchanged(out: Tensor, calls: Sequence[tuple[Tensor, ...]], asked: Sequence[
 
 @torch.no_grad()
 def replaced(out: Tensor, h: Tensor) -> str:
-    """The same of a feature: its cells are looked up among the rows' own."""
+    """The same of a feature: its cells are looked up among the rows' own, of which the one that has most is told."""
     said = dict[int, list[str]]()
     for r, row in enumerate(out if out is not h else ()):
-        cells = [(row == one).all(0 if h.ndim == 4 else 1) for one in h]
-        if not cells[r].all():
-            rows = {s for s in range(len(h)) if s != r and cells[s].any()}
-            part = rows and not any(one.all() for one in cells)
-            said[r] = [*origins({"output": rows or {-1}}), *["in part"] * bool(part)]
+        alike = [float((row == one).all(0 if h.ndim == 4 else 1).float().mean()) for one in h]
+        most = max(range(len(h)), key=lambda s: alike[s] if s != r else -1.0)
+        if alike[r] < 1:
+            said[r] = origins({"output": {most if alike[most] else -1}}) + ["in part"] * (0 < alike[most] < 1)
     return spoken(said)
 
 
 def rows_of(one: Tensor, was: Tensor, r: int) -> set[int]:
-    """Where (heads, n, d) is from: r, else another row of was (rows, heads, m, d), or of other cells all rows that its
-    first and its last are in; -1: from none.
+    """Where (heads, n, d) is from: r, else the first row of was (rows, heads, m, d) that is equal; of other cells the
+    rows that its first and its last are in; -1: from none.
     """
+    order = sorted(range(len(was)), key=lambda s: (one.data_ptr() != was[s].data_ptr(), s != r))
     if one.shape == was.shape[1:]:
-        return {next((s for s in (r, *range(len(was))) if one.equal(was[s])), -1)}
-    return {s for s in range(len(was)) if any((was[s] == one[:, [at]]).all(-1).any(-1).all() for at in (0, -1))} or {-1}
+        return {next((s for s in order if one.equal(was[s])), -1)}
+    ends = ((was == one[:, [at]]).all(-1).any(-1).all(-1) for at in (0, -1))
+    return {next((s for s in order if end[s]), -1) for end in ends}
 
 
 def origins(kinds: Mapping[str, set[int]]) -> list[str]:
