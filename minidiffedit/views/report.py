@@ -89,7 +89,8 @@ def report_page(result: Result, *, picture: File = None, state: File = None, dec
     parts |= {"policy": policy, "style": style, "script": script, "blank": BLANK, "shows": shows(result, levels)}
     parts |= {"data": json.dumps(data, sort_keys=True, allow_nan=False).replace("<", "\\u003c"), "facts": facts(result)}
     parts |= {"reach": reach(result), "roles": roles(result), "kept": kept(result)}
-    parts["file"] = escape(inspect.getdoc(inspect.getmodule(function_at(result.plan.system.edit))) or "")
+    file = inspect.getmodule(function_at(result.plan.system.edit)) if parts["reach"] else None
+    parts["file"] = escape(inspect.getdoc(file) or "") if file else ""
     parts |= {"costs": costs(result), "vae": vae, "explained": f"{rgb.explained:.0%}", "again": escape(line["start"])}
     parts |= {"settings": definitions((key.replace("_", " "), one) for key, one in result.settings.items())}
     parts |= {"model": definitions(model_facts(result.sd).items()), "versions": definitions(versions().items())}
