@@ -90,7 +90,7 @@ def report_page(result: Result, *, picture: File = None, state: File = None, dec
     parts |= {"data": json.dumps(data, sort_keys=True, allow_nan=False).replace("<", "\\u003c"), "facts": facts(result)}
     parts |= {"reach": reach(result), "roles": roles(result), "kept": kept(result)}
     file = inspect.getmodule(function_at(result.plan.system.edit)) if parts["reach"] else None
-    about = "<details><summary>What the method’s file says of itself</summary><pre>{}</pre></details>"
+    about = "<details><summary>What its own file says</summary><pre>{}</pre></details>"
     parts["file"] = about.format(escape(inspect.getdoc(file) or "")) if file else ""
     parts |= {"costs": costs(result), "vae": vae, "explained": f"{rgb.explained:.0%}", "again": escape(line["start"])}
     parts |= {"settings": definitions((key.replace("_", " "), one) for key, one in result.settings.items())}
