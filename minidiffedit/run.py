@@ -412,11 +412,12 @@ class Result(Shown):
     source's (None: nothing was pasted). x0, latent (1, 4, h, w), latent_mask (1, 1, h, w) float32, the mask as it was
     used. stages: lists of latents by name, "encode": x_0, ..., x_K and "decode": y_K, ..., y_0 (empty where nothing was
     to do); times, clean: the timestep of each prediction of a stage, and the x_0 that it led to, outside a mask the
-    source's. tensors: what else there is to see, by name. verdict: "found", "no difference", "given", "strength 0" or
-    "edited" (no mask). evaluations (model rows) and seconds by stage. settings: all that decided the result.
-    given_mask, steering: as handed in, on the latent grid. calls: masks and paths, for reuse. inside: of a run with
-    crop, what was made of the square alone, settings["crop_box"] = [left, top, right, bottom]; masks and tensors are
-    the whole picture's then, latent, stages, times and clean the square's. witness: what looked on.
+    source's. tensors: what else there is to see, by name. verdict: "found", "no difference", "given", "strength 0",
+    "encoded" (no more was wanted) or "edited" (no mask). evaluations (model rows) and seconds by stage. settings: all
+    that decided the result. given_mask, steering: as handed in, on the latent grid. calls: masks and paths, for reuse.
+    inside: of a run with crop, what was made of the square alone, settings["crop_box"] = [left, top, right, bottom];
+    masks and tensors are the whole picture's then, latent, stages, times and clean the square's. witness: what looked
+    on.
     """
 
     method: str
@@ -510,6 +511,7 @@ NOTHING = {
     "no difference": "the prompts do not differ on this picture",
     "found": "the mask is empty",
     "given": "the mask is empty",
+    "encoded": "only the way up was asked for",
 }
 
 
@@ -1086,7 +1088,7 @@ def execute_path(settled: Plan, sd: "StableDiffusion", image: Picture, **options
     job = begin(settled, sd, image, **options)
     job.input("path")
     done = result_of(job, None, None)
-    return replace(done, evaluations={"encode": done.evaluations["encode"]})
+    return replace(done, evaluations={"encode": done.evaluations["encode"]}, verdict="encoded")
 
 
 def plan_words(source: str, **options: Any) -> Plan:

@@ -177,7 +177,7 @@ def test_the_mask_that_all_share_is_shown_where_the_first_edit_has_none(sd, pict
     )
     one = made.edits[1][0]
     (head,) = heads
-    assert one.coverage > 0 and [panel.caption for panel in head][1:] == ["where the texts differ", coverage(one)]
+    assert one.coverage > 0 and [panel.caption for panel in head][1:] == ["what the mask is cut from", coverage(one)]
     assert head[2].picture.tobytes() == one.mask.tobytes()
 
 

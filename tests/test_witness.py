@@ -97,7 +97,7 @@ def test_the_maps_are_the_means_of_the_maps(picture):
     encode = looks["encode", SOURCE]
     assert encode.words == WORDS and encode.steps == [1, 201, 401, 601, 801] and [*encode.maps] == [2, 1, 0]
     path, text, (h, w) = done.trajectory, SD.text([SOURCE]), done.latent.shape[2:]
-    positions = looks_on.known[SOURCE][1].spans
+    positions = looks_on.known[SOURCE][0].spans
     for i, t in ((0, 1), (3, 601)):  # the encoding asks at the level that it comes from
         for level in (2, 1, 0):
             for word in (1, 6):
@@ -132,7 +132,7 @@ def test_the_map_is_read_before_the_method_changes_anything(picture):
     plain, changed = (looks_on.sums[stage, SOURCE, 401] for stage in ("plain", "changed"))
     assert all(torch.equal(plain[level][0], changed[level][0]) for level in plain)
     assert {stage: {site: what for site, what in sites.items()} for stage, sites in looks_on.touched.items()} == {
-        "changed": {Site("up", 0, 2, "cross"): {401: "put together from several attentions"}}
+        "changed": {Site("up", 0, 2, "cross"): {401: "row 1: put together by the method"}}
     }
 
 
@@ -148,18 +148,66 @@ def found(picture, method, **more):
 
 
 def test_masactrl_touches_keys_and_values_late(picture):
-    late = [False] * 2 + [True] * 3
+    late, what = [False] * 2 + [True] * 3, "row 2: keys and values of row 1; row 4: keys and values of row 3"
     assert found(picture, "masactrl", first_step=2) == [
-        (f"decoder, {size}, self-attention 1, 2, 3", "keys and values", late) for size in ("5 x 4", "10 x 8")
+        (f"decoder, {size}, self-attention 1, 2, 3", what, late) for size in ("5 x 4", "10 x 8")
     ]
+    _, looks_on = seen_by(picture, "masactrl", first_step=2)
+    assert looks_on.roles == {"decode": ("", "", SOURCE, TARGET)}
 
 
 def test_plug_and_play_touches_queries_keys_and_a_feature(picture):
     touched = found(picture, "plug-and-play", attention_steps=0.6, feature_steps=0.2)
     assert [(what, steps) for _, what, steps in touched] == [
-        ("output", [True] + [False] * 4), *[("queries and keys", FIRST)] * 3
+        ("row 2, 3: output of row 1", [True] + [False] * 4), *[("row 2, 3: queries and keys of row 1", FIRST)] * 3
     ]  # fmt: skip
     assert touched[0][0].endswith("convolution 2") and touched[1][0].endswith("self-attention 2, 3")
+
+
+def test_prompt_to_prompt_touches_the_targets_row_in_its_steps_alone(picture):
+    """Its tap is there at every step; what it hands on unchanged, in slices of the same rows, is no exchange."""
+    looked, mixed = "row 3: queries and keys of row 2", ", values changed, put together by the method"
+    touched = found(picture, "prompt-to-prompt", cross_steps=0.6, self_steps=0.2)
+    assert {(where.partition(", ")[2].rpartition(" 1")[0].rpartition(", ")[2], what, sum(steps)) for where, what, steps
+            in touched} == {("text attention", looked + mixed, 3), ("self-attention", looked, 1)}  # fmt: skip
+    assert all(steps == sorted(steps, reverse=True) for _, _, steps in touched)
+
+
+def test_steps_are_those_on_the_way_down(picture):
+    """TF-ICON goes up under its own prompt and down again in one stage; its exchange is in the first steps down."""
+    more = {"mask": tiny.box(), "reference": picture, "inject_steps": 0.4}
+    assert {(what, *steps) for _, what, steps in found(picture, "tf-icon", **more)} == {
+        ("row 3, 4: put together by the method", True, True, False, False, False)
+    }
+    touched = found(picture, "ti-guided-edit", reference=picture, feature_steps=0.6, structure_steps=0.2)
+    assert [steps for where, _, steps in touched if "convolution" in where] == [FIRST]
+
+
+def test_a_blend_of_features_is_told_from_a_replacement(picture):
+    touched = found(picture, "pfb-diff", mask=tiny.box())
+    assert {what for where, what, _ in touched if "block" in where} <= {
+        "row 2, 3: output of row 1, in part", "row 2, 3: output changed", "row 2, 3: output of row 1",
+    }  # fmt: skip
+    assert ("row 3: put together by the method", [True] * 5) in [one[1:] for one in touched]  # its own words, by parts
+
+
+def test_learned_texts_are_looked_on_too(picture):
+    """A source's text in pairs, keys and values (see Path.texts), and null texts of each level."""
+    _, looks_on = seen_by(picture, "style-diffusion", inner_steps=1)
+    assert {one.prompt for one in looks_on.looks if one.stage == "decode"} == {SOURCE, TARGET}
+    _, looks_on = seen_by(picture, "null-text-inversion", inner_steps=1)
+    assert looks_on.roles["decode"] == (None, None, SOURCE, TARGET)
+
+
+def test_the_objects_of_masactrl_are_kept(picture):
+    for method in ("masactrl", "tic-inversion"):
+        done, _ = seen_by(picture, method, object_words="horse, zebra", first_step=1)
+        for name in ("object_source", "object_target"):
+            mask = done.tensors[name]
+            assert mask.shape == done.latent[:, :1].shape and {*mask.unique().tolist()} == {0.0, 1.0}
+        assert "object target" in report_page(done)
+        alone, _ = seen_by(picture, method, first_step=1)
+        assert "object_source" not in alone.tensors
 
 
 def test_methods_that_work_with_predictions_touch_nothing(picture):
@@ -192,7 +240,8 @@ def test_the_page_shows_words_and_touches(picture):
                 y, x = i // level["columns"] * h, i % level["columns"] * w
                 ours = level["top"] * (sheet[y : y + h, x : x + w] / 255) ** 2
                 assert np.allclose(ours, truth[step, word].numpy(), atol=level["top"] / 120)
-    assert "put together from several attentions" in page.text and "of 5" in page.text
+    assert "row 3: queries and keys of row 2" in page.text and "of 5" in page.text
+    assert f"1 no text, 2 “{SOURCE}”, 3 “{TARGET}”" in page.text and "Hertz et al., 2208.01626" in page.text
     assert [one["alt"] for one in page.all("img") if "of the method" in one["alt"]] == ["the mask blend of the method"]
     alone = Page(report_page(R.edit(SD, picture, "prompt-to-prompt", **TEXTS)))
     assert not {"looked", "seen", "touched"} & {*alone.all("main")[0]["class"].split()} and alone.data["looks"] == []
@@ -252,6 +301,17 @@ def test_some_words_and_what_is_refused(tmp_path, capsys, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["page.png"]
 
 
+def test_words_with_a_page_of_every_step(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    said = ran(capsys, *words("a photo of a horse on a grass field", "--steps", 5, "--report", "page.html"))
+    assert said["report"] == "page.html" and said["rows"]["paid"] == 5
+    page = Page(Path("page.html").read_text())
+    (look,) = page.data["looks"]
+    assert look["stage"] == "encode" and [len(level["steps"]) for level in look["levels"]] == [5, 5]
+    assert "only the way up was asked for" in page.text and "no pair of prompts" not in page.text
+    assert "must end in .html" in failed(capsys, *words("a horse", "--report", "page.png"))
+
+
 def test_edit_with_a_report_looks_on(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     scene = MINI / "scenes" / "horse-zebra" / "source.png"
@@ -270,11 +330,13 @@ MEANS, LATE = test_the_maps_are_the_means_of_the_maps, test_masactrl_touches_key
 MUTATIONS = {
     "the middle too": ('site.kind != "cross" or site.place == "mid"', 'site.kind != "cross"', MEANS),
     "sums over sites": ("one[level][0] / one[level][1]", "one[level][0]", MEANS),
-    "all rows": ("[i for i, one in enumerate(same.tolist()) if one]", "[*range(len(same))]", MEANS),
+    "all rows": ("same.nonzero().flatten().tolist()", "[*range(len(same))]", MEANS),
     "a word's first position": ("columns[list(span), i] = 1", "columns[span[0], i] = 1", MEANS),
-    "what is read only": ("elif whole[0]:", "else:", test_methods_that_work_with_predictions_touch_nothing),
     "queries for values": ('("queries", "keys", "values")', '("values", "keys", "queries")', LATE),
     "a step for all": ("at.get(t) == what for t", "True for t", LATE),
+    "steps as they first come": ("[*(one for one in times if one != t), t]", "[*times, *[t] * (t not in times)]",
+                                 test_steps_are_those_on_the_way_down),
+    "slices are exchanges": ("if one.equal(was[s])", "if one is was", LATE),
     "the method left out": ("out = tap(noted, site, q, k, v)", "out = noted(site, q, k, v)",
                             test_a_witness_changes_nothing),
 }  # fmt: skip

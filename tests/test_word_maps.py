@@ -1,5 +1,8 @@
 """Masks from words against maps that are built on diffusers' UNet. `W` is exchanged by the mutants at the end."""
 
+import json
+from pathlib import Path
+
 import explicit
 import numpy as np
 import pytest
@@ -8,8 +11,10 @@ import torch
 from commands import failed, ran
 from explicit import maps, once
 from mutants import mutant, run
+from PIL import Image
 from stubs import ALPHA_BAR, latent
 
+from minidiffedit import cli
 from minidiffedit import run as R
 from minidiffedit.methods import word_maps as W
 from minidiffedit.methods.words import words_of
@@ -149,6 +154,31 @@ def test_the_source_of_a_mask_from_the_shell(folder, sd, picture, tmp_path, caps
     assert found["coverage"] == same.coverage and found["rows"]["paid"] == 2
     line = failed(capsys, "edit", *told, *target, "--mask-from", "words:cow", "-o", "c.png")
     assert "the prompt has no 'cow'" in line
+
+
+def test_the_source_of_a_mask_in_a_sheet_and_in_a_manifest(folder, picture, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    picture.save("in.png")
+    told = ["--model", folder, "--source", SOURCE, "--target", TARGET, "--maps", 2, "--seed", 0, "--steps", 5]
+    ran(capsys, "edit", "in.png", *told, "--mask-from", "words:horse", "-o", "one.png")
+    one = Image.open("one.png").tobytes()
+    axes = ["--rows", "strength=0.4,0.8", "--columns", "mask_threshold=0.4,0.9"]
+    sheet = ran(capsys, "sheet", "in.png", *told, "--mask-from", "words:horse", *axes, "--save-edits", "edits")
+    assert sheet["settings"]["method"] == "words+diffedit" and sheet["settings"]["mask_words"] == "horse"
+    assert Image.open("edits/strength-0.8-mask-threshold-0.4.png").tobytes() == one
+    line = failed(capsys, "sheet", "in.png", *told, "--mask-from", "words:horse", "--rows", "method=diffedit,sdedit")
+    assert "mask_from goes with one method" in line
+    (tmp_path / "m.csv").write_text(
+        "image,output,method,mask_from\nin.png,a.png,,\nin.png,b.png,sdedit,words\nin.png,c.png,,words:grass\n"
+        "in.png,d.png,masactrl,words:horse\n"
+    )
+    assert cli.main([str(one) for one in ("batch", "m.csv", *told, "--mask-from", "words:horse", "-o", "out")]) == 1
+    lines = {one["output"]: one for one in map(json.loads, Path("out/results.jsonl").read_text().splitlines())}
+    assert Image.open("out/a.png").tobytes() == one
+    assert {name: (one["method"], one["settings"]["mask_words"]) for name, one in lines.items() if "method" in one} == {
+        "a.png": ("words+diffedit", "horse"), "b.png": ("words+sdedit", None), "c.png": ("words+diffedit", "grass"),
+    }  # fmt: skip
+    assert "masactrl takes no mask of another source" in lines["d.png"]["error"]
 
 
 @pytest.mark.parametrize("method, asked, why", [

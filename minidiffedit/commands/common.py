@@ -119,7 +119,7 @@ def add_method(parser: argparse.ArgumentParser, settled: "Plan", needed: bool = 
     add_options(parser.add_argument_group(OWN, f"{settled.method}:"), settled)
 
 
-def add_mask_from(parser: argparse.ArgumentParser) -> None:
+def add_mask_from(parser: Any) -> None:
     about = "another source of the mask, for methods that take one: contrast, or words:horse"
     parser.add_argument("--mask-from", metavar="SOURCE", help=about)
 

@@ -13,6 +13,7 @@ from typing import Any
 from .common import (
     Command,
     add_given,
+    add_mask_from,
     add_model,
     add_no_metadata,
     add_options,
@@ -54,6 +55,7 @@ def add_batch(parser: argparse.ArgumentParser, words: list[str]) -> None:
     group = parser.add_argument_group("for rows that do not say it themselves")
     group.add_argument("--method", metavar="NAME", help="how to edit (diffedit); `minidiffedit methods` lists")
     group.add_argument("--inversion", metavar="NAME", help="another way to the noise, for methods that invert")
+    add_mask_from(group)
     add_given(group, settled, needed=False)
     add_options(group, settled)
     if settled.steerable:
@@ -80,7 +82,7 @@ def run_batch(args: argparse.Namespace) -> dict[str, Any]:
         raise ValueError(f"{table} is the manifest, where the table of results goes; name another folder or file")
     here = {name: Path(os.path.abspath(value)) for name, value in vars(args).items() if isinstance(value, Path)}
     given = vars(args) | here | {"output": None, "manifest": None, "root": None}  # workers may stand elsewhere
-    unset = {name for name in ("method", "inversion", "output", *steering_names()) if not given.get(name)}
+    unset = {name for name in ("method", "inversion", "mask_from", "output", *steering_names()) if not given.get(name)}
     defaults = {name: given[name] for name in columns() if name in given and name not in unset}
     rows = read_manifest(args.manifest, defaults, args.masks)
     root = args.root or (args.manifest if args.manifest.is_dir() else args.manifest.parent)

@@ -12,6 +12,7 @@ from .common import (
     add_dry_run,
     add_given,
     add_image,
+    add_mask_from,
     add_method,
     add_model,
     add_no_metadata,
@@ -53,6 +54,7 @@ def add_sheet(parser: argparse.ArgumentParser, words: list[str]) -> None:
     parser.add_argument("--save-edits", type=Path, metavar="DIR", help="also write each edit, into this new folder")
     add_page(parser)
     add_method(parser, settled)
+    add_mask_from(parser)
     if settled.steerable:
         add_steering(parser)
     add_model(parser)
@@ -133,10 +135,11 @@ def run_sheet(args: argparse.Namespace) -> dict[str, Any]:
     from ..views.sheet import costs, draw_sheet, planned, value
 
     names = [name for one in (args.rows, args.columns) if one and one[0] == "method" for name in one[1]]
-    settled = together([blank_plan(name, args.inversion) for name in names or [args.method]])
+    settled = together([blank_plan(name, args.inversion, args.mask_from) for name in names or [args.method]])
     take_hole(args, settled)
     rows, columns = typed(args.rows, settled), typed(args.columns, settled)
-    given = arguments(args, settled) | ({"inversion": args.inversion} if args.inversion else {})
+    parts = {"inversion": args.inversion, "mask_from": args.mask_from}
+    given = arguments(args, settled) | {name: one for name, one in parts.items() if one}
     found = planned(args.method, rows, columns, **given)
     check_height(args)
     picture, output = picture_and_output(args, "sheet")

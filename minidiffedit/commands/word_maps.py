@@ -1,6 +1,7 @@
 """words: where a picture's attention looks for each word of a text."""
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from .common import (
@@ -35,6 +36,7 @@ def add_words(parser: argparse.ArgumentParser, words: list[str]) -> None:
     parser.add_argument("--source", required=True, metavar="TEXT", help="what the picture shows")
     parser.add_argument("--words", metavar="WORD,WORD", help="only these words or phrases (default: every word)")
     add_options(parser.add_argument_group("options of the encoding, which is looked at"), settled)
+    parser.add_argument("--report", type=Path, metavar="FILE", help="a page (.html) too: each level, step by step")
     add_no_metadata(parser)
     add_dry_run(parser)
     add_model(parser)
@@ -43,6 +45,7 @@ def add_words(parser: argparse.ArgumentParser, words: list[str]) -> None:
 def run_words(args: argparse.Namespace) -> dict[str, Any]:
     from ..files.images import write_picture
     from ..run import execute_path, plan_words
+    from ..views.report import save_report
     from ..views.witness import Witness
     from ..views.word_page import chosen, numbers, word_page
 
@@ -58,13 +61,17 @@ def run_words(args: argparse.Namespace) -> dict[str, Any]:
     record = record_of(args, done)
     (look,) = seen.looks
     write_picture(word_page(done, look, shown), output, text_chunks(args, record))
-    return {"output": str(output), "words": numbers(look, shown)} | outcome(args, done, rows, record)
+    result = {"output": str(output), "words": numbers(look, shown)}
+    if args.report:
+        save_report(done, args.report, picture=args.picture or args.image)
+        result["report"] = str(args.report)
+    return result | outcome(args, done, rows, record)
 
 
 def say_words(result: dict[str, Any]) -> str:
     if "output" not in result:
         return say_dry(result)
-    lines = [result["output"]]
+    lines = [result[key] for key in ("output", "report") if key in result]
     for one in result["words"]:
         level = one["levels"][0]
         share, (x, y) = level["share"], level["peak"]

@@ -28,7 +28,7 @@ from ..files.metadata import describe_result, identity, sha256
 from ..files.results import is_ours
 from ..files.states import fingerprint
 from ..run import GIVEN, Plan, Result, blank_plan, execute, plan
-from .manifest import FILES, SHAPING, Row, check_output, files_of
+from .manifest import FILES, PARTS, SHAPING, Row, check_output, files_of
 
 if TYPE_CHECKING:
     from ..sd import StableDiffusion
@@ -101,7 +101,7 @@ def settle(row: Row, root: Path) -> Task:
     with recorded() as more:
         settled = plan(**arguments)
     said += more
-    said += [f"{settled.method} takes no {name}: left out" for name in row.own if name not in {*options, "inversion"}]
+    said += [f"{settled.method} takes no {name}: left out" for name in row.own if name not in {*options, *PARTS}]
     hashes = {name: sha256(path) for name, path in files.items()}
     if options.get("seed") is None:
         asked = {name: settled.given[name] for name in settled.given.keys() & ASKED if settled.given[name] is not None}

@@ -19,7 +19,7 @@ from ..files.images import picture_format
 from ..files.masks import Steering
 from ..methods.table import SYSTEMS
 from ..options import Option
-from ..run import GIVEN, blank_plan, like
+from ..run import GIVEN, blank_plan, like, told_mask
 
 PICTURES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 LONGEST_ROW = 1 << 20  # characters
@@ -28,6 +28,7 @@ RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt"
 # What shapes a mask, and the columns that name files: what methods are given, and the masks laid over a mask.
 SHAPING = {f.name: Option(f.name, f.default, type(f.default)) for f in fields(Steering) if f.default is not None}
 LAID_OVER = [f.name for f in fields(Steering) if f.default is None]
+PARTS = ("inversion", "mask_from")  # which the full name of a method has in it
 FILES = [*(name for name, given in GIVEN.items() if given.kind in ("mask", "picture")), *LAID_OVER]
 
 
@@ -52,16 +53,19 @@ class Row:
         """
         method = self.own.get("method", self.defaults.get("method", "diffedit"))
         defaults = {} if "method" in self.own else self.defaults  # a default inversion belongs to the default method
-        inversion = (defaults | self.own).get("inversion")
-        blank = blank_plan(str(method), inversion if inversion is None else str(inversion))
+        others = {
+            name: None if one is None else str(one) for name in PARTS for one in [(defaults | self.own).get(name)]
+        }
+        blank = blank_plan(str(method), **others)
         taken = {*blank.given, *blank.options, *((*SHAPING, *LAID_OVER) if blank.steerable else ())}
-        found = {name: value for name, value in self.defaults.items() if name in taken} | self.own
+        found = {name: value for name, value in self.defaults.items() if name in taken}
+        found |= told_mask(blank, others["mask_from"]) | self.own
         for name, option in (blank.options | SHAPING).items():
             if isinstance(word := self.own.get(name), str):
                 found[name] = option.parse(word)
         unread = {name for name, given in GIVEN.items() if given.kind == "text" and name not in taken}
         found = {name: value for name, value in found.items() if value is not None or name in blank.options}
-        return {n: value for n, value in found.items() if n not in {"inversion", *unread}} | {"method": blank.method}
+        return {n: value for n, value in found.items() if n not in {*PARTS, *unread}} | {"method": blank.method}
 
 
 def columns() -> list[str]:
@@ -69,7 +73,7 @@ def columns() -> list[str]:
     plans = [blank_plan(name) for name, system in SYSTEMS.items() if system.edit]
     given = [name for name in GIVEN if any(name in plan.given for plan in plans)]
     options = dict.fromkeys(name for plan in plans for name in plan.options)
-    return ["image", "output", "method", "inversion", *given, *options, *SHAPING, *LAID_OVER]
+    return ["image", "output", "method", *PARTS, *given, *options, *SHAPING, *LAID_OVER]
 
 
 def read_manifest(path: Path, defaults: dict[str, Any], masks: Path | None = None) -> list[Row]:

@@ -47,6 +47,7 @@ def masactrl(
     guidance: Guidance = "cfg",
     quantile: Quantile = 0.4,
     norm: Norm = "l0",
+    record: dict[str, Tensor] | None = None,
 ) -> Tensor:
     """Rows of a call: source and target under the null text, then source and target under their own; each half looks
     into its own source. In SD v1 the two finest levels are the authors' layers 10 to 15 (64 x 64 and 32 x 32), and the
@@ -77,6 +78,8 @@ def masactrl(
         seen.clear()
         e_null, e_text = eps(x, path.t[j], [path.null(j), texts], tap=mutual if i >= first_step else None)
         x = path.step(x, guide(e_null, e_text), j)
+        if seen and record is not None:
+            record |= objects_seen(seen, x.shape[2:], coarsest, object_threshold)
     return x[b:]
 
 
@@ -105,6 +108,12 @@ def found(seen: list[Tensor], size: Any, coarsest: int, level: int, threshold: f
     low, high = maps.amin(-1, keepdim=True), maps.amax(-1, keepdim=True)
     maps = (maps - low) / (high - low).clamp(min=torch.finfo(maps.dtype).tiny)
     return F.interpolate(maps.unflatten(-1, coarse), tuple(fine)).flatten(2) >= threshold
+
+
+def objects_seen(seen: list[Tensor], size: Any, coarsest: int, threshold: float) -> dict[str, Tensor]:
+    """The same on the grid of the latent, (b, 1, h, w) of 0 and 1 each, to be looked at."""
+    source, target = found(seen, size, coarsest, 0, threshold).unflatten(-1, (1, *size)).float()
+    return {"object_source": source, "object_target": target}
 
 
 def mixed(plain: Attend, site: Site, q: Tensor, k: Tensor, v: Tensor, look: str, inside: Tensor | None) -> Tensor:

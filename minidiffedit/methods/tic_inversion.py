@@ -17,7 +17,7 @@ from ..attention import Attend, Site, weights
 from ..options import Scale, Within
 from ..path import HookedEps, Path
 from .guidance import Guidance, Norm, Quantile, guide_of
-from .masactrl import Look, ObjectWords, check_masactrl, found, mixed, objects
+from .masactrl import Look, ObjectWords, check_masactrl, found, mixed, objects, objects_seen
 
 check_tic = check_masactrl
 
@@ -41,6 +41,7 @@ def tic(
     guidance: Guidance = "cfg",
     quantile: Quantile = 0.4,
     norm: Norm = "l0",
+    record: dict[str, Tensor] | None = None,
 ) -> Tensor:
     """Rows of a call: the path's latent under the source text, the target without and with its own. coarsest: the
     coarsest level with text (SD v1: 2). Raises ValueError for object_words that either prompt lacks.
@@ -68,4 +69,6 @@ def tic(
         texts, tap = path.texts(source, path.null(j), target), consistent if i >= first_step else None
         _, e_null, e_text = eps(torch.cat([path[j], y, y]), path.t[j], [texts], tap=tap)[0].split(b)
         y = path.step(y, guide(e_null, e_text), j)
+        if seen and record is not None:
+            record |= objects_seen(seen, y.shape[2:], coarsest, object_threshold)
     return y

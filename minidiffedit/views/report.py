@@ -31,7 +31,7 @@ from .. import __version__, cost
 from ..files import images
 from ..files.masks import Steering
 from ..files.states import fingerprint
-from ..run import GIVEN, Result, blank_plan, edit, nothing_to_edit
+from ..run import GIVEN, Result, blank_plan, edit, function_at, nothing_to_edit
 from .previews import LatentRGB, Level, apply, fit, walk
 from .witness import Looks, reaches
 
@@ -88,7 +88,10 @@ def report_page(result: Result, *, picture: File = None, state: File = None, dec
     parts = headline(result, name) | pictures(result)
     parts |= {"policy": policy, "style": style, "script": script, "blank": BLANK, "shows": shows(result, levels)}
     parts |= {"data": json.dumps(data, sort_keys=True, allow_nan=False).replace("<", "\\u003c"), "facts": facts(result)}
-    parts |= {"reach": reach(result), "kept": kept(result)}
+    parts |= {"reach": reach(result), "roles": roles(result), "kept": kept(result)}
+    file = inspect.getmodule(function_at(result.plan.system.edit)) if parts["reach"] else None
+    about = "<details><summary>What its own file says</summary><pre>{}</pre></details>"
+    parts["file"] = about.format(escape(inspect.getdoc(file) or "")) if file else ""
     parts |= {"costs": costs(result), "vae": vae, "explained": f"{rgb.explained:.0%}", "again": escape(line["start"])}
     parts |= {"settings": definitions((key.replace("_", " "), one) for key, one in result.settings.items())}
     parts |= {"model": definitions(model_facts(result.sd).items()), "versions": definitions(versions().items())}
@@ -360,12 +363,19 @@ def reach(result: Result) -> str:
     return "\n".join(made)
 
 
+def roles(result: Result) -> str:
+    """Which text each row of a call is under."""
+    texts = next(iter(result.witness.roles.values()), ()) if result.witness else ()
+    spoken = {None: "a learned text", "": "no text"} | {text: f"“<bdi>{escape(text)}</bdi>”" for text in texts if text}
+    return ", ".join(f"{i} {spoken[text]}" for i, text in enumerate(texts, 1))
+
+
 def kept(result: Result) -> str:
     """Masks that the method made for itself on the way, the last of each, as figures."""
     own = vars(result.found) if result.found is not None else {}
     masks = {name: x for name, x in result.tensors.items() if name not in own and x.ndim == 4 and x.shape[:2] == (1, 1)}
     return "".join(
-        figure(uri(coloured(x[0, 0].float())), f"the mask {name} of the method", name, "cells")
+        figure(uri(coloured(x[0, 0].float())), f"the mask {name} of the method", name.replace("_", " "), "cells")
         for name, x in masks.items()
     )
 

@@ -12,7 +12,7 @@ from .. import cost
 from ..ddim import whole
 from ..files.images import grey_picture
 from ..options import options_of
-from ..run import COMMON, Picture, Plan, Result, Shown, blank_plan, execute, function_at, open_picture, plan
+from ..run import COMMON, Picture, Plan, Result, Shown, blank_plan, execute, function_at, open_picture, plan, told_mask
 from .layout import Page, Panel
 
 if TYPE_CHECKING:
@@ -66,7 +66,13 @@ def planned(
     method: str = "diffedit", rows: Axis | None = None, columns: Axis | None = None, **arguments: Any
 ) -> Planned:
     """A sheet before a model is needed; arguments and errors as of `contact_sheet`."""
-    names = next((axis[1] for axis in (rows, columns) if axis and axis[0] == "method"), ()) or (method,)
+    several = next((axis[1] for axis in (rows, columns) if axis and axis[0] == "method"), ())
+    if mask_from := arguments.pop("mask_from", None):
+        if several:
+            raise ValueError("mask_from goes with one method; on an axis of methods write words+NAME")
+        blank = blank_plan(method, arguments.get("inversion"), mask_from)
+        method, arguments = blank.method, told_mask(blank, mask_from) | arguments
+    names = several or (method,)
     blanks = [blank_plan(name, arguments.get("inversion")) for name in names]
     rows = rows or usual_axis(blanks[0], arguments, *(columns or ())[:1])
     columns = columns or usual_axis(blanks[0], arguments, rows[0])
@@ -252,7 +258,7 @@ def most(lines: Iterable[Sequence[Result]]) -> list[Result]:
 
 
 def heat_panel(one: Any) -> list[Panel]:
-    return [] if one.heat is None else [Panel(grey_picture(one.heat, one.source.size), "where the texts differ")]
+    return [] if one.heat is None else [Panel(grey_picture(one.heat, one.source.size), "what the mask is cut from")]
 
 
 def result(one: Result) -> Panel:

@@ -350,7 +350,7 @@ def test_words_are_chosen_and_their_maps_are_the_runs(sd, visit, tmp_path):
     assert page.locator("#tiles b").count() == 0  # a prompt's signs stay text
     page.locator("#own-scale").check()
     rows = page.locator(".reach tbody tr")
-    assert rows.count() > 3 and "put together from several attentions" in rows.first.text_content()
+    assert rows.count() > 3 and "row 3: queries and keys of row 2" in rows.first.text_content()
 
 
 def test_every_control_is_reached_by_tab_and_shows_it(visit, page_path):
@@ -378,7 +378,7 @@ def test_pages_without_a_mask_or_a_difference(sd, visit, tmp_path):
     assert "was given" in page.inner_text("#mask") and not page.is_visible("#threshold") and page.is_visible("#dilate")
     page = visit(page_of(made_up(sd, raw=torch.zeros(1, 3, 8, 10)), tmp_path / "none.html"))
     assert page.is_visible("#threshold") and not page.is_visible("#level")
-    assert "there was nothing to edit" in page.inner_text("#levels")
+    assert "Nothing was decoded: the prompts do not differ" in page.inner_text("#levels")
     nothing = replace(made_up(sd, given=torch.zeros(1, 1, 8, 10), strength=0.0), given_mask=None, verdict="strength 0")
     page = visit(page_of(nothing, tmp_path / "strength.html"))
     assert "the strength rounds to level 0" in page.inner_text("#mask") and not page.is_visible("#dilate")
