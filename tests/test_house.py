@@ -16,7 +16,7 @@ from minidiffedit.methods.table import SYSTEMS
 
 ROOT = Path(minidiffedit.__file__).parent
 SPINE = "diffedit ddim sd unet attention vae clip tokenizer checkpoint".split()  # noqa: SIM905 (a sentence)
-EXTRAS = {"matplotlib", "ray", "torchmetrics", "torchvision"}
+EXTRAS = {"gradio", "matplotlib", "ray", "starlette", "torchmetrics", "torchvision"}
 PACKAGES = {"torch", "safetensors", "tokenizers", "numpy", "PIL", "huggingface_hub"}
 
 # Room: what its files may import of the package, besides one another.
@@ -46,6 +46,7 @@ ROOMS = {
     "progress": {"cost", "run"},
     "views": {*RUNNING, "__version__", "many.metrics"},
     "many": RUNNING | {"fast"},
+    "page": {*RUNNING, "views", "__version__"},
     "commands": None,  # anything
     "cli": {"commands", "__version__"},
     "__main__": {"cli"},
@@ -177,7 +178,7 @@ def test_only_the_six_packages_are_imported():
 
 # ---------------------------------------------------------------- the shell knows no method
 
-SHELL = ("commands", "many", "views", "files")
+SHELL = ("commands", "many", "page", "views", "files")
 DEFAULTS = {"diffedit", "text-to-image"}  # what `edit` and `generate` do unless told otherwise
 
 

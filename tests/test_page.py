@@ -99,7 +99,11 @@ def test_another_threshold_clip_or_shape_pays_no_row_and_is_the_librarys(visit, 
     found = found_by(visit, loaded)
     assert found.evaluations == {"mask": 4}
     before = loaded.evaluations
-    for threshold, clip, shaping in [(0.2, 3.0, {}), (0.7, None, {"dilate": 1}), (0.4, 1.5, {"invert": True, "feather": 2})]:
+    for threshold, clip, shaping in [
+        (0.2, 3.0, {}),
+        (0.7, None, {"dilate": 1}),
+        (0.4, 1.5, {"invert": True, "feather": 2}),
+    ]:
         settled = plan("diffedit", **QUICK, mask_threshold=threshold, mask_clip=clip)
         made = visit.mask(settled, Steering(**shaping), loaded)
         assert made.rows == 0 and loaded.evaluations == before
@@ -164,13 +168,21 @@ def kinds(visit, sd, tmp_path):
     plain = {name: QUICK[name] for name in ("steps", "target", "source", "seed")}
     return {
         "plain": (plan("diffedit", **QUICK), None, {}),
-        "steered": (plan("diffedit", **QUICK, mask_threshold=0.3, mask_clip=None), Steering(dilate=-1, largest=True), {}),
+        "steered": (
+            plan("diffedit", **QUICK, mask_threshold=0.3, mask_clip=None),
+            Steering(dilate=-1, largest=True),
+            {},
+        ),
         "painted": painted_mask(visit, sd),
         "words": (plan("words+diffedit", **plain | {"source": "a horse on grass"}, words="horse"), None, {}),
         "masactrl": (plan("masactrl", **plain), None, {}),
-        "sdedit": (plan("sdedit", steps=10, target="it's \"a\" $zebra\n", seed=3), None, {}),
+        "sdedit": (plan("sdedit", steps=10, target='it\'s "a" $zebra\n', seed=3), None, {}),
         "pairs": (plan("diffedit-regions", steps=10, maps=2, seed=3, edits="a horse=>a zebra; grass=>sand"), None, {}),
-        "reference": (plan("noise-diffusion", steps=10, seed=3, target="a", reference=other), None, {"reference": other}),
+        "reference": (
+            plan("noise-diffusion", steps=10, seed=3, target="a", reference=other),
+            None,
+            {"reference": other},
+        ),
     }
 
 
@@ -205,11 +217,17 @@ def test_command_and_python_make_the_same_bytes(visit, loaded, folder, tmp_path,
 
 
 def test_a_results_picture_gives_its_settings_back(visit, loaded):
-    settled = plan("direct+words+diffedit", **{n: QUICK[n] for n in ("steps", "target", "seed")}, source="a horse", words="horse")
+    settled = plan(
+        "direct+words+diffedit", **{n: QUICK[n] for n in ("steps", "target", "seed")}, source="a horse", words="horse"
+    )
     done = execute(settled, loaded, visit.photo, steering=Steering(feather=1, invert=True))
     made = visit.keep(done, {}, ([], ""), "")
     choices, said = settings_of(made.picture)
-    assert choices == ("diffedit", "direct", "words") and (said["feather"], said["invert"], said["dilate"]) == (1, True, 0)
+    assert choices == ("diffedit", "direct", "words") and (said["feather"], said["invert"], said["dilate"]) == (
+        1,
+        True,
+        0,
+    )
     again, _ = settle(choices, {name: one for name, one in said.items() if name in settled.given | settled.settings})
     assert again.record == settled.record
     tiny.picture().save(visit.folder / "plain.png")
@@ -267,13 +285,17 @@ def hostile(tmp_path):
     made |= {"cut.png": png[:200], "empty.png": b"", "text.png": b"a picture", "huge.png": huge.getvalue()}
     made |= {"long.png": long.getvalue(), "small.png": small.getvalue(), "eps.png": eps.getvalue()}
     made |= {"vector.svg": b"<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>"}
-    made |= {"pickle.png": b"\x80\x04\x95c__builtin__\nexec\n(S'open(\"owned\",\"w\")'\ntR.", "ppm.jpg": ppm.getvalue()}
+    made |= {"pickle.png": b'\x80\x04\x95c__builtin__\nexec\n(S\'open("owned","w")\'\ntR.', "ppm.jpg": ppm.getvalue()}
     made |= {"page.html.png": b"<html><script>alert(1)</script>", "zip.png": b"PK\x03\x04" + bytes(99)}
     made |= {"wrong.png": png[:40] + bytes(200) + png[240:], "model.safetensors": b"\x08" + bytes(7) + b"{}      "}
     made |= {"elf.png": b"\x7fELF" + bytes(99)}
     for name, content in made.items():
         (tmp_path / name).write_bytes(content)
     return [tmp_path / name for name in made]
+
+
+def without(file):
+    return lambda text: text.replace(str(file), file.name)
 
 
 def test_hostile_files_are_refused_in_a_sentence(tmp_path):
@@ -284,7 +306,7 @@ def test_hostile_files_are_refused_in_a_sentence(tmp_path):
         visit = Visit(tmp_path / "server")
         with pytest.raises((ValueError, OSError)) as caught:
             visit.take(file)
-        said = visits.sentence(caught.value, lambda text: text.replace(str(file), file.name))
+        said = visits.sentence(caught.value, without(file))
         assert 20 < len(said) < 400 and str(tmp_path) not in said and "Error:" not in said, said
         assert visit.photo is None
         with pytest.raises(ValueError, match="no picture yet"):
@@ -359,7 +381,9 @@ def test_one_run_at_a_time_and_one_model_in_memory():
     threads = [threading.Thread(target=visitor, args=(i, "ab"[i % 2])) for i in range(4)]
     [one.start() for one in threads]
     [one.join() for one in threads]
-    assert [kind for kind, *_ in order] == ["begins", "ends"] * 4 and {order[i][1:] == order[i + 1][1:] for i in (0, 2, 4, 6)}
+    assert [kind for kind, *_ in order] == ["begins", "ends"] * 4 and {
+        order[i][1:] == order[i + 1][1:] for i in (0, 2, 4, 6)
+    }
     assert max(most) == 1 and alive == [studio.sd.name]
 
 

@@ -42,7 +42,7 @@ MOST_VISITS, LARGEST = 50, "64mb"  # the upload of one picture
 FIND_ANEW = "These options ask for another mask: find it anew."
 # What Gradio's own page would ask other machines for.
 OTHERS = rb'<link\s+rel="preconnect"[^>]*>|<script\s+src="https?:[^>]*>\s*</script>'
-POLICY = b"default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'"
+POLICY = b"default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'"
 
 
 class Setup(NamedTuple):
@@ -86,7 +86,12 @@ class Page:
     def build_asking(self, gr: Any) -> None:
         put, sources, photo = self.part, ["upload", "clipboard"], self.setup.photo
         put["photo"] = gr.Image(
-            str(photo) if photo else None, type="filepath", image_mode=None, sources=sources, label="Picture", height=320
+            shutil.copy(photo, self.folder) if photo else None,
+            type="filepath",
+            image_mode=None,
+            sources=sources,
+            label="Picture",
+            height=320,
         )
         put["example"] = gr.Dropdown([*self.examples], value=None, label="Example", info="made for the miniature")
         put["method"] = gr.Dropdown(self.methods, value=self.methods[0], label="Method")
@@ -101,7 +106,7 @@ class Page:
                 info = said + (": A=>B; C=>D" if kind == "pairs" else "; click into the picture" * (kind == "points"))
                 put[name] = gr.Textbox(**common, info=info, max_lines=4)
         found = all_options(self.methods)
-        for key in sorted(found, key=lambda key: (FIRST.index(key[0]) if key[0] in FIRST else 9)):
+        for key in sorted(found, key=lambda key: FIRST.index(key[0]) if key[0] in FIRST else 9):
             if key[0] in FIRST:
                 self.options[key] = control(gr, found[key], blank)
         with gr.Accordion("More options", open=False):
@@ -180,17 +185,20 @@ class Page:
         inputs -= {put[name] for name in ("slider", "gallery", "files", "command", "python", "sheet")}
         inputs -= {one for one in inputs if isinstance(one, gr.Button)}
 
-        def on(handler: Callable[..., Iterator[Any]], *triggers: Any, run: bool = False) -> None:
+        def on(handler: Callable[..., Iterator[Any]], *triggers: Any, run: bool = False, **how: Any) -> Any:
             def call(data: dict[Any, Any], request: gr.Request) -> Iterator[Any]:
                 yield from self.spoken(handler, self.visit(request), data)
 
             def call_with(data: dict[Any, Any], request: gr.Request, event: gr.SelectData) -> Iterator[Any]:
                 yield from self.spoken(partial(handler, event=event), self.visit(request), data)
 
-            how: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"} if run else {}
-            how = how or {"concurrency_limit": None, "show_progress": "hidden", "trigger_mode": "always_last"}
-            chosen = "event" in inspect.signature(handler).parameters
-            gr.on([*triggers], call_with if chosen else call, inputs, outputs, api_visibility="private", **how)
+            if run:
+                how |= {"concurrency_limit": 1, "concurrency_id": "model", "show_progress": "minimal"}
+                how |= {"show_progress_on": put["status"]}
+            else:
+                how |= {"concurrency_limit": None, "show_progress": "hidden", "trigger_mode": "always_last"}
+            fn = call_with if "event" in inspect.signature(handler).parameters else call
+            return gr.on([*triggers], fn, inputs, outputs, api_visibility="private", **how)
 
         on(self.take_photo, put["photo"].change, blocks.load)
         on(self.take_example, put["example"].input)
@@ -200,15 +208,13 @@ class Page:
         live = [put[name].input for name in SHAPING] + [put["editor"].change, put["mask"].change]
         of_masks = {name for place in MASKS.values() for name in options_of(function_at(place))}
         on(self.look, *live, *(one.input for key, one in self.options.items() if key[0] in of_masks - {*FIRST}))
-        on(self.find, put["find"].click, run=True)
-        on(self.paint, put["paint"].click, run=True)
-        on(self.cancel, put["cancel"].click)
+        names = ("find", "paint", "words", "compare")
+        runs = [on(getattr(self, name), put[name].click, run=True) for name in names]
+        on(self.cancel, put["cancel"].click, cancels=runs)
         on(self.choose, put["gallery"].select)
         on(self.again, put["again"].click)
         on(self.next, put["next"].click)
         on(self.whole, put["whole"].click)
-        on(self.words, put["words"].click, run=True)
-        on(self.compare, put["compare"].click, run=True)
 
         def gone(request: gr.Request) -> None:
             self.leave(request.session_hash)
@@ -255,14 +261,18 @@ class Page:
 
     def asked(self, visit: Visit, told: dict[Any, Any]) -> tuple[Any, dict[str, Path], Steering, Choice]:
         """The plan, its files, the steering with what is painted, the model."""
+        if visit.photo is None and told["photo"]:  # a visit that was forgotten
+            visit.take(Path(told["photo"][0]), told["photo"][1])
         photo, picture = visit.at_hand
         choices = told["method"], told["inversion"] or "", told["mask_from"] or ""
         blank = blank_plan(choices[0], choices[1] or None, choices[2].partition(":")[0] or None)
-        values = {name: told[name][0] if GIVEN[name].kind in ("mask", "picture") and told[name] else told[name] for name in GIVEN}
+        values = {name: one[0] if isinstance(one := told[name], tuple) else one for name in GIVEN}
         values |= {key[0]: told[key] for key in self.options if kind_of(blank.options.get(key[0])) == key}
         settled, files = visits.settle(choices, values, photo)
         layers = (told["editor"] or {}).get("layers") or []
-        shaping = {name: bool(told[name]) if name in ("largest", "invert") else int(told[name] or 0) for name in SHAPING}
+        shaping = {
+            name: bool(told[name]) if name in ("largest", "invert") else int(told[name] or 0) for name in SHAPING
+        }
         steering = Steering(**shaping, **visits.strokes(layers, picture.size))
         return settled, files, steering, (told["model"], tuple(told["lora"] or ()))
 
@@ -281,7 +291,7 @@ class Page:
     def take_example(self, visit: Visit, told: dict[Any, Any]) -> Iterator[Any]:
         if told["example"]:
             file, source, target = self.examples[told["example"]]
-            yield {"photo": str(file), "source": source, "target": target}
+            yield {"photo": shutil.copy(file, visit.folder), "source": source, "target": target}
 
     def take_method(self, visit: Visit, told: dict[Any, Any], values: dict[str, Any] | None = None) -> Iterator[Any]:
         """Show what the method can be told, at its defaults, or as `values` say."""
@@ -323,9 +333,12 @@ class Page:
 
     def look(self, visit: Visit, told: dict[Any, Any]) -> Iterator[Any]:
         """The mask as the controls have it now, from what is known: no model row is paid."""
-        if visit.photo is None:
-            return
-        settled, _, steering, _ = self.asked(visit, told)
+        try:
+            settled, _, steering, _ = self.asked(visit, told)
+        except ValueError:
+            if visit.found is None:  # nothing to look at yet, nothing to complain about
+                return
+            raise
         try:
             found = visit.mask(settled, steering, self.studio.sd)
         except NeedsModel:
@@ -347,7 +360,7 @@ class Page:
         return {"tinted": visits.tinted(picture, M), "heat": shown, "mask_said": said(share)}
 
     def find(self, visit: Visit, told: dict[Any, Any]) -> Iterator[Any]:
-        settled, files, steering, choice = self.asked(visit, told)
+        settled, _, steering, choice = self.asked(visit, told)
         (photo, _), size = visit.at_hand, settled.settings["size"]
         if settled.given.get("mask") is not None:
             raise ValueError("this edit has a mask of its own already; take it out to find another")
@@ -369,7 +382,11 @@ class Page:
     def paint(self, visit: Visit, told: dict[Any, Any]) -> Iterator[Any]:
         """The edit under the mask as it is shown; a painted one becomes a file, so that a command can name it."""
         settled, files, steering, choice = self.asked(visit, told)
-        (photo, picture), size, shaping = visit.at_hand, settled.settings["size"], steering if steering.settings() else None
+        (photo, picture), size, shaping = (
+            visit.at_hand,
+            settled.settings["size"],
+            steering if steering.settings() else None,
+        )
         if steering.union is not None or steering.subtract is not None:
             if not settled.steerable:
                 raise ValueError(f"{settled.method} takes no painted mask: undo the strokes")
@@ -414,7 +431,7 @@ class Page:
 
     def cancel(self, visit: Visit, told: dict[Any, Any]) -> Iterator[Any]:
         visit.stop.set()
-        yield {}
+        yield {"status": said("Cancelled."), "preview": self.update(value=None, visible=False)}
 
     def shown(self, visit: Visit, made: visits.Made) -> dict[str, Any]:
         """A result, and all results beside it."""
@@ -444,7 +461,10 @@ class Page:
         yield {"photo": str(visit.shown.picture), "status": said("This result is the picture now.")}
 
     def whole(self, visit: Visit, told: dict[Any, Any]) -> Iterator[Any]:
-        yield {"files": [str(one) for one in visit.whole().files], "status": said("State and report are among the files.")}
+        yield {
+            "files": [str(one) for one in visit.whole().files],
+            "status": said("State and report are among the files."),
+        }
 
     # ------------------------------------------------------------ handlers: to look closer
 

@@ -117,7 +117,7 @@ class Visit:
         how Python names it.
         """
         self.count += 1
-        photo, picture = self.at_hand
+        photo, _ = self.at_hand
         path = self.folder / f"{Path(self.name).stem}-edited-{self.count}.png"
         hashes = {name: model_hash(file) for name, file in files.items() if name in done.plan.given}
         done.settings.update(hashes)
@@ -129,7 +129,9 @@ class Visit:
             images.write_picture(done.mask, beside[-1], MARK)
         names = {name: file.name for name, file in files.items() if file != photo}
         texts = command(done, self.name, names, model[0], path.name), python(done, self.name, names, hashes, model[1])
-        made = Made(path, [path, *beside], about, texts[0], f'{texts[1]}done.save("{path.name}")\n', record, photo, done)
+        made = Made(
+            path, [path, *beside], about, texts[0], f'{texts[1]}done.save("{path.name}")\n', record, photo, done
+        )
         self.made.append(made)
         for old in self.made[:-MOST_MADE]:
             old.result = None  # its files stay
@@ -185,8 +187,10 @@ def settle(
 
 def typed(one: Option, value: Any) -> Any:
     """What a control says as the option has it; a number's box gives floats for whole ones."""
+    if one.choices:
+        return None if one.none and value == "none" else value
     if isinstance(value, str) and one.type is not str:
-        return None if one.none and value.lower() == "none" else value if one.choices else one.parse(value)
+        return one.parse(value)
     return int(value) if one.type is int and isinstance(value, float) and value.is_integer() else value
 
 
