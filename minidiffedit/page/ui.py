@@ -273,7 +273,7 @@ class Page:
         shaping = {
             name: bool(told[name]) if name in ("largest", "invert") else int(told[name] or 0) for name in SHAPING
         }
-        steering = Steering(**shaping, **visits.strokes(layers, picture.size))
+        steering = Steering(**shaping | visits.strokes(layers, picture.size))
         return settled, files, steering, (told["model"], tuple(told["lora"] or ()))
 
     def take_photo(self, visit: Visit, told: dict[Any, Any]) -> Iterator[Any]:
@@ -391,7 +391,9 @@ class Page:
             if not settled.steerable:
                 raise ValueError(f"{settled.method} takes no painted mask: undo the strokes")
             M = visit.mask(settled, steering, self.studio.sd)
-            files["mask"] = visit.mask_file(M.latent_mask if isinstance(M, Result) else M)
+            M = M.latent_mask if isinstance(M, Result) else M
+            assert M is not None  # painted
+            files["mask"] = visit.mask_file(M)
             shaping, given = None, settled.given | {"mask": images.read_picture(files["mask"])}
             settled = replace(settled, given=given)
         count = int(told["count"] or 1)

@@ -166,7 +166,11 @@ def settle(
     ("": its own); said: texts, numbers and files by name. Raises ValueError as `plan` does.
     """
     method, inversion, mask_from = (one or None for one in choices)
-    blank, files, arguments = blank_plan(method or "", inversion, (mask_from or "").partition(":")[0]), {}, {}
+    blank, files, arguments = (
+        blank_plan(method or "", inversion, (mask_from or "").partition(":")[0]),
+        dict[str, Path](),
+        dict[str, Any](),
+    )
     for name in blank.given:
         value = said.get(name)
         if GIVEN[name].kind in ("mask", "picture"):
@@ -268,7 +272,9 @@ def strokes(layers: Sequence[Image.Image], size: tuple[int, int]) -> dict[str, I
             inside = (pixels[..., 3] > 127) & there
             if inside.any():
                 mask = Image.fromarray((255 * inside).astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
-                made[name] = mask if name not in made else Image.fromarray(np.maximum(made[name], mask))
+                made[name] = (
+                    mask if name not in made else Image.fromarray(np.maximum(np.asarray(made[name]), np.asarray(mask)))
+                )
     return made
 
 

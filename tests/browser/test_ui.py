@@ -14,11 +14,11 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from playwright.sync_api import expect
-from test_page import SCREENSHOTS
 
 from minidiffedit import cli
 
 pytest.importorskip("gradio", reason="the page needs Gradio: pip install '.[ui]'")
+SCREENSHOTS = Path(__file__).parents[2] / ".screenshots"
 MINI = Path(__file__).parents[2] / "weights" / "mini"
 HORSE, ZEBRA = "a photo of a horse on a grass field", "a photo of a zebra on a grass field"
 PHOTO = MINI / "scenes" / "horse-zebra" / "source.png"
@@ -64,7 +64,9 @@ def come(browser):
     contexts, elsewhere = [], []
 
     def visit(server, **options):
-        context = browser.new_context(**{"viewport": {"width": 1400, "height": 1000}, "accept_downloads": True} | options)
+        context = browser.new_context(
+            **{"viewport": {"width": 1400, "height": 1000}, "accept_downloads": True} | options
+        )
         contexts.append(context)
         page = context.new_page()
         local = ("http://127.0.0.1:", "data:", "blob:")

@@ -56,7 +56,7 @@ def test_controls_left_alone_ask_for_the_defaults(method, tmp_path):
     tiny.picture().save(tmp_path / "other.png")
     tiny.box().save(tmp_path / "mask.png")
     given = {"mask": tmp_path / "mask.png", "reference": tmp_path / "other.png", "edits": "a=>b", "points": "1,2=>3,4"}
-    said = {name: given.get(name, "a text") if name in blank.needs else "" for name in blank.given}
+    said = {name: given.get(name, f"a {name}") if name in blank.needs else "" for name in blank.given}
     said |= dict.fromkeys([name for name in ("mask", "reference", "reference_mask") if name not in blank.needs])
     for name, value in blank.settings.items():
         one = blank.options[name]
@@ -79,7 +79,10 @@ def test_what_controls_say_wrongly_is_a_sentence():
             settle(("diffedit", "", ""), said)
     with pytest.raises(ValueError, match="did you mean 'diffedit'"):
         settle(("diffedt", "", ""), {})
-    assert settle(("diffedit", "", "words:horse"), {"target": "a", "source": "a horse"})[0].settings["words"] == "horse"
+    assert (
+        settle(("diffedit", "", "words:horse"), {"target": "a", "source": "a horse"})[0].settings["mask_words"]
+        == "horse"
+    )
     assert settle(("replay", "direct", ""), {"target": "a", "source": "b"})[0].method == "direct+replay"
 
 
@@ -174,7 +177,7 @@ def kinds(visit, sd, tmp_path):
             {},
         ),
         "painted": painted_mask(visit, sd),
-        "words": (plan("words+diffedit", **plain | {"source": "a horse on grass"}, words="horse"), None, {}),
+        "words": (plan("words+diffedit", **plain | {"source": "a horse on grass"}, mask_words="horse"), None, {}),
         "masactrl": (plan("masactrl", **plain), None, {}),
         "sdedit": (plan("sdedit", steps=10, target='it\'s "a" $zebra\n', seed=3), None, {}),
         "pairs": (plan("diffedit-regions", steps=10, maps=2, seed=3, edits="a horse=>a zebra; grass=>sand"), None, {}),
@@ -218,7 +221,10 @@ def test_command_and_python_make_the_same_bytes(visit, loaded, folder, tmp_path,
 
 def test_a_results_picture_gives_its_settings_back(visit, loaded):
     settled = plan(
-        "direct+words+diffedit", **{n: QUICK[n] for n in ("steps", "target", "seed")}, source="a horse", words="horse"
+        "direct+words+diffedit",
+        **{n: QUICK[n] for n in ("steps", "target", "seed")},
+        source="a horse",
+        mask_words="horse",
     )
     done = execute(settled, loaded, visit.photo, steering=Steering(feather=1, invert=True))
     made = visit.keep(done, {}, ([], ""), "")
