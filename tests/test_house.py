@@ -228,7 +228,8 @@ def test_the_core_stays_within_its_budget():
 
 def test_what_is_neither_core_nor_method_stays_within_its_budget():
     """5,200 lines were the aim, at 7,900 when words, crops, add-ons, weighted texts and states of every method were
-    still to come. This is where it stands with them: it may only become less.
+    still to come. 10,902 is where it stood with them, BUDGET more are the page of `minidiffedit ui` (page/, ui.py of
+    commands/): it may only become less.
     """
     lines = {name: lines_of(name) for name in modules() if room_of(name) not in ("core", "methods", "kernels", "data")}
     assert sum(lines.values()) <= 10902, (sum(lines.values()), sorted(lines.items(), key=lambda item: -item[1]))

@@ -40,6 +40,20 @@ Choice = tuple[str, tuple[str, ...]]
 FIRST = ("seed", "steps", "strength", "guidance_scale")  # options that are shown at once
 MOST_VISITS, LARGEST = 50, "64mb"  # the upload of one picture
 FIND_ANEW = "These options ask for another mask: find it anew."
+COLOURS = {  # with enough contrast, in light and dark
+    "button_primary_background_fill": "#b3431a",
+    "button_primary_background_fill_hover": "#8f3412",
+    "button_primary_text_color": "#fff",
+    "button_cancel_background_fill": "#b00020",
+    "button_cancel_text_color": "#fff",
+    "block_info_text_color": "#57534e",
+    "block_info_text_color_dark": "#c4beb4",
+    "block_label_text_color": "#44403c",
+    "block_title_text_color": "#292524",
+    "body_text_color_subdued": "#57534e",
+    "body_text_color_subdued_dark": "#c4beb4",
+    "slider_color": "#b3431a",
+}
 # What Gradio's own page would ask other machines for.
 OTHERS = rb'<link\s+rel="preconnect"[^>]*>|<script\s+src="https?:[^>]*>\s*</script>'
 POLICY = b"default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'"
@@ -130,7 +144,7 @@ class Page:
             brush = gr.Brush(default_size="auto", colors=["#ff5814", "#1450ff"], color_mode="fixed")
             options: dict[str, Any] = {"type": "pil", "sources": [], "transforms": [], "layers": False}
             label = "Paint: orange adds, blue takes away"
-            put["editor"] = gr.ImageEditor(**options, brush=brush, label=label, height=420, elem_id="editor")
+            put["editor"] = gr.ImageEditor(**options, brush=brush, label=label, height=420)
             with gr.Column(min_width=200):
                 put["tinted"] = gr.Image(label="The mask", interactive=False, height=200, format="png")
                 put["heat"] = gr.Image(label="Heat map", interactive=False, height=200, format="png")
@@ -140,8 +154,10 @@ class Page:
                 if key[0] in CUT:
                     self.options[key] = control(gr, one, blank)
         with gr.Row():
-            put["dilate"] = gr.Slider(-4, 8, 0, step=1, label="dilate", info="grow by cells; below 0 shrink")
-            put["feather"] = gr.Slider(0, 8, 0, step=1, label="feather", info="fade out over more cells")
+            put["dilate"] = gr.Slider(
+                -4, 8, 0, step=1, min_width=200, label="dilate", info="grow by cells; below 0 shrink"
+            )
+            put["feather"] = gr.Slider(0, 8, 0, step=1, min_width=200, label="feather", info="fade out over more cells")
             put["largest"] = gr.Checkbox(False, label="largest piece only")
             put["invert"] = gr.Checkbox(False, label="invert")
 
@@ -152,7 +168,7 @@ class Page:
             put["count"] = gr.Number(1, precision=0, minimum=1, maximum=16, label="candidates", info="of one seed each")
             put["paint"] = gr.Button("Paint", variant="primary")
             put["cancel"] = gr.Button("Cancel", variant="stop")
-        put["status"] = gr.HTML(said(""), elem_id="status")
+        put["status"] = gr.HTML(said(""))
         put["preview"] = gr.Image(label="What it is heading for", interactive=False, height=200, visible=False)
         put["slider"] = gr.ImageSlider(label="Before and after", interactive=False, max_height=560)
         put["made_said"] = gr.HTML(said(""))
@@ -176,10 +192,11 @@ class Page:
 
     def wire(self, gr: Any, blocks: Any) -> None:
         """Which event calls which handler. Runs wait for one another in one queue, all else answers at once."""
-        put, update = self.part, gr.update
-        self.update = update
-        for name in ("photo", "mask", "reference", "reference_mask"):
-            put[name].preprocess = uploaded  # the file as it came: the library reads it, not Gradio
+        put, self.update = self.part, gr.update
+        for name, component in put.items():
+            component.elem_id = f"part-{name}"
+        for key, component in self.options.items():
+            component.elem_id = f"option-{key[0]}-{key[1]}"
         inputs, outputs = {*put.values(), *self.options.values()}, [*put.values(), *self.options.values()]
         inputs -= {put[name] for name in ("about", "mask_said", "status", "made_said", "tinted", "heat", "preview")}
         inputs -= {put[name] for name in ("slider", "gallery", "files", "command", "python", "sheet")}
@@ -193,8 +210,12 @@ class Page:
                 yield from self.spoken(partial(handler, event=event), self.visit(request), data)
 
             if run:
-                how |= {"concurrency_limit": 1, "concurrency_id": "model", "show_progress": "minimal"}
-                how |= {"show_progress_on": put["status"]}
+                how |= {
+                    "concurrency_limit": 1,
+                    "concurrency_id": "model",
+                    "show_progress": "minimal",
+                    "show_progress_on": put["status"],
+                }
             else:
                 how |= {"concurrency_limit": None, "show_progress": "hidden", "trigger_mode": "always_last"}
             fn = call_with if "event" in inspect.signature(handler).parameters else call
@@ -246,6 +267,7 @@ class Page:
             text = text.replace(photo[0], photo[1]) if photo else text
             return text.replace(f"{self.folder}/", "").replace(str(self.folder), "")
 
+        yield {self.part["status"]: self.update()}  # Gradio empties what is never answered
         try:
             for updates in handler(visit, told):
                 yield {self.part[key] if key in self.part else self.options[key]: one for key, one in updates.items()}
@@ -273,16 +295,16 @@ class Page:
         shaping = {
             name: bool(told[name]) if name in ("largest", "invert") else int(told[name] or 0) for name in SHAPING
         }
-        steering = Steering(**shaping | visits.strokes(layers, picture.size))
+        steering = Steering(**shaping | visits.strokes(layers, picture.size))  # type: ignore[arg-type]
         return settled, files, steering, (told["model"], tuple(told["lora"] or ()))
 
     def take_photo(self, visit: Visit, told: dict[Any, Any]) -> Iterator[Any]:
         photo = told["photo"]
         if photo and visit.photo == Path(photo[0]):
             return
-        nothing = dict.fromkeys(("editor", "tinted", "heat"))
-        visit.take(None)
-        yield nothing | {"mask_said": said("")}
+        if visit.photo:
+            visit.take(None)
+            yield dict.fromkeys(("editor", "tinted", "heat")) | {"mask_said": said("")}
         if photo:
             visit.take(Path(photo[0]), photo[1])
             picture = visits.reduced(visit.at_hand[1], visits.LONGEST)
@@ -373,7 +395,7 @@ class Page:
         for one in self.running(visit, choice, work):
             if isinstance(one, Ended):
                 visit.found = one.made
-                yield self.masked(visit, one.made) | {self.seed: one.made.seed, "status": said(noted(one))}
+                yield self.masked(visit, one.made) | {self.seed: str(one.made.seed), "status": said(noted(one))}
             else:
                 yield one
 
@@ -412,7 +434,7 @@ class Page:
             if isinstance(one, Result):
                 made = visit.keep(one, files, self.setup.named(choice), about_result(one))
                 found = self.masked(visit, one) if one.latent_mask is not None else {}
-                yield found | self.shown(visit, made) | {self.seed: plans[0].settings["seed"]}
+                yield found | self.shown(visit, made) | {self.seed: str(plans[0].settings["seed"])}
             else:
                 yield {"status": said(noted(one))} if isinstance(one, Ended) else one
 
@@ -538,18 +560,42 @@ def control(gr: Any, one: Option, blank: Any) -> Any:
     if one.choices:
         return gr.Dropdown([*one.choices, *(["none"] if one.none else [])], **common)
     if one.type is float and not one.none and (one.low, one.high) == (0, 1):
-        return gr.Slider(0, 1, step=0.01, **common)
-    if one.numeric:
-        empty = "; empty: none" if one.none and one.name != "seed" else "; empty: another" * (one.name == "seed")
-        return gr.Number(**common | {"info": one.about + empty}, precision=0 if one.type is int else None)
-    return gr.Textbox(**common)
+        return gr.Slider(0, 1, step=0.01, min_width=200, **common)
+    if one.numeric and not one.none:
+        return gr.Number(**common, precision=0 if one.type is int else None)
+    empty = "; empty: another one" if one.name == "seed" else "; empty: none" if one.none else ""
+    return gr.Textbox(**common | {"info": one.about + empty})
 
 
 def boxed(one: Option, value: Any) -> Any:
-    return "none" if value is None and one.choices else value
+    """A value as its control shows it; a number that may be none stands in a box of text."""
+    if value is None:
+        return "none" if one.choices else ""
+    return str(value) if one.numeric and one.none else value
 
 
-def uploaded(payload: Any) -> tuple[str, str] | None:
+def trusting_nothing(gr: Any) -> None:
+    """Gradio as this process has it: values and files come as they were sent, for the library to check and to read; an
+    address in a file's place is not fetched.
+    """
+    take = gr.Image.async_move_resource_to_block_cache
+
+    async def take_file(self: Any, path: Any) -> Any:
+        if "://" in str(path):
+            raise ValueError("an address is not fetched: send the file")
+        return await take(self, path)
+
+    gr.blocks.Block.async_move_resource_to_block_cache = take_file
+    gr.Image.preprocess = uploaded
+    for kind in (gr.Slider, gr.Number, gr.Dropdown, gr.CheckboxGroup, gr.Checkbox, gr.Textbox):
+        kind.preprocess = as_it_is
+
+
+def as_it_is(_: Any, value: Any) -> Any:
+    return value
+
+
+def uploaded(_: Any, payload: Any) -> tuple[str, str] | None:
     """The file that a visitor sent, where the server put it, and the name that it came with."""
     if payload is None:
         return None
@@ -650,8 +696,11 @@ def served(studio: Studio, setup: Setup, host: str = "127.0.0.1", port: int | No
         import gradio as gr
         from starlette.middleware import Middleware
 
+        trusting_nothing(gr)
         blocks = Page(studio, setup, folder).build().queue(max_size=20)
-        theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+        theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]).set(
+            **COLOURS
+        )
         app = {"middleware": [Middleware(Local)], "docs_url": None, "redoc_url": None}
         looks = {"theme": theme, "css": part("page.css"), "footer_links": []}
         limits = {"max_file_size": LARGEST, "strict_cors": True, "share": False, "ssr_mode": False}
@@ -668,8 +717,9 @@ def served(studio: Studio, setup: Setup, host: str = "127.0.0.1", port: int | No
 def library_decoders() -> Iterator[None]:
     """Gradio opens pictures with whatever Pillow has: here with what the library reads."""
     Image.init()
-    others = {kind: Image.OPEN.pop(kind) for kind in Image.OPEN.keys() - {*images.READ, "MPO"}}
+    before = [*Image.ID]
+    Image.ID[:] = [kind for kind in before if kind in (*images.READ, "MPO")]
     try:
         yield
     finally:
-        Image.OPEN |= others
+        Image.ID[:] = before
