@@ -218,18 +218,20 @@ class Page:
                 }
             else:
                 how |= {"concurrency_limit": None, "show_progress": "hidden", "trigger_mode": "always_last"}
+            asked = inputs if run or triggers == (put["editor"].change,) else inputs - {put["editor"]}
             fn = call_with if "event" in inspect.signature(handler).parameters else call
-            return gr.on([*triggers], fn, inputs, outputs, api_visibility="private", **how)
+            return gr.on([*triggers], fn, asked, outputs, api_visibility="private", **how)
 
         on(self.take_photo, put["photo"].change, blocks.load)
         on(self.take_example, put["example"].input)
         on(self.take_method, put["method"].input, put["inversion"].input, put["mask_from"].submit)
         on(self.take_settings, put["settings"].upload)
         on(self.take_point, put["photo"].select)
-        live = [put[name].input for name in SHAPING] + [put["editor"].change, put["mask"].change]
+        live = [put[name].input for name in SHAPING] + [put["mask"].change]
         of_masks = {name for place in MASKS.values() for name in options_of(function_at(place))}
         on(self.look, *live, *(one.input for key, one in self.options.items() if key[0] in of_masks - {*FIRST}))
         names = ("find", "paint", "words", "compare")
+        on(self.look, put["editor"].change)
         runs = [on(getattr(self, name), put[name].click, run=True) for name in names]
         on(self.cancel, put["cancel"].click, cancels=runs)
         on(self.choose, put["gallery"].select)
@@ -291,11 +293,12 @@ class Page:
         values = {name: one[0] if isinstance(one := told[name], tuple) else one for name in GIVEN}
         values |= {key[0]: told[key] for key in self.options if kind_of(blank.options.get(key[0])) == key}
         settled, files = visits.settle(choices, values, photo)
-        layers = (told["editor"] or {}).get("layers") or []
+        if "editor" in told:  # else as it was when it was last painted on
+            visit.layers = (told["editor"] or {}).get("layers") or []
         shaping = {
             name: bool(told[name]) if name in ("largest", "invert") else int(told[name] or 0) for name in SHAPING
         }
-        steering = Steering(**shaping | visits.strokes(layers, picture.size))  # type: ignore[arg-type]
+        steering = Steering(**shaping | visits.strokes(visit.layers, picture.size))  # type: ignore[arg-type]
         return settled, files, steering, (told["model"], tuple(told["lora"] or ()))
 
     def take_photo(self, visit: Visit, told: dict[Any, Any]) -> Iterator[Any]:
@@ -421,14 +424,16 @@ class Page:
         count = int(told["count"] or 1)
         plans = candidates(settled, count) if count != 1 else [settled]
 
-        def work(sd: Any, watch: Any) -> None:
+        def work(sd: Any, watch: Any) -> Result | None:
             known = visit.known(sd, size)
             watch.expect(plans, known)
             watch.sees(sd, picture, size, known)
+            done = None
             for one in plans:
                 done = execute(one, sd, photo, steering=shaping, reuse=known, watch=watch, bitwise=True)
                 known = [*known, done][-visits.MOST_REUSED :]
                 watch.show(done)
+            return done
 
         for one in self.running(visit, choice, work):
             if isinstance(one, Result):

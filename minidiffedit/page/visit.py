@@ -56,12 +56,14 @@ class Visit:
         self.picture: Image.Image | None = None
         self.name, self.count, self.stop = "", 0, threading.Event()
         self.found: Result | None = None
+        self.layers: list[Image.Image] = []  # what is painted
         self.made: list[Made] = []
         self.shown: Made | None = None
 
     def take(self, photo: Path | None, name: str = "") -> None:
         """Another picture to edit. Raises ValueError for a file that is none, or that no model takes."""
         self.photo = self.picture = self.found = None
+        self.layers = []
         if photo is not None:
             picture = images.to_rgb(images.read_picture(photo))
             images.working_size(picture.size, 512)

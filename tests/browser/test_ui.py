@@ -205,7 +205,7 @@ def test_candidates_come_one_by_one_and_a_chosen_one_is_gone_on_from(server, com
     page = come(server)
     fill(page)
     page.locator("#part-count input").fill("2")
-    paint(page, "Done.")
+    paint(page)
     thumbnails = page.locator("#part-gallery button.thumbnail-item")
     expect(thumbnails).to_have_count(2)
     assert "seed 4" in page.inner_text("#part-made_said")
