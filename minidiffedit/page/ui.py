@@ -179,8 +179,9 @@ class Page:
             put["whole"] = gr.Button("Add state and report")
         put["files"] = gr.File(label="Files", file_count="multiple", interactive=False)
         with gr.Accordion("The same from the command line, and in Python", open=False):
-            put["command"] = gr.Code(language="shell", label="command, beside the files", interactive=False)
-            put["python"] = gr.Code(language="python", label="Python, beside the files", interactive=False)
+            text = {"interactive": False, "buttons": ["copy"], "lines": 2, "max_lines": 20}
+            put["command"] = gr.Textbox("", label="command, beside the files", **text)
+            put["python"] = gr.Textbox("", label="Python, beside the files", **text)
         with gr.Accordion("Look closer", open=False):
             put["words"] = gr.Button("Where each word of the source is looked for")
             names = [*self.methods]
