@@ -38,6 +38,7 @@ from .visit import SHAPING, Visit
 
 Choice = tuple[str, tuple[str, ...]]
 FIRST = ("seed", "steps", "strength", "guidance_scale")  # options that are shown at once
+SHOWN = ["download", "fullscreen"]  # of a picture: no button that shares it
 MOST_VISITS, LARGEST = 50, "64mb"  # the upload of one picture
 FIND_ANEW = "These options ask for another mask: find it anew."
 COLOURS = {  # with enough contrast, in light and dark
@@ -142,12 +143,13 @@ class Page:
         put["mask_said"] = gr.HTML(said("Where the two texts disagree. Or paint your own."))
         with gr.Row():
             brush = gr.Brush(default_size="auto", colors=["#ff5814", "#1450ff"], color_mode="fixed")
+            seen = {"interactive": False, "height": 200, "format": "png", "buttons": SHOWN}
             options: dict[str, Any] = {"type": "pil", "sources": [], "transforms": [], "layers": False}
             label = "Paint: orange adds, blue takes away"
             put["editor"] = gr.ImageEditor(**options, brush=brush, label=label, height=420)
             with gr.Column(min_width=200):
-                put["tinted"] = gr.Image(label="The mask", interactive=False, height=200, format="png")
-                put["heat"] = gr.Image(label="Heat map", interactive=False, height=200, format="png")
+                put["tinted"] = gr.Image(label="The mask", **seen)
+                put["heat"] = gr.Image(label="Heat map", **seen)
         blank, found = blank_plan(self.methods[0]), all_options(self.methods)
         with gr.Row():
             for key, one in found.items():
@@ -169,10 +171,14 @@ class Page:
             put["paint"] = gr.Button("Paint", variant="primary")
             put["cancel"] = gr.Button("Cancel", variant="stop")
         put["status"] = gr.HTML(said(""))
-        put["preview"] = gr.Image(label="What it is heading for", interactive=False, height=200, visible=False)
+        put["preview"] = gr.Image(
+            label="What it is heading for", interactive=False, height=200, visible=False, buttons=SHOWN
+        )
         put["slider"] = gr.ImageSlider(label="Before and after", interactive=False, max_height=560)
         put["made_said"] = gr.HTML(said(""))
-        put["gallery"] = gr.Gallery(label="Results: choose one to go on from", columns=4, height=220, interactive=False)
+        put["gallery"] = gr.Gallery(
+            label="Results: choose one to go on from", columns=4, height=220, interactive=False, buttons=SHOWN
+        )
         with gr.Row():
             put["again"] = gr.Button("Take its settings")
             put["next"] = gr.Button("Edit this result")
@@ -187,7 +193,7 @@ class Page:
             names = [*self.methods]
             put["others"] = gr.Dropdown(names, value=[], multiselect=True, label="Method against method")
             put["compare"] = gr.Button("Compare")
-            put["sheet"] = gr.Image(label="Page", interactive=False, visible=False, format="png")
+            put["sheet"] = gr.Image(label="Page", interactive=False, visible=False, format="png", buttons=SHOWN)
 
     # ------------------------------------------------------------ what happens
 
@@ -379,7 +385,7 @@ class Page:
         share = f"{float((M > 0).float().mean()):.1%} of the picture, {int((M > 0).sum())} of {M.numel()} cells."
         if isinstance(found, Result):
             share = "The two texts do not differ on this picture." if found.verdict == "no difference" else share
-            share += f" UNet rows paid for it: {found.rows}."
+            share += f" UNet rows paid for it: {found.evaluations.get('mask', 0)}."
         heat = found.heat if isinstance(found, Result) else None
         picture = visit.at_hand[1]
         shown = None if heat is None else visits.heat_picture(heat, picture.size)
