@@ -104,8 +104,8 @@ $(VENV)/test.stamp: $(VENV)/run.stamp
 	$(PIP) --editable '.[test,check]'
 	@touch $@
 
-test-browser: $(VENV)/test.stamp  ## the report in headless Chromium; screenshots in .screenshots
-	$(RUN) -m pip install --quiet --editable '.[browser]'
+test-browser: $(VENV)/test.stamp  ## the report and the page in headless Chromium; screenshots in .screenshots
+	$(RUN) -m pip install --quiet --editable '.[browser,ui]'
 	$(RUN) -m pytest tests/browser
 
 bench-gpu: $(VENV)/test.stamp  ## what only a CUDA device can answer: right, rates, ratios, the kernels; with TORCH=torch; GPU="--quick"

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 from . import __version__
-from .commands import editing, learn, many, methods, models, pages, word_maps
+from .commands import editing, learn, many, methods, models, pages, ui, word_maps
 from .commands.common import Command, shown
 from .commands.streams import streams
 from .commands.typos import strange_command, strange_option, strange_words
@@ -26,7 +26,7 @@ from .commands.typos import strange_command, strange_option, strange_words
 NO_MEMORY = ("out of memory", "allocate memory", "could not create a primitive", "bad_alloc", "failed to map segment")
 COMMANDS: dict[str, Command] = {
     name: command
-    for group in (editing, learn, methods, word_maps, pages, many, models)
+    for group in (editing, ui, learn, methods, word_maps, pages, many, models)
     for name, command in group.COMMANDS.items()
 }
 

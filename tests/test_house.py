@@ -16,7 +16,7 @@ from minidiffedit.methods.table import SYSTEMS
 
 ROOT = Path(minidiffedit.__file__).parent
 SPINE = "diffedit ddim sd unet attention vae clip tokenizer checkpoint".split()  # noqa: SIM905 (a sentence)
-EXTRAS = {"matplotlib", "ray", "torchmetrics", "torchvision"}
+EXTRAS = {"gradio", "matplotlib", "ray", "starlette", "torchmetrics", "torchvision"}
 PACKAGES = {"torch", "safetensors", "tokenizers", "numpy", "PIL", "huggingface_hub"}
 
 # Room: what its files may import of the package, besides one another.
@@ -48,6 +48,7 @@ ROOMS = {
     "progress": {"cost", "run"},
     "views": {*RUNNING, "__version__", "many.metrics"},
     "many": RUNNING | {"fast"},
+    "page": {*RUNNING, "views", "__version__"},
     "commands": None,  # anything
     "cli": {"commands", "__version__"},
     "__main__": {"cli"},
@@ -179,7 +180,7 @@ def test_only_the_six_packages_are_imported():
 
 # ---------------------------------------------------------------- the shell knows no method
 
-SHELL = ("commands", "many", "views", "files")
+SHELL = ("commands", "many", "page", "views", "files")
 DEFAULTS = {"diffedit", "text-to-image"}  # what `edit` and `generate` do unless told otherwise
 
 
@@ -229,11 +230,12 @@ def test_the_core_stays_within_its_budget():
 
 def test_what_is_neither_core_nor_method_stays_within_its_budget():
     """5,200 lines were the aim, at 7,900 when words, crops, add-ons, weighted texts and states of every method were
-    still to come. This is where it stands with them: it may only become less. clip_image.py is a network too.
+    still to come. 10,976 is where it stood with them, 1,305 more are the page of `minidiffedit ui` (page/, ui.py of
+    commands/): it may only become less. clip_image.py is a network too.
     """
     others = ("core", "clip_image", "methods", "kernels", "data")
     lines = {name: lines_of(name) for name in modules() if room_of(name) not in others}
-    assert sum(lines.values()) <= 10976, (sum(lines.values()), sorted(lines.items(), key=lambda item: -item[1]))
+    assert sum(lines.values()) <= 12281, (sum(lines.values()), sorted(lines.items(), key=lambda item: -item[1]))
 
 
 def test_a_method_is_one_short_file():

@@ -191,6 +191,10 @@
       context.lineWidth = thick;
       context.stroke(outline);
     }
+    if (cell) { // where the keyboard paints
+      context.strokeStyle = "#1450ff";
+      context.strokeRect(cell[0] * a * scale, cell[1] * b * scale, a * scale, b * scale);
+    }
   }
 
   const BINS = 72;
@@ -219,6 +223,9 @@
 
   // ------------------------------------------------------------ the mask's controls
 
+  // What was painted over the mask, last of all: 1 edited, 0 kept, null as the controls have it; and what it was before.
+  let painted = new Array(size).fill(null), strokes = [], cell = null;
+
   const NAMES = ["threshold", "clip", "largest", "invert", "dilate", "feather"];
   const start = Object.fromEntries(NAMES.map((name) => [name, data[name]]));
   let chosen = { ...start }, current = used;
@@ -236,7 +243,7 @@
 
   function show() {
     const s = chosen, heat = mean && heatOf(s.clip);
-    current = maskOf(s);
+    current = maskOf(s).map((v, i) => painted[i] ?? v);
     const file = data.name.replace(/[^\w.-]/g, "_") + "-mask.png";
     if (mean) {
       const zeros = new Float32Array(size), dark = most(mean) || 1;
@@ -271,7 +278,7 @@
     const base = data.commands.start;
     $("by-file").textContent = [base, "--mask", file, ...plainly()].join(" ");
     $("by-options").textContent = base + " " + options(s);
-    document.querySelectorAll(".by-options").forEach((part) => { part.hidden = !data.commands.options || !options(s); });
+    document.querySelectorAll(".by-options").forEach((part) => { part.hidden = !data.commands.options || !options(s) || painted.some((v) => v !== null); });
     $("save").dataset.file = file;
   }
 
@@ -285,7 +292,11 @@
   }
   for (const name of ["largest", "invert"]) $(name).addEventListener("change", (event) => choose({ [name]: event.target.checked }));
   $("unclipped").addEventListener("change", (event) => choose({ clip: event.target.checked ? null : Number($("clip").value) }));
-  $("reset").addEventListener("click", () => choose(start));
+  $("reset").addEventListener("click", () => {
+    painted.fill(null);
+    strokes = [];
+    choose(start);
+  });
   if (!("CompressionStream" in window)) {
     $("save").disabled = true;
     $("save").textContent = "A newer browser can save the mask";
@@ -298,6 +309,77 @@
     setTimeout(() => URL.revokeObjectURL(link.href), 10000);
     $("said").textContent = "Saved as " + file + ".";
   });
+
+  // ------------------------------------------------------------ the brush, and copies of the commands
+
+  function brush() {
+    const canvas = $("overlay"), kind = () => document.querySelector("[name=brush]:checked").value;
+    const dab = ([x, y]) => {
+      const reach = Number($("brush-size").value), from = -Math.floor((reach - 1) / 2);
+      for (let i = from; i < from + reach; i++) {
+        for (let j = from; j < from + reach; j++) {
+          if (x + i >= 0 && x + i < w && y + j >= 0 && y + j < h) painted[(y + j) * w + x + i] = Number(kind());
+        }
+      }
+      show();
+    };
+    const begin = () => strokes.push(painted.slice());
+    const at = (event) => {
+      const box = canvas.getBoundingClientRect();
+      const clip = (v, n) => Math.min(n - 1, Math.max(0, Math.floor(v * n)));
+      return [clip((event.clientX - box.left) / box.width, w), clip((event.clientY - box.top) / box.height, h)];
+    };
+    canvas.addEventListener("pointerdown", (event) => {
+      if (!kind()) return;
+      begin();
+      canvas.setPointerCapture(event.pointerId);
+      dab(at(event));
+    });
+    canvas.addEventListener("pointermove", (event) => { if (kind() && event.buttons) dab(at(event)); });
+    canvas.addEventListener("keydown", (event) => {
+      const step = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
+      if (!kind() || !(step || event.key === " ")) return;
+      event.preventDefault();
+      cell = cell ?? [Math.floor(w / 2), Math.floor(h / 2)];
+      if (step) {
+        cell = [Math.min(w - 1, Math.max(0, cell[0] + step[0])), Math.min(h - 1, Math.max(0, cell[1] + step[1]))];
+        show();
+        $("said").textContent = "Column " + (cell[0] + 1) + " of " + w + ", row " + (cell[1] + 1) + " of " + h + ".";
+      } else {
+        begin();
+        dab(cell);
+      }
+    });
+    document.querySelectorAll("[name=brush]").forEach((one) => one.addEventListener("change", () => {
+      canvas.tabIndex = kind() ? 0 : -1;
+      canvas.classList.toggle("painting", kind() !== "");
+      cell = null;
+      show();
+    }));
+    $("undo").addEventListener("click", () => {
+      painted = strokes.pop() ?? painted;
+      show();
+    });
+  }
+
+  function copies() {
+    document.querySelectorAll("pre").forEach((part) => {
+      const button = Object.assign(document.createElement("button"), { type: "button", textContent: "Copy" });
+      button.className = "copy " + part.className;
+      button.setAttribute("aria-label", "Copy the " + part.getAttribute("aria-label"));
+      button.addEventListener("click", async () => {
+        try {
+          await navigator.clipboard.writeText(part.textContent);
+          button.textContent = "Copied";
+        } catch { // a browser that keeps its clipboard from files
+          getSelection().selectAllChildren(part);
+          button.textContent = "Marked: copy it by the keyboard";
+        }
+        setTimeout(() => { button.textContent = "Copy"; }, 2000);
+      });
+      part.after(button);
+    });
+  }
 
   // ------------------------------------------------------------ the levels
 
@@ -483,7 +565,9 @@
       $("tint").height = h;
       tint($("tint").getContext("2d"), used);
       show();
+      brush();
     }
+    copies();
     if (sheets.y) await walk();
     if (data.looks.length) await words();
     document.body.dataset.ready = "yes";

@@ -1,0 +1,186 @@
+"""Runs behind the page: one model in memory, one run at a time, each in a thread that tells how far it is.
+
+A run stops at its next model call when its visitor cancels it or leaves. What needs no model at all, a mask cut anew
+from maps that are known, is made by `cut` beside it, while another visitor's run goes on.
+"""
+
+import queue
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from PIL import Image
+
+from ..cost import Counter, costs
+from ..files import images
+from ..files.masks import Steering
+from ..run import Plan, Result, Step, execute_mask
+from ..views.previews import LatentRGB, apply, fit
+
+if TYPE_CHECKING:
+    from ..sd import StableDiffusion
+
+EVERY = 0.3  # seconds between two looks at a run
+Load = Callable[[str, Sequence[str]], "StableDiffusion"]
+
+
+class Stopped(Exception):
+    """The visitor cancelled the run, or left."""
+
+
+class NeedsModel(Exception):
+    """What was asked for cannot be had without a model call."""
+
+
+class Seen(NamedTuple):
+    """A look at a run: stage, model rows done and expected, seconds left (None: not known yet), the picture that it is
+    heading for (None: nothing to see yet).
+    """
+
+    stage: str
+    done: int
+    total: int
+    left: float | None
+    picture: Image.Image | None
+
+
+class Ended(NamedTuple):
+    """What a run made, and the warnings that it gave."""
+
+    made: Any
+    warnings: list[str]
+
+
+class Watcher:
+    """Watches a run: counts, shows, and stops it. `expect` says how many rows come; `sees`, how latents are shown."""
+
+    def __init__(self, stop: threading.Event, show: Callable[[Any], None]):
+        self.stop, self.show = stop, show
+        self.total, self.done, self.before, self.start, self.last = 0, 0, 0, time.monotonic(), 0.0
+        self.rgb: LatentRGB | None = None
+
+    def expect(self, plans: Sequence[Plan], known: Sequence[Result], *stages: str) -> None:
+        """stages: which of them are run (default: all)."""
+        alone = [one for one in known if one.evaluations.keys() == {"mask"}]  # whose path is not known
+        whole = [one.plan for one in known if one not in alone]
+        found = costs([*whole, *plans])[len(whole) :]
+        for mask in alone:
+            again = costs([mask.plan, *plans])[1:]
+            found = [one | {n: min(one[n], two[n]) for n in one if n == "mask"} for one, two in zip(found, again)]
+        self.total = sum(rows for one in found for stage, rows in one.items() if not stages or stage in stages)
+        self.start = time.monotonic()
+
+    @torch.no_grad()
+    def sees(self, sd: "StableDiffusion", picture: Image.Image, size: int | None, known: Sequence[Result]) -> None:
+        if known and known[0].x0 is not None:
+            self.rgb = fit(known[0].x0, picture)
+        else:
+            at = images.working_size(picture.size, size or sd.side, sd.factor)
+            self.rgb = fit(sd.encode(images.to_tensor(picture, at)), picture)
+
+    def __call__(self, step: Step) -> None:
+        if self.stop.is_set():
+            raise Stopped
+        self.done += step.rows - self.before if step.rows >= self.before else step.rows  # a new run begins at nothing
+        self.before, now = step.rows, time.monotonic()
+        if now - self.last < EVERY:
+            return
+        self.last, picture = now, None
+        if self.rgb and step.stage != "mask":  # whose latents are noise on the source
+            picture = apply(self.rgb, step.clean)
+            picture = picture.resize((8 * picture.width, 8 * picture.height), Image.Resampling.BICUBIC)
+        total = max(self.total, self.done)
+        left = (now - self.start) / self.done * (total - self.done) if self.done else None
+        self.show(Seen(step.stage, self.done, total, left, picture))
+
+
+class Studio:
+    """The one model of all visitors. load: a model's name and its LoRAs -> the model; both were named at the start."""
+
+    def __init__(self, load: Load, choice: tuple[str, tuple[str, ...]]):
+        self.load, self.lock, self.choice = load, threading.Lock(), choice
+        self.sd: StableDiffusion | None = load(*choice)
+
+    def model(self, choice: tuple[str, tuple[str, ...]]) -> "StableDiffusion":
+        """The chosen model; another one leaves the memory before it comes."""
+        if self.sd is None or choice != self.choice:
+            self.sd = None
+            self.sd, self.choice = self.load(*choice), choice
+        return self.sd
+
+    def run(
+        self,
+        stop: threading.Event,
+        choice: tuple[str, tuple[str, ...]],
+        work: Callable[["StableDiffusion", Watcher], Any],
+    ) -> Iterator[Any]:
+        """Do the work in a thread: looks at it, whatever else it shows, and at last `Ended`. Raises what it raises."""
+        shown: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+        def done() -> None:
+            said: list[str] = []
+            try:
+                with self.lock, hearing(said):
+                    if stop.is_set():
+                        raise Stopped
+                    shown.put(Ended(work(self.model(choice), Watcher(stop, shown.put)), said))
+            except BaseException as error:
+                shown.put(error)
+
+        threading.Thread(target=done, daemon=True).start()
+        try:
+            while True:
+                one = shown.get()
+                if isinstance(one, BaseException):
+                    raise one
+                yield one
+                if isinstance(one, Ended):
+                    return
+        finally:
+            stop.set()  # whoever looks on is gone
+
+
+@contextmanager
+def hearing(said: list[str]) -> Iterator[None]:
+    """Collects the warnings of this thread, each once; those of others stay theirs."""
+    me = threading.get_ident()
+
+    def hear(message: Any, *_: Any, **__: Any) -> None:
+        if threading.get_ident() == me and str(message) not in said:
+            said.append(str(message))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = hear
+        yield
+
+
+class Idle(Counter):
+    """In the place of a model of which nothing may be asked: a mask that is known is cut anew without it."""
+
+    def __init__(self, sd: "StableDiffusion"):
+        super().__init__(sd.kind)
+        for name in ("name", "side", "factor", "channels", "device", "scale"):
+            setattr(self, name, getattr(sd, name))
+
+    def eps(self, *_: Any, **__: Any) -> Any:
+        raise NeedsModel
+
+
+def cut(found: Result, settled: Plan, steering: Steering | None) -> Result:
+    """The mask that a plan finds where `found` holds all that it takes; no model row is paid. Raises NeedsModel."""
+    if settled.functions.get("mask") is None or settled.functions["mask"] != found.plan.functions.get("mask"):
+        raise NeedsModel
+    idle: Any = Idle(found.sd)
+    assert found.source
+    try:
+        return execute_mask(settled, idle, found.source, steering=steering, reuse=[replace(found, sd=idle)])
+    except ValueError as error:
+        if "reuse=" in str(error):  # of another working size
+            raise NeedsModel from error
+        raise

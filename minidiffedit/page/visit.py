@@ -1,0 +1,302 @@
+"""What one visitor of the page has: a picture, the mask that was found on it, results with their files and settings.
+
+Nothing here knows Gradio. Texts and numbers are what the controls say, by name; pictures are files that the server
+itself put into its folder. A result's command and Python make the same bytes again.
+"""
+
+import shlex
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..files import images
+from ..files.masks import Steering
+from ..files.metadata import identity, metadata, model_hash, prompt_of
+from ..files.results import MARK, settings_in
+from ..files.states import save_state
+from ..options import Option
+from ..run import GIVEN, Plan, Result, blank_plan, check_same, parts_of, plan
+from ..views.report import coloured, option, reduced, save_report, words
+from .runs import cut
+
+SHAPING = ("largest", "invert", "dilate", "feather")  # of a Steering, what sliders say
+TINT = (255, 88, 20)
+LONGEST = 1024  # pixels a side of what is shown and painted on
+MOST_MADE, MOST_REUSED = 24, 3
+
+
+@dataclass(eq=False)
+class Made:
+    """One result: its picture's file and those beside it, and how it is made again."""
+
+    picture: Path
+    files: list[Path]
+    about: str
+    command: str
+    python: str
+    settings: dict[str, Any]
+    source: Path
+    result: Result | None = field(repr=False)
+
+
+class Visit:
+    """One visitor. folder: for this visitor's files alone."""
+
+    def __init__(self, folder: Path):
+        self.folder = Path(tempfile.mkdtemp(dir=folder))
+        self.photo: Path | None = None
+        self.picture: Image.Image | None = None
+        self.name, self.count, self.stop = "", 0, threading.Event()
+        self.found: Result | None = None
+        self.layers: list[Image.Image] = []  # what is painted
+        self.made: list[Made] = []
+        self.shown: Made | None = None
+
+    def take(self, photo: Path | None, name: str = "") -> None:
+        """Another picture to edit. Raises ValueError for a file that is none, or that no model takes."""
+        self.photo = self.picture = self.found = None
+        self.layers = []
+        if photo is not None:
+            picture = images.to_rgb(images.read_picture(photo))
+            images.working_size(picture.size, 512)
+            self.photo, self.picture, self.name = photo, picture, Path(name or photo.name).name
+
+    @property
+    def at_hand(self) -> tuple[Path, Image.Image]:
+        """The picture and its file. Raises ValueError where there is none."""
+        if self.photo is None or self.picture is None:
+            raise ValueError("there is no picture yet: upload, drop or paste one, or take an example")
+        if not self.photo.exists():
+            raise ValueError("the picture is no longer here, the server was started anew: choose it again")
+        return self.photo, self.picture
+
+    def known(self, sd: Any, size: int | None) -> list[Result]:
+        """Earlier results on this picture by this model: what still holds of them is not paid twice."""
+        found, (_, picture) = [], self.at_hand
+        at = images.working_size(picture.size, size or sd.side, sd.factor)
+        latest = [one.result for one in self.made if one.result and one.source == self.photo][-MOST_REUSED:]
+        for one in [self.found, *latest]:
+            try:
+                if one is not None:
+                    check_same(one, sd, picture, at)
+                    found.append(one)
+            except ValueError:
+                continue
+        return found
+
+    def mask(self, settled: Plan, steering: Steering, sd: Any) -> Result | Tensor | None:
+        """The mask as the controls have it: of the maps that were found, or of a given or painted one the cells alone;
+        None where nothing is known. Raises NeedsModel where it must be found anew.
+        """
+        _, picture = self.at_hand
+        given, painted = settled.given.get("mask"), steering.union is not None or steering.subtract is not None
+        if given is None and "mask" in settled.functions and self.found:
+            return cut(self.found, settled, steering)
+        if given is None and not painted:
+            return None
+        at = images.working_size(picture.size, settled.settings["size"] or sd.side, sd.factor)
+        cells = torch.zeros(1, 1, at[1] // sd.factor, at[0] // sd.factor)
+        M = cells if given is None else images.latent_mask(given, picture.size, at, sd.factor)
+        return steering.at(picture.size, at, sd.factor)(M)
+
+    def mask_file(self, M: Tensor) -> Path:
+        """A painted mask as a file, by which a command can name it."""
+        self.count += 1
+        path = self.folder / f"{Path(self.name).stem}-mask-{self.count}.png"
+        images.write_picture(images.mask_picture(M, self.at_hand[1].size), path, MARK)
+        return path
+
+    def keep(self, done: Result, files: dict[str, Path], model: tuple[Sequence[str], str], about: str) -> Made:
+        """Write a result's picture and mask. files: what the plan was given as files, by name; model: how a command and
+        how Python names it.
+        """
+        self.count += 1
+        photo, _ = self.at_hand
+        path = self.folder / f"{Path(self.name).stem}-edited-{self.count}.png"
+        hashes = {name: model_hash(file) for name, file in files.items() if name in done.plan.given}
+        done.settings.update(hashes)
+        record = done.settings | identity(done.sd)
+        images.write_picture(done.image, path, metadata(record, prompt_of(record)))
+        beside = [file for file in files.values() if file != photo]
+        if done.mask and "mask" not in files:
+            beside.append(path.with_name(f"{path.stem}-mask.png"))
+            images.write_picture(done.mask, beside[-1], MARK)
+        names = {name: file.name for name, file in files.items() if file != photo}
+        texts = command(done, self.name, names, model[0], path.name), python(done, self.name, names, hashes, model[1])
+        made = Made(
+            path, [path, *beside], about, texts[0], f'{texts[1]}done.save("{path.name}")\n', record, photo, done
+        )
+        self.made.append(made)
+        for old in self.made[:-MOST_MADE]:
+            old.result = None  # its files stay
+        self.shown = made
+        return made
+
+    def whole(self) -> Made:
+        """The result that is shown, with its state and its report page among the files."""
+        one = self.shown
+        if one is None:
+            raise ValueError("there is no result yet")
+        if one.result is None:
+            raise ValueError("only the picture of this result is left: its settings make it again")
+        state, page = (one.picture.with_suffix(end) for end in (".safetensors", ".html"))
+        if page not in one.files:
+            if one.result.inside is None:  # an edit with crop cannot be gone on from
+                save_state(one.result, state)
+                one.files.append(state)
+            kept = state.name if state in one.files else None
+            save_report(one.result, page, picture=self.name, state=kept)
+            one.files.append(page)
+        return one
+
+
+# ---------------------------------------------------------------- from controls to a plan, and back
+
+
+def settle(
+    choices: tuple[str, str, str], said: dict[str, Any], photo: Path | None = None
+) -> tuple[Plan, dict[str, Path]]:
+    """A plan of what the controls say, and the files that it was given. choices: method, inversion, the mask's source
+    ("": its own); said: texts, numbers and files by name. Raises ValueError as `plan` does.
+    """
+    method, inversion, mask_from = (one or None for one in choices)
+    blank, files, arguments = (
+        blank_plan(method or "", inversion, (mask_from or "").partition(":")[0]),
+        dict[str, Path](),
+        dict[str, Any](),
+    )
+    for name in blank.given:
+        value = said.get(name)
+        if GIVEN[name].kind in ("mask", "picture"):
+            if value is None and name == "mask" and photo and images.has_hole(photo):
+                value = photo
+            if value is not None:
+                files[name] = Path(value)
+                arguments[name] = images.read_picture(value) if name == "mask" else Path(value)
+        elif value:
+            arguments[name] = value
+    for name, one in blank.options.items():
+        if name in said and said[name] not in (None, ""):
+            arguments[name] = typed(one, said[name])
+        elif one.none and name in said:
+            arguments[name] = None
+    return plan(method or "", inversion=inversion, mask_from=mask_from, **arguments), files
+
+
+def typed(one: Option, value: Any) -> Any:
+    """What a control says as the option has it; a number's box gives floats for whole ones."""
+    if one.choices:
+        return None if one.none and value == "none" else value
+    if isinstance(value, str) and one.type is not str:
+        return one.parse(value)
+    return int(value) if one.type is int and isinstance(value, float) and value.is_integer() else value
+
+
+def settings_of(path: Path) -> tuple[tuple[str, str, str], dict[str, Any]]:
+    """A result's picture -> the choices and what the controls said. They are what the file says, so each is checked.
+    Raises ValueError for a picture without them.
+    """
+    settings = settings_in(path)
+    if not isinstance(method := settings.get("method"), str):
+        raise ValueError("this picture holds no settings of an edit: give one that minidiffedit wrote")
+    return said_by(settings, method)
+
+
+def said_by(settings: dict[str, Any], method: str) -> tuple[tuple[str, str, str], dict[str, Any]]:
+    blank, said = blank_plan(method), dict[str, Any]()
+    own, mask, name = parts_of(method)
+    for given in blank.given:
+        value = settings.get(given)
+        if GIVEN[given].kind == "pairs" and isinstance(value, list):
+            said[given] = "; ".join("=>".join(map(str, pair)) for pair in value if isinstance(pair, list))
+        elif GIVEN[given].kind in ("text", "points") and isinstance(value, str):
+            said[given] = value
+    for option_name in blank.options.keys() & settings.keys():
+        said[option_name] = blank.options[option_name].check(settings[option_name])
+    steering = settings.get("steering")
+    shaping = {name: steering[name] for name in SHAPING if name in steering} if isinstance(steering, dict) else {}
+    Steering(**shaping)
+    return (name, own, mask), said | {name: shaping.get(name, getattr(Steering, name)) for name in SHAPING}
+
+
+# ---------------------------------------------------------------- how a result is made again
+
+
+def shaped(done: Result) -> dict[str, Any]:
+    return {name: value for name, value in (done.steering.settings() if done.steering else {}).items()}
+
+
+def command(done: Result, photo: str, files: dict[str, str], model: Sequence[str], output: str) -> str:
+    """The command line that writes the same bytes, with the files beside it."""
+    said = words(done, photo, ())
+    for name in files.keys() & {"mask"}:
+        said += option(name, files[name])
+    for name, value in shaped(done).items():
+        said += option(name, value)
+    return shlex.join([*said, *model, "-o", output])
+
+
+def python(done: Result, photo: str, files: dict[str, str], hashes: dict[str, str], load: str) -> str:
+    """The same in Python, but for the line that saves it."""
+    settled, usual, shaping = done.plan, blank_plan(done.plan.method), shaped(done)
+    said: dict[str, Any] = {n: v for n, v in settled.given.items() if GIVEN[n].kind in ("text", "pairs", "points")}
+    said = {name: value for name, value in said.items() if value != usual.given[name]} | files
+    said |= {name: v for name, v in settled.settings.items() if v != usual.settings.get(name) or name == "seed"}
+    arguments = [f"{name}={value!r}" for name, value in said.items()]
+    if shaping:
+        arguments.append(f"steering=Steering({', '.join(f'{name}={value!r}' for name, value in shaping.items())})")
+    imports = "StableDiffusion, Steering, edit" if shaping else "StableDiffusion, edit"
+    lines = [f"from minidiffedit import {imports}", "", f"sd = {load}", "done = edit(", "    sd,", f"    {photo!r},"]
+    lines += [f"    {settled.method!r},", *(f"    {one}," for one in arguments), ")"]
+    lines += [f"done.settings[{name!r}] = {value!r}  # the file's hash" for name, value in hashes.items()]
+    return "\n".join(lines) + "\n"
+
+
+# ---------------------------------------------------------------- what is painted, and shown
+
+
+def strokes(layers: Sequence[Image.Image], size: tuple[int, int]) -> dict[str, Image.Image]:
+    """What was painted on the picture -> masks of its size: warm colours are added ("union"), cold ones taken away
+    ("subtract"); none where nothing was painted.
+    """
+    made: dict[str, Image.Image] = {}
+    for layer in layers:
+        pixels = np.asarray(layer.convert("RGBA")).astype(int)
+        for name, there in (("union", pixels[..., 0] >= pixels[..., 2]), ("subtract", pixels[..., 0] < pixels[..., 2])):
+            inside = (pixels[..., 3] > 127) & there
+            if inside.any():
+                mask = Image.fromarray((255 * inside).astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
+                made[name] = (
+                    mask if name not in made else Image.fromarray(np.maximum(np.asarray(made[name]), np.asarray(mask)))
+                )
+    return made
+
+
+def tinted(picture: Image.Image, M: Tensor) -> Image.Image:
+    """The mask laid over the picture, reduced to what is shown."""
+    small = reduced(picture, LONGEST)
+    return Image.composite(
+        Image.new("RGB", small.size, TINT), small, images.grey_picture(M, small.size).point(lambda v: int(0.55 * v))
+    )
+
+
+def heat_picture(heat: Tensor, size: tuple[int, int]) -> Image.Image:
+    """(1, 1, h, w) in [0, 1] in the colours of the report page."""
+    scale = LONGEST / max(LONGEST, *size)
+    at = round(size[0] * scale), round(size[1] * scale)
+    return coloured(heat[0, 0]).convert("RGB").resize(at, Image.Resampling.NEAREST)
+
+
+def sentence(error: BaseException, hidden: Callable[[str], str] = str) -> str:
+    """An error for the page: no traceback, no path of the server."""
+    text = hidden(" ".join(str(error).split())) or type(error).__name__
+    expected = isinstance(error, ValueError | OSError | ArithmeticError)
+    return text[:600] if expected else f"{type(error).__name__}: {text[:600]}"
