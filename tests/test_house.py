@@ -229,7 +229,7 @@ def test_the_core_stays_within_its_budget():
 
 def test_what_is_neither_core_nor_method_stays_within_its_budget():
     """5,200 lines were the aim, at 7,900 when words, crops, add-ons, weighted texts and states of every method were
-    still to come. This is where it stands with them: it may only become less. clip_image.py is a network, as the core's.
+    still to come. Here it stands with them: it may only become less. clip_image.py is a network like the core's.
     """
     others = ("core", "clip_image", "methods", "kernels", "data")
     lines = {name: lines_of(name) for name in modules() if room_of(name) not in others}
