@@ -172,7 +172,7 @@ def test_when_compiling_pays(monkeypatch):
     assert said[1].endswith("8 x 8 cells: 100.0 s; then a call takes 1 s, before 3: it pays after 1 edits")
 
 
-def test_a_model_on_a_gpu_makes_it_the_current_one(monkeypatch, folder):
+def test_a_model_on_a_gpu_makes_it_the_current_one(monkeypatch, folder, loads):
     """Triton launches on the current device; torchrun's second process is given cuda:1 and no more."""
     made = []
     module = sys.modules[StableDiffusion.__module__]
@@ -181,14 +181,14 @@ def test_a_model_on_a_gpu_makes_it_the_current_one(monkeypatch, folder):
     monkeypatch.setattr(module, "find_model", mock.Mock(side_effect=ValueError("no weights are wanted here")))
     for device in ("cuda:1", "cpu"):
         with pytest.raises(ValueError, match="no weights"):
-            StableDiffusion.load(folder, device=device)
+            loads(folder, device=device)
     assert made == [torch.device("cuda:1")]
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("low_memory", [False, True])
-def test_a_decoder_that_overflows_float16_decodes_in_bfloat16(folder, low_memory):
-    sd, wide = (StableDiffusion.load(folder, device="cpu", dtype=dtype) for dtype in ("float16", "bfloat16"))
+def test_a_decoder_that_overflows_float16_decodes_in_bfloat16(folder, low_memory, loads):
+    sd, wide = (loads(folder, device="cpu", dtype=dtype) for dtype in ("float16", "bfloat16"))
     sd.low_memory = wide.low_memory = low_memory
     z = latent(1, 4, 8, 8, dtype=torch.float32)
     with warnings.catch_warnings():

@@ -230,7 +230,9 @@ def test_a_mask_of_another_size_is_refused_before_the_model_is_loaded(option, he
 def test_a_model_that_is_not_here_yet_does_not_judge_masks(here, capsys, monkeypatch):
     """Only its configurations tell its grid; the error is the model's own."""
     monkeypatch.setattr(editing, "load", lambda args: (_ for _ in ()).throw(ValueError("loaded")))
-    assert cli.main(["edit", "in.png", *FAST, "--model", "owner/name", "--mask", "m.png", "--cache-dir", "none"]) == 1
+    assert (
+        cli.main(["edit", "in.png", *FAST[:4], "--model", "owner/name", "--mask", "m.png", "--cache-dir", "none"]) == 1
+    )
     assert capsys.readouterr().err == "error: loaded\n"
 
 
