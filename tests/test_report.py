@@ -142,7 +142,7 @@ def test_every_picture_has_words(page):
         assert a["role"] == "img" and a["aria-label"].strip()
     labelled = {a["for"] for a in page.all("label") if "for" in a}
     for a in page.all("input"):
-        assert a["type"] == "checkbox" or a.get("aria-label") or a["id"] in labelled
+        assert a["type"] in ("checkbox", "radio") or a.get("aria-label") or a["id"] in labelled
 
 
 @pytest.mark.parametrize("places", [["source"], ["target"], ["negative_prompt"], ["source", "target"]], ids="+".join)
