@@ -132,3 +132,14 @@ def latent(*shape, seed=0, dtype=torch.float64):
 def no_address(value):
     """A test's id without addresses, which differ from process to process."""
     return re.sub(r" at 0x\w+", "", str(value))
+
+
+class Shown:
+    """A predictor that keeps what it was shown."""
+
+    def __init__(self, sd):
+        self.sd, self.calls = sd, []
+
+    def __call__(self, x, t, texts, *, given):
+        self.calls.append((x.clone(), t, list(texts), given.clone()))
+        return self.sd.eps(x, t, texts, given=given)

@@ -11,7 +11,7 @@ from explicit import error
 from mutants import mutant, run
 from PIL import Image
 from proofs import pipeline
-from stubs import Model, latent
+from stubs import Model, Shown, latent
 from tiny import box
 
 from minidiffedit import StableDiffusion, Steering, levels, noises
@@ -36,17 +36,6 @@ def weights(tmp_path_factory):
 
 def filled(sd, picture, **options):
     return R.edit(sd, picture, "sd-inpainting", **OPTIONS | options)
-
-
-class Shown:
-    """A predictor that keeps what it was shown."""
-
-    def __init__(self, sd):
-        self.sd, self.calls = sd, []
-
-    def __call__(self, x, t, texts, *, given):
-        self.calls.append((x.clone(), t, list(texts), given.clone()))
-        return self.sd.eps(x, t, texts, given=given)
 
 
 def test_the_unet_sees_the_noisy_latent_the_mask_and_the_picture_without_its_inside(model):

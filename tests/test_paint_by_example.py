@@ -21,7 +21,7 @@ from files import save
 from mutants import mutant, run
 from PIL import Image
 from proofs import edited
-from stubs import Model, latent
+from stubs import Model, Shown, latent
 from tiny import box
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
@@ -313,17 +313,6 @@ def test_it_is_diffusers_pipeline(peer, weights, sd):
         assert error(ours.latent, theirs) < 1e-4 and ours.evaluations == {"decode": 2 * N}
         other = painted(sd, SQUARE, mask=mask, paste=False, reference=SQUARE, **options)
         assert error(other.latent, theirs) > 1e-3  # a bound that another example would not meet
-
-
-class Shown:
-    """A predictor that keeps what it was shown."""
-
-    def __init__(self, sd):
-        self.sd, self.calls = sd, []
-
-    def __call__(self, x, t, texts, *, given):
-        self.calls.append((x.clone(), t, list(texts), given.clone()))
-        return self.sd.eps(x, t, texts, given=given)
 
 
 def test_the_unet_sees_the_picture_without_its_inside_then_what_is_kept(model):
