@@ -37,7 +37,7 @@ def baret(
     steps: Steps = 50,
     strength: Strength = 1.0,
     guidance_scale: Scale = 7.5,
-    inner_steps: Annotated[int, Within(0, 1000, "of Adam on each level's text, at most")] = 10,
+    inner_steps: Annotated[int, Within(0, 200, "of Adam on each level's text, at most")] = 10,
     cross_steps: Early = 0.8,
     self_steps: Early = 0.5,
 ) -> Tensor:

@@ -21,7 +21,7 @@ from .sdedit import vp_noised
 
 LOWEST, HIGHEST = 50, 948  # the timesteps that are drawn
 RATE = 0.1 * 2000 / 4096
-Iterations = Annotated[int, Within(1, 10_000, "updates of the latent")]
+Iterations = Annotated[int, Within(1, 2000, "updates of the latent")]
 Rate = Annotated[float, Within(0, 100, "how far an update follows the predictions")]
 
 SAMPLER = "none: gradient descent"  # as metadata name it

@@ -48,8 +48,8 @@ def dpl(
     steps: Steps = 50,
     strength: Strength = 1.0,
     guidance_scale: Scale = 7.5,
-    text_steps: Annotated[int, Within(0, 1000, "of AdamW on each level's nouns, at most")] = 20,
-    inner_steps: Annotated[int, Within(0, 1000, "of Adam on each level's null text, at most")] = 51,
+    text_steps: Annotated[int, Within(0, 200, "of AdamW on each level's nouns, at most")] = 20,
+    inner_steps: Annotated[int, Within(0, 200, "of Adam on each level's null text, at most")] = 51,
     refine: Refine = 1,
 ) -> Path:
     """source_embedded (1, 77, width), from which `transform` makes the text. Returns the path with a null text and a

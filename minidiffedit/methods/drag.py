@@ -24,7 +24,7 @@ from .descent import Adam
 
 Place = tuple[float, float]  # row and column
 FINE, NEAR = 4, 2.0  # values of F a cell of the latent; how near to its goal a handle rests
-Iterations = Annotated[int, Within(0, 10_000, "moves of the points, at most")]
+Iterations = Annotated[int, Within(0, 2000, "moves of the points, at most")]
 Rate = Annotated[float, Within(0, 10, "how far a move changes what is moved")]
 Patch = Annotated[int, Within(0, 32, "half the side of the square around a point that is moved, in 2 pixels")]
 Reach = Annotated[int, Within(1, 32, "how far a point is looked for after a move, in 2 pixels")]

@@ -21,7 +21,7 @@ from .guidance import cfg
 from .lora import Batch, LoraRate, LoraSteps, Rank, adapted, denoising, drawn, lora, one_picture
 from .sdedit import draws
 
-TextSteps = Annotated[int, Within(0, 100_000, "steps in which a text learns the picture")]
+TextSteps = Annotated[int, Within(0, 5000, "steps in which a text learns the picture")]
 TextRate = Annotated[float, Within(0, 1, "how fast a text is learned")]
 Shapes = Mapping[str, tuple[int, int]]
 

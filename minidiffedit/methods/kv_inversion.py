@@ -37,7 +37,7 @@ def kv_inversion(
     steps: Steps = 50,
     strength: Strength = 1.0,
     guidance_scale: Scale = 7.5,
-    inner_steps: Annotated[int, Within(0, 1000, "of Adam on each level's keys and values")] = 5,
+    inner_steps: Annotated[int, Within(0, 200, "of Adam on each level's keys and values")] = 5,
     rate: Annotated[float, Within(0, 10, "how fast they are learned")] = 1e-3,
     first_step: Annotated[int, Within(0, 999, "steps before they are asked")] = 4,
     finest: Annotated[int, Within(0, 10, "the decoder's levels that have them, from the finest")] = 2,

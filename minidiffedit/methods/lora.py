@@ -25,10 +25,10 @@ from ..path import HookedEps
 from .descent import Adam, slopes
 
 LoRA = dict[str, tuple[Tensor, Tensor]]  # by the name of a weight: A (rank, in), B (out, rank)
-LoraSteps = Annotated[int, Within(0, 100_000, "steps in which weights for this picture are learned first")]
+LoraSteps = Annotated[int, Within(0, 5000, "steps in which weights for this picture are learned first")]
 Rank = Annotated[int, Within(1, 1024, "of the learned weights")]
 LoraRate = Annotated[float, Within(0, 1, "how fast weights are learned")]
-Batch = Annotated[int, Within(1, 256, "noises of a training step")]
+Batch = Annotated[int, Within(1, 64, "noises of a training step")]
 DECAY = 0.01
 
 

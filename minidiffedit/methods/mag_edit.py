@@ -45,7 +45,7 @@ def mag_edit(
     *,
     edited_words: Edited = None,
     ratio: Ratio = "token",
-    nudges: Annotated[int, Within(0, 1000, "moves of the latent before a step")] = 15,
+    nudges: Annotated[int, Within(0, 200, "moves of the latent before a step")] = 15,
     nudge_steps: Early = 0.5,
     nudge_scale: Annotated[float, Within(0, 10_000, "how far a move goes")] = 2.5,
     cross_steps: Early = 0.8,

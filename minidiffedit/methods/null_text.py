@@ -34,7 +34,7 @@ def null_text(
     steps: Steps = 50,
     strength: Strength = 1.0,
     guidance_scale: Scale = 7.5,
-    inner_steps: Annotated[int, Within(0, 1000, "of Adam on each level's null text, at most")] = 10,
+    inner_steps: Annotated[int, Within(0, 200, "of Adam on each level's null text, at most")] = 10,
     refine: Refine = 1,
 ) -> Path:
     """null, source (1, 77, width). Returns the path with a null text for each level; it holds for this guidance_scale,

@@ -41,7 +41,7 @@ def style_diffusion(
     steps: Steps = 50,
     strength: Strength = 1.0,
     guidance_scale: Scale = 7.5,
-    inner_steps: Annotated[int, Within(0, 1000, "of Adam on the first level's text, at most; later fewer")] = 100,
+    inner_steps: Annotated[int, Within(0, 200, "of Adam on the first level's text, at most; later fewer")] = 100,
     learned_steps: Early = 0.6,
     refine: Refine = 1,
 ) -> Path:

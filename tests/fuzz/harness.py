@@ -34,7 +34,8 @@ from minidiffedit import StableDiffusion, cli
 from .forked import Child, Server
 
 CPU_SECONDS = 15.0  # the tiny model's edit takes a fifth of one
-HANG = 180  # wall clock, after which the run ends with the stack
+COUNTED = 0.004  # seconds more for each row that a dry run counted: it takes every step of the method, on nothing
+HANG = 400  # wall clock, after which the run ends with the stack
 MEGABYTES = 300  # beyond what stood before the case; a case of large pictures states its own
 LONGEST_LINE = 1000
 QUICK = ("--target", "a cat", "--source", "a dog", "--steps", "2", "--maps", "1", "--seed", "3")
@@ -142,7 +143,8 @@ class World:
             faulthandler.cancel_dump_traceback_later()
         seconds, megabytes = time.process_time() - start, (peak() - resident) / 1024
         faults = list(self.judge(case, code, out.getvalue(), err.getvalue(), before))
-        if seconds > CPU_SECONDS:
+        counted = re.search(r"^UNet rows .*?(\d+)$", out.getvalue(), re.M)
+        if seconds > CPU_SECONDS + COUNTED * int(counted[1] if counted else 0):
             faults.append(f"{seconds:.0f} s of computing")
         if megabytes > case.megabytes:
             faults.append(f"{megabytes:.0f} MB more than before, {case.megabytes} allowed")
