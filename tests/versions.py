@@ -62,10 +62,11 @@ def tried(which: str, version: str, python: str, into: Path, options: list[str])
         subprocess.run([python, "-m", "venv", folder], check=True)
     pip = [inside, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     if which == "lowest":
-        subprocess.run([*pip, *lowest()], check=True)
-        subprocess.run([*pip, "--no-deps", "--editable", ROOT], check=True)
+        installs = [[*pip, *lowest()], [*pip, "--no-deps", "--editable", ROOT]]
     else:
-        subprocess.run([*pip, "--upgrade", "--upgrade-strategy", "eager", "--editable", f"{ROOT}[test]"], check=True)
+        installs = [[*pip, "--upgrade", "--upgrade-strategy", "eager", "--editable", f"{ROOT}[test]"]]
+    if any(subprocess.run(install).returncode for install in installs):
+        return f"{which:<8}{version:<6}{'?':<14}could not be installed: pip says why above", False
     versions = subprocess.run([inside, "-c", TELL], check=True, capture_output=True, text=True).stdout.split()
     print(f"\n{which}, Python {version}: {', '.join(map(' '.join, zip(SHOWN, versions)))}", flush=True)
     run = [inside, "-m", "pytest", "-m", "not slow", *options]
