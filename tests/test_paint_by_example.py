@@ -5,6 +5,7 @@ import shutil
 import sys
 import warnings
 from dataclasses import field, fields, make_dataclass
+from importlib import import_module
 
 import example
 import explicit
@@ -13,9 +14,7 @@ import pytest
 import tiny
 import torch
 from commands import failed, ran
-from diffusers import AutoencoderKL, UNet2DConditionModel
-from diffusers.pipelines.deprecated.paint_by_example import PaintByExamplePipeline
-from diffusers.pipelines.deprecated.paint_by_example.image_encoder import PaintByExampleImageEncoder
+from diffusers import AutoencoderKL, PaintByExamplePipeline, UNet2DConditionModel
 from explicit import error
 from files import save
 from mutants import mutant, run
@@ -34,6 +33,8 @@ from minidiffedit.clip_image import CLIPImageConfig, image_names
 from minidiffedit.files.configs import KINDS, read_configs
 from minidiffedit.methods import paint_by_example as P
 
+# Its folder is another one in old releases.
+PaintByExampleImageEncoder = import_module(PaintByExamplePipeline.__module__).PaintByExampleImageEncoder
 N = 5
 PIXELS = np.random.default_rng(4)
 SQUARE, EXAMPLE = (
