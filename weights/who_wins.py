@@ -68,6 +68,7 @@ def methods() -> dict[str, str]:
     return found
 
 
+@cache
 def draws(method: str) -> bool:
     """Whether the seed decides anything."""
     places = blank_plan(method).functions.values()
