@@ -125,7 +125,7 @@ def test_the_tables_by_hand():
     assert (
         "| `replay` | 100 %, 1=, 22.0 dB |  |  |  |  |" in lines and "| `dds` |  | 100 %, 30.0 dB |  |  |  |" in lines
     )
-    assert "| swap | `replay` (of 1 tied at success); cheapest `replay` | `user-mask` (of 1 tied at success); " in text
+    assert "| swap | `replay` 100 % (of 1 tied at success); cheapest `replay` | `user-mask` 90 % (of 1 tied" in text
     assert "| place | too few scenes | too few scenes |" in lines and "`edict` refused 1 edits: too small" in lines
     assert "On 10 scenes, one seed, as they cost most: dds." in lines and "cds" in text
     assert lines[-1].startswith("*(`make compare`, 2") and "10 swap, 9 add, 0 remove" in lines[-1]
@@ -135,7 +135,8 @@ def test_advice_is_the_nearest_and_the_cheapest_of_those_tied():
     rows = [*rows_of("a", [1] * 10, [20.0] * 10), *rows_of("b", [1] * 9 + [0], [24.0] * 5 + [25.0] * 5)]
     rows += [*rows_of("c", [1] * 10, 24.5, rows=9), *rows_of("d", [0] * 10, 40.0, rows=1)]
     assert W.advice(W.Scenes(rows), ["a", "b", "c", "d"]) == (3, ["b", "c"], "c")
-    assert W.advice(W.Scenes(rows), ["d"]).nearest == ["d"] and W.advice(W.Scenes(rows, "add"), ["a"]) is None
+    assert W.advice(W.Scenes(rows), ["d"]).nearest == ["d"]
+    assert W.advice(W.Scenes(rows, "add"), ["a"]) is None is W.advice(W.Scenes(rows), [])
 
 
 def command(folder, **options):
@@ -161,7 +162,8 @@ def test_the_command_goes_on_after_a_cut_and_writes_the_page(tmp_path, monkeypat
         (0, "swap", ("user-mask",)), (1, "add", ("sdedit", "replay", "user-mask"))]  # fmt: skip
     said, text = capsys.readouterr().out, (tmp_path / "who-wins.md").read_text()
     assert "2 scenes, 3 methods, 6 edits" in said and "left: about" in said and text in said
-    assert page.read_text() == f"above\n<!-- who wins -->\n{text}<!-- who wins -->\nbelow\n"
+    before, inside, after = page.read_text().split("<!-- who wins -->")
+    assert (before, after) == ("above\n", "\nbelow\n") and inside.startswith(f"\n{text}\n![") and W.PLOT in inside
     assert 'COMPARE="--scenes 2 --steps 3 --seeds 1"' in text and str(tmp_path) not in text
     assert Image.open(tmp_path / "who-wins.png").size[0] > 400
     page.write_text("no marks")
@@ -218,5 +220,9 @@ def test_pie_bench_end_to_end(tmp_path, folder, capsys, monkeypatch, names):
     assert len((tmp_path / "pie" / "edits.jsonl").read_text().splitlines()) == len(rows)
     shutil.copytree(B.Path(B.__file__).parent / "mini" / "scenes" / "horse-zebra", tmp_path / "s" / "a")
     (tmp_path / "s" / "scenes.json").write_text(json.dumps([{"folder": "a", "source": "x", "target": "y"}]))
-    with pytest.raises(ValueError, match="not PIE-Bench"):
-        P.measure(command(tmp_path, **options | {"pie": tmp_path / "s"}))
+    for name, said in (("s", "is a data set, but not PIE-Bench"), ("none", "is no data set")):
+        monkeypatch.setattr("sys.argv", ["who_wins", "--pie", str(tmp_path / name), "-o", str(tmp_path / "o")])
+        with pytest.raises(SystemExit, match="1"):
+            W.main()
+        err = capsys.readouterr().err
+        assert err.startswith("error: ") and said in err and err.count("\n") == 1

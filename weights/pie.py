@@ -111,9 +111,15 @@ def table(rows: dict[str, list[dict[str, Any]]]) -> str:
     return "\n".join(lines)
 
 
+def count(text: str) -> int:
+    if (value := int(text)) < 1:
+        raise ValueError("1 and up")
+    return value
+
+
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pie", type=Path, metavar="FOLDER", help="PIE-Bench instead of the miniature's scenes")
-    parser.add_argument("--limit", type=int, metavar="N", help="only its first N pictures")
+    parser.add_argument("--limit", type=count, metavar="N", help="only its first N pictures")
     choices = [*PLAIN, *(name for name in LOADERS if name != "fid")]
     parser.add_argument("--metrics", nargs="+", choices=choices, default=PLAIN[:3], metavar="X", help="(psnr mse ssim)")
 

@@ -7,8 +7,8 @@ Kinds of edit, in turn: an object swapped, one added beside it, removed, the pla
 objects of nearly one outline, since the miniature's captions have no word for a colour. Every method runs at the
 defaults of its row but for the steps, and nothing is pasted, so that the background is what the method leaves of it.
 What draws noise does so with several seeds, whose mean counts; what draws none runs once. DEAR costs most: it has the
-first FEW scenes and one seed. Rows are kept, a second run goes on (compare.py), and a run that is cut has as many
-scenes of each kind.
+first FEW scenes and one seed. Rows are kept and a second run goes on (compare.py). A run that is cut has as many
+scenes of each kind, and fewer --scenes or --seeds show what there is.
 
 A method's rank is 1 and the number of methods that are surely better: the 95 % of 4,000 resamples of the scenes, on
 which both were measured, of the difference of their means lie above 0 (percentile bootstrap, paired; no correction for
@@ -34,7 +34,7 @@ from weights.bench import add_options, fingerprint, interval
 from weights.compare import Task, known, run
 
 KINDS = ("swap", "add", "remove", "place", "colour")
-DEAR = {  # more than 500 rows at 20 steps, or gradients through most of 400
+DEAR = {  # 400 rows and more at 20 steps, most with gradients
     "dds", "sds", "cds", "dpl", "style-diffusion", "mag-edit", "imagic", "sine", "latent-inversion",
 }  # fmt: skip
 FEW, LEAST = 10, 10
@@ -46,6 +46,7 @@ FIGURES = {
 }  # fmt: skip
 RANKED = ("success", "background_psnr", "psnr_true")
 GIVEN = {"mask": "true mask", "reference": "picture"}  # what some methods need besides texts
+PLOT = ".github/assets/who-wins.png"
 PAGE = Path(__file__).parents[1] / "minidiffedit" / "methods" / "README.md"
 
 
@@ -142,7 +143,7 @@ class Scenes:
 
     def ranks(self, figure: str, among: Sequence[str] | None = None) -> dict[str, int]:
         """1 and how many of the others are surely better; methods below LEAST scenes have none."""
-        values = {m: self.at(m, figure) for m in among or self.methods}
+        values = {m: self.at(m, figure) for m in (self.methods if among is None else among)}
         values = {m: one for m, one in values.items() if (~np.isnan(one)).sum() >= LEAST}
         return {m: 1 + sum(surely_above(other, own) for other in values.values()) for m, own in values.items()}
 
@@ -220,7 +221,7 @@ def advice(scenes: Scenes, among: Sequence[str]) -> Advice | None:
     if not (tied := first("success", [one for one in scenes.methods if one in among])):
         return None
     rows = {method: mean([row["rows"] for row in scenes.rows if row["method"] == method]) or 0 for method in tied}
-    nearest = sorted(first("psnr_true", tied), key=lambda one: -np.nanmean(scenes.at(one, "psnr_true")))
+    nearest = sorted(first("psnr_true", tied) or tied, key=lambda one: -np.nanmean(scenes.at(one, "psnr_true")))
     return Advice(len(tied), nearest, min(nearest, key=lambda one: rows[one]))
 
 
@@ -230,9 +231,9 @@ def which_for_which(rows: Sequence[dict[str, Any]], shown: int = 4) -> str:
     for kind in ("all", *KINDS):
         cells = list[str]()
         for among in (alone, [one for one in methods() if one not in alone]):
-            found = advice(Scenes(rows, kind), among)
-            if found:
-                names = [f"`{one}`" for one in found.nearest[:shown]]
+            scenes = Scenes(rows, kind)
+            if found := advice(scenes, among):
+                names = [f"`{one}` {np.nanmean(scenes.at(one, 'success')):.0f} %" for one in found.nearest[:shown]]
                 more = len(found.nearest) - len(names)
                 names += [f"{more} more"] if more else []
                 cells.append(f"{', '.join(names)} (of {found.tied} tied at success); cheapest `{found.cheapest}`")
@@ -243,10 +244,12 @@ def which_for_which(rows: Sequence[dict[str, Any]], shown: int = 4) -> str:
 
 
 def page(rows: Sequence[dict[str, Any]], command: str) -> str:
-    """All of it in Markdown, with the command and the day."""
+    """All of it in Markdown, with the command and the day. Raises ValueError where no method made an edit."""
     edits = [row for row in rows if "error" not in row]
     errors = {name: [row["error"] for row in rows if row["method"] == name and "error" in row] for name in methods()}
     refused = [f"`{name}` refused {len(some)} edits: {some[0]}" for name, some in errors.items() if some]
+    if not edits:
+        raise ValueError(f"no edit was made; {'; '.join(refused)}")
     scenes, spent = Scenes(rows), sum(map(took, edits))
     paid, steps = sum(row["paid"] for row in edits), ", ".join(map(str, sorted({row["steps"] for row in edits})))
     kinds = ", ".join(f"{len({row['number'] for row in edits if row['kind'] == kind})} {kind}" for kind in KINDS)
@@ -303,8 +306,8 @@ def compare(args: argparse.Namespace) -> None:
     (args.output / "who-wins.md").write_text(text, encoding="utf-8")
     plot(done, args.output / "who-wins.png")
     if args.readme:
-        write_into(PAGE, text)
-        shutil.copyfile(args.output / "who-wins.png", PAGE.parents[2] / ".github" / "assets" / "who-wins.png")
+        shutil.copyfile(args.output / "who-wins.png", PAGE.parents[2] / PLOT)
+        write_into(PAGE, f"{text}\n![successes over the background, by kind of edit](../../{PLOT})\n")
     print(text + f"written: {args.output}/who-wins.md, who-wins.png, who-wins.jsonl")
 
 
@@ -320,15 +323,18 @@ def write_into(page: Path, text: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m weights.who_wins", description="Compare all methods.")
     parser.add_argument("--quick", action="store_true", help="10 scenes, 10 steps, one seed, without the dearest")
-    parser.add_argument("--scenes", type=int, metavar="N", help="kinds in turn (100)")
-    parser.add_argument("--steps", type=int, metavar="N", help="of each method that has steps (20)")
-    parser.add_argument("--seeds", type=int, metavar="N", help="of methods that draw noise (3)")
+    parser.add_argument("--scenes", type=pie.count, metavar="N", help="kinds in turn (100)")
+    parser.add_argument("--steps", type=pie.count, metavar="N", help="of each method that has steps (20)")
+    parser.add_argument("--seeds", type=pie.count, metavar="N", help="of methods that draw noise (3)")
     parser.add_argument("--readme", action="store_true", help="write the tables into minidiffedit/methods/README.md")
     pie.add_options(parser)
     add_options(parser, ".compare")
     args = parser.parse_args()
-    args.output.mkdir(parents=True, exist_ok=True)
-    (pie.measure if args.pie else compare)(args)
+    try:
+        args.output.mkdir(parents=True, exist_ok=True)
+        (pie.measure if args.pie else compare)(args)
+    except (ValueError, OSError) as error:
+        parser.exit(1, f"error: {error}\n")
 
 
 if __name__ == "__main__":
