@@ -14,7 +14,7 @@ RUN := $(VENV)/bin/python
 # Threads that wait asleep: spinning ones bring small models to a halt on a machine that is busy otherwise.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test test-long check test-browser clean parity-full load-peak full-size-edit diffusers-edit bench-gpu bench-mini table tour lock matrix evidence evidence-quick lines bench bench-peers bench-steps bench-busy figures batch-1000 test-scale fuzz faults mutants test-versions audit same-results lint bench-openvino bench-costs
+.PHONY: demo test test-long check test-browser clean parity-full load-peak full-size-edit diffusers-edit bench-gpu bench-mini table tour lock matrix compare evidence evidence-quick lines bench bench-peers bench-steps bench-busy figures batch-1000 test-scale fuzz faults mutants test-versions audit same-results lint bench-openvino bench-costs
 
 demo: $(VENV)/run.stamp
 	$(RUN) -m weights.demo --model $(MODEL)
@@ -119,6 +119,11 @@ bench-mini: $(VENV)/run.stamp  ## the miniature's edits against known truth, JSO
 matrix: $(VENV)/run.stamp  ## every inversion before every editor on the miniature, table in .compare; resumes; MATRIX="--scenes 3" for less
 	test -e weights/mini/judge/judge.safetensors || $(RUN) -m weights.judge
 	$(RUN) -m weights.compare matrix --model $(MODEL) $(MATRIX)
+
+compare: $(VENV)/run.stamp  ## who wins: every method on known scenes, table and plot in .compare; resumes; COMPARE=--quick, or "--pie FOLDER"
+	$(RUN) -m pip install --quiet --editable '.[figures]'
+	test -e weights/mini/judge/judge.safetensors || $(RUN) -m weights.judge
+	$(RUN) -m weights.who_wins --model $(MODEL) $(COMPARE)
 
 evidence: $(VENV)/run.stamp  ## the paper's claims on the miniature, with intervals and verdicts, in .evidence; resumes; EVIDENCE="..." for options
 	$(RUN) -m pip install --quiet --editable '.[figures]'

@@ -15,23 +15,34 @@ from stubs import Model
 from minidiffedit.many.metrics import psnr
 from minidiffedit.methods.table import INVERSIONS, SYSTEMS
 from minidiffedit.run import blank_plan, edit
+from weights import bench as B
 from weights import compare as C
-from weights.scenes import Thing
+from weights.scenes import Scene
 
 SOURCE = np.random.default_rng(0).integers(0, 256, (128, 128, 3), dtype=np.uint8)
-MASK = np.zeros((128, 128), bool)
-MASK[40:80, 30:90] = True
+MASK, CELLS = np.zeros((128, 128), bool), np.zeros((8, 8), bool)  # the model halves them
+MASK[40:80, 30:90] = CELLS[2:5, 2:6] = True
+
+
+class Undrawn(Scene):
+    """Needs no font."""
+
+    def picture(self):
+        return SOURCE[::-1].copy()
+
+    def alpha(self):
+        return MASK.astype(np.float32) if self.things else np.zeros((128, 128), np.float32)
 
 
 def stand_in(number, kind="swap"):
-    def scene(name):
-        thing = Thing(name, 0.5, 0.5, 0.5)
-        made = SimpleNamespace(things=(thing,), place="the snow", picture=lambda: SOURCE[::-1].copy())
-        made.caption, made.move_to = lambda: f"a photo of {name} in the snow", lambda place: made
-        return made
-
+    """The world's own edits, a swap always of a horse for a zebra in the snow; on noise."""
+    made = B.pair(number, kind)
+    before, after = (Undrawn(one.place, one.look, one.things) for one in (made.before, made.after))
+    if kind == "swap":
+        before = before.move_to("the snow").swap("a horse")
+        after = before.swap("a zebra")
     return SimpleNamespace(number=number, kind=kind, source=SOURCE, true_edit=SOURCE[:, ::-1], mask=MASK,
-                           before=scene("a horse"), after=scene("a zebra"))  # fmt: skip
+                           cells=CELLS, before=before, after=after)  # fmt: skip
 
 
 class Blind:
@@ -61,9 +72,38 @@ def test_a_tasks_rows_are_those_of_its_edits_alone():
         assert row["background_psnr"] == pytest.approx(psnr(np.asarray(alone.image), SOURCE, ~MASK), abs=1e-6)
         assert row["psnr_true"] == pytest.approx(psnr(np.asarray(alone.image), one.true_edit), abs=1e-6)
         assert row["seconds"] > 0 and json.dumps(row)
+        assert ("iou" in row) == (method == "ddim+diffedit")
+        if "iou" in row:
+            found = (alone.latent_mask[0, 0] > 0).numpy()
+            assert row["iou"] == pytest.approx((found & CELLS).sum() / (found | CELLS).sum())
         paid.append((row["paid"], alone.rows))
     reused = [own < alone for own, alone in paid]
     assert reused == [False, False, True, True, False]  # DiffEdit encodes under no text, LEDITS++ otherwise
+
+
+def test_what_a_method_is_told_of_each_kind_of_edit():
+    told = {kind: C.given(blank_plan("ledits++"), stand_in(1, kind))["edits"][0] for kind in ("add", "remove", "place")}
+    before, after = stand_in(1, "add").before, stand_in(1, "add").after
+    assert told["add"] == ["", after.things[1].name] and before.things == after.things[:1]
+    assert told["remove"] == [stand_in(1, "remove").before.things[0].name, ""]
+    assert told["place"] == [stand_in(1, "place").before.place, stand_in(1, "place").after.place]
+    given = {kind: C.given(blank_plan("tf-icon"), stand_in(1, kind)) for kind in ("add", "remove")}
+    assert np.array_equal(np.asarray(given["add"]["reference_mask"]), 255 * MASK.astype(np.uint8))
+    assert "reference_mask" not in given["remove"] and np.asarray(given["remove"]["mask"]).sum() == 255 * MASK.sum()
+
+
+def test_colours_are_swaps_of_one_outline():
+    for number in range(40):
+        one = B.pair(number, "colour")
+        (old,), (new,) = one.before.things, one.after.things
+        assert {(old.name, new.name), (new.name, old.name)} & B.ALIKE.items() and one.before.place == one.after.place
+        assert (old.x, old.y, old.size, old.angle, old.flip) == (new.x, new.y, new.size, new.angle, new.flip)
+    assert len({B.pair(number, "colour").before.things[0].name for number in range(40)}) == 2 * len(B.ALIKE)
+
+
+def test_steps_are_told_to_those_that_have_them():
+    (row,) = C.work(C.Task(0, "swap", 0, ("dds",), 2), "model", "judge")
+    assert row["rows"] == 800 and row["steps"] == 2
 
 
 def test_what_a_method_refuses_is_a_row_and_the_others_go_on():

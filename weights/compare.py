@@ -30,15 +30,17 @@ from minidiffedit import StableDiffusion, edit, noises
 from minidiffedit.cost import cost
 from minidiffedit.files.images import to_picture, write_picture
 from minidiffedit.many.evaluate import append_row, mean, measures, read_rows
+from minidiffedit.many.metrics import iou
 from minidiffedit.methods.table import INVERSIONS, SYSTEMS
 from minidiffedit.methods.text_to_image import text_to_image
 from minidiffedit.run import Plan, Result, blank_plan, plan
 from minidiffedit.views.layout import Page, Panel
 from weights import judge as judges
 from weights.bench import KINDS, Pair, add_options, fingerprint, pair, right, rms
-from weights.scenes import PLACES, SIDE
+from weights.scenes import PLACES, SIDE, mask_image
 
 SAMPLERS, STEPS, EXACT = ("ddim", "dpmsolver++"), (5, 10, 15, 20, 50), 200
+COSTS = dict[tuple[str, int, str], dict[str, int]]()  # of a process: rows by stage of a method, steps, kind of edit
 # Their gradients cost thousands of rows an edit: the matrix has them on its first scenes only.
 DEAR, FEW = {"dpl", "style-diffusion", "mag-edit"}, 2
 
@@ -62,10 +64,12 @@ class Task:
 
 def given(blank: Plan, one: Pair) -> dict[str, Any]:
     """What a method needs, from the scene: captions, the names of what differs, the true mask, another picture."""
-    names = [", ".join(thing.name for thing in each.things) for each in (one.before, one.after)]
+    old = [thing for thing in one.before.things if thing not in one.after.things]
+    new = [thing for thing in one.after.things if thing not in one.before.things]
+    names = [", ".join(thing.name for thing in each) for each in (old, new)]
+    elsewhere = one.after.move_to(next(place for place in PLACES if place != one.after.place))
     if one.before.place != one.after.place:
-        names = [one.before.place, one.after.place]
-    elsewhere = next(place for place in PLACES if place != one.after.place)
+        names, elsewhere = [one.before.place, one.after.place], replace(one.after, things=())
     thing = one.before.things[0]
     x, y = round(thing.x * SIDE), round(thing.y * SIDE)
     made = {
@@ -73,16 +77,22 @@ def given(blank: Plan, one: Pair) -> dict[str, Any]:
         "source": one.before.caption(),
         "edits": [names],
         "mask": Image.fromarray(one.mask.astype(np.uint8) * 255),
-        "reference": Image.fromarray(one.after.move_to(elsewhere).picture()),
+        "reference": Image.fromarray(elsewhere.picture()),
         "points": f"{x},{y}=>{x - 24 if x > SIDE / 2 else x + 24},{y}",
     }
     asked = {"target", "source", *blank.needs} & blank.given.keys()
+    if new and "reference_mask" in blank.given:
+        asked |= {"reference_mask"}
+        made["reference_mask"] = mask_image(replace(elsewhere, things=(*new,)).alpha())
     return {name: value for name, value in made.items() if name in asked}
 
 
 def figures(done: Result, one: Pair, judge: judges.Judge) -> dict[str, Any]:
-    picture = np.asarray(done.image)
-    found = measures(("psnr",), picture, one.source, mask=one.mask, true_edit=one.true_edit)
+    """iou: of a mask that the method found, on the latent grid."""
+    picture = np.array(done.image)  # a copy that torch may keep
+    found: dict[str, Any] = measures(("psnr", "ssim"), picture, one.source, mask=one.mask, true_edit=one.true_edit)
+    if done.found is not None:
+        found["iou"] = iou((done.found.mask[0, 0] > 0).numpy(), one.cells)
     return found | {"success": right(judge, picture, one.after), "paid": done.rows}
 
 
@@ -100,7 +110,7 @@ def work(task: Task, model: str, judge: Path) -> list[dict[str, Any]]:
     reused by the time that a row of it took in this task. error: why a method refused.
     """
     sd, seen, stamp = networks(model, judge)
-    one, rows, rate, known = pair(task.number, task.kind), list[dict[str, Any]](), dict[str, float](), list[Result]()
+    one, rows, rate, made = pair(task.number, task.kind), list[dict[str, Any]](), dict[str, float](), list[Result]()
     source = Image.fromarray(one.source)
     for method in task.methods:
         row = {"number": task.number, "kind": task.kind, "seed": task.seed, "steps": task.steps, "method": method}
@@ -108,14 +118,17 @@ def work(task: Task, model: str, judge: Path) -> list[dict[str, Any]]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                arguments = given(blank_plan(method), one) | {"seed": task.seed, "paste": False}
-                arguments |= {"steps": task.steps} if task.steps else {}
-                predicted = cost(plan(method, **arguments))
-                done = edit(sd, source, method, reuse=known, **arguments)
+                blank = blank_plan(method)
+                arguments = given(blank, one) | {"seed": task.seed, "paste": False}
+                arguments |= {"steps": task.steps} if task.steps and "steps" in blank.options else {}
+                if (about := (method, task.steps, task.kind)) not in COSTS:
+                    COSTS[about] = cost(plan(method, **arguments))
+                predicted = COSTS[about]
+                done = edit(sd, source, method, reuse=made, **arguments)
             except (ValueError, ArithmeticError) as error:
                 rows.append(row | {"error": str(error)})
                 continue
-        known = [done]
+        made = [done]
         for stage, paid in done.evaluations.items():
             if paid:
                 rate[stage] = done.seconds[stage] / paid
@@ -126,18 +139,8 @@ def work(task: Task, model: str, judge: Path) -> list[dict[str, Any]]:
 
 
 def run(tasks: Sequence[Task], path: Path, model: str, judge: Path, workers: int = 2) -> list[dict[str, Any]]:
-    """Every row of the tasks, from the file where it has them, else computed and added to it, a task at a time.
-
-    Rows that another model or judge made are left where they are and not taken.
-    """
-    stamp = fingerprint(Path(model), judge)
-
-    def key(row: dict[str, Any]) -> tuple[Any, ...]:
-        return row["number"], row["kind"], row["seed"], row["steps"], row["method"]
-
-    rows = {key(row): row for row in read_rows(path) if row["model"] == stamp}
-    missing = [replace(t, methods=tuple(k[-1] for k in t.runs() if k not in rows)) for t in tasks]
-    left = [task for task in missing if task.methods]
+    """Every row of the tasks, from the file where it has them, else computed and added to it, a task at a time."""
+    rows, left = known(tasks, path, fingerprint(Path(model), judge))
     context = multiprocessing.get_context("spawn")
     with (
         tqdm(total=sum(len(task.methods) for task in left), desc="edits", unit="edit", disable=None) as bar,
@@ -148,7 +151,20 @@ def run(tasks: Sequence[Task], path: Path, model: str, judge: Path, workers: int
                 append_row(path, row)
                 rows[key(row)] = row
                 bar.update()
-    return [rows[known] for task in tasks for known in task.runs()]
+    return [rows[one] for task in tasks for one in task.runs()]
+
+
+def key(row: dict[str, Any]) -> tuple[Any, ...]:
+    return row["number"], row["kind"], row["seed"], row["steps"], row["method"]
+
+
+def known(tasks: Sequence[Task], path: Path, stamp: str) -> tuple[dict[tuple[Any, ...], dict[str, Any]], list[Task]]:
+    """The rows of the file by key, and what is left of the tasks. Rows that another model or judge made are left where
+    they are and not taken.
+    """
+    rows = {key(row): row for row in read_rows(path) if row["model"] == stamp}
+    missing = [replace(t, methods=tuple(one[-1] for one in t.runs() if one not in rows)) for t in tasks]
+    return rows, [task for task in missing if task.methods]
 
 
 # ---------------------------------------------------------------- the matrix

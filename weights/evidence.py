@@ -24,10 +24,9 @@ import numpy as np
 
 from minidiffedit import level_at, levels
 from minidiffedit.many.evaluate import pyplot, write_json
-from weights.bench import Setting, add_options, jobs, run
+from weights.bench import Setting, add_options, jobs, resamples, run
 
 FIRST = 100_000  # the scenes' numbers; the benchmark's begin at 0
-RESAMPLES = 4000
 STRENGTHS = (0.2, 0.4, 0.6, 0.8, 1.0)
 ARMS = ("sdedit", "encode", "mask", "both")
 # Rows know squared errors; pictures differ by so many of 255.
@@ -43,11 +42,9 @@ NAMES = {
 class Means:
     """Means over the scenes of a claim, and over resamples of them: m(label, figure) -> (1 + RESAMPLES,)."""
 
-    def __init__(self, table: dict[str, list[dict[str, Any]]], seed: int = 0):
-        self.table, (self.scenes,) = table, {len(rows) for rows in table.values()}
-        drawn = np.random.default_rng(seed).integers(self.scenes, size=(RESAMPLES, self.scenes))
-        counts = np.stack([np.bincount(one, minlength=self.scenes) for one in drawn])
-        self.weights = np.vstack([np.ones(self.scenes), counts]) / self.scenes
+    def __init__(self, table: dict[str, list[dict[str, Any]]]):
+        self.table, (scenes,) = table, {len(rows) for rows in table.values()}
+        self.weights = resamples(scenes)
 
     def __call__(self, label: str, figure: str) -> np.ndarray:
         values = np.array([row[ROOTS.get(figure, figure)] for row in self.table[label]], np.float64)

@@ -18,10 +18,9 @@ from PIL import Image
 from minidiffedit import Mask, StableDiffusion, picture_mask, threshold_maps
 from minidiffedit.many.metrics import iou
 from minidiffedit.run import blank_plan
-from weights.bench import Pair, pair
+from weights.bench import Pair, interval, pair
 
 KINDS = ("swap", "swap", "swap", "swap", "swap held out", "remove", "remove")  # in turn
-RESAMPLES = 4000
 # name: (method, threshold); those of one method are cut from the same maps
 WAYS: dict[str, tuple[str, float]] = {
     "contrast": ("diffedit", 0.5),
@@ -48,11 +47,8 @@ def measured(sd: StableDiffusion, one: Pair) -> dict[str, tuple[float, float]]:
     return found
 
 
-def interval(values: np.ndarray) -> str:
-    """Of a mean over scenes, values (scenes,)."""
-    drawn = np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))
-    low, high = np.percentile(values[drawn].mean(axis=1), [2.5, 97.5])
-    return f"{values.mean():.3f} [{low:.3f}, {high:.3f}]"
+def said(values: np.ndarray) -> str:
+    return "{:.3f} [{:.3f}, {:.3f}]".format(*interval(values))
 
 
 def table(kinds: list[str], rows: list[dict[str, tuple[float, float]]]) -> list[str]:
@@ -62,10 +58,8 @@ def table(kinds: list[str], rows: list[dict[str, tuple[float, float]]]) -> list[
         some = [row for at, row in zip(kinds, rows) if kind in (at, "all")]
         figures = {name: np.array([row[name] for row in some]) for name in WAYS}
         for name, both in figures.items():
-            apart = "" if name == REFERENCE else interval(both[:, 0] - figures[REFERENCE][:, 0])
-            lines.append(
-                f"| {kind} ({len(some)}) | {name} | {interval(both[:, 0])} | {interval(both[:, 1])} | {apart} |"
-            )
+            apart = "" if name == REFERENCE else said(both[:, 0] - figures[REFERENCE][:, 0])
+            lines.append(f"| {kind} ({len(some)}) | {name} | {said(both[:, 0])} | {said(both[:, 1])} | {apart} |")
     head = f"| scenes | mask | IoU, any pixel | IoU, more than half | any pixel, less {REFERENCE}'s |"
     return [head, "|---|---|---|---|---|", *lines]
 

@@ -1,0 +1,228 @@
+"""Who wins: intervals, ranks and advice against cases by hand, what is run and told, PIE-Bench end to end in small."""
+
+import json
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_compare import small  # noqa: F401 (scenes on noise, a model of arithmetic)
+from test_evaluate import write_pie
+
+from minidiffedit.methods.table import SYSTEMS
+from minidiffedit.run import blank_plan, edit
+from weights import bench as B
+from weights import compare as C
+from weights import pie as P
+from weights import who_wins as W
+
+
+def rows_of(method, success, near=20.0, kind="swap", **more):
+    """A row a scene, by their figures."""
+    near = near if isinstance(near, list) else [near] * len(success)
+    about = {"seed": 0, "steps": 20, "rows": 40, "paid": 40, "seconds": 2.0, "model": "ours"} | more
+    about |= {"kind": kind, "method": method, "background_psnr": 30.0, "background_ssim": 0.9}
+    pairs = enumerate(zip(success, near))
+    return [about | {"number": number, "success": bool(one), "psnr_true": db} for number, (one, db) in pairs]
+
+
+# ---------------------------------------------------------------- intervals and ranks
+
+
+def test_intervals_are_those_of_drawing_scenes():
+    """Of two scenes 0 and 1, a quarter of the draws is 0, a half .5, a quarter 1; of ten, by the binomial law."""
+    means = B.resamples(2) @ np.array([0.0, 1.0])
+    assert means[0] == 0.5 and len(means) == 1 + B.RESAMPLES
+    assert [np.mean(means[1:] == x) for x in (0, 0.5, 1)] == pytest.approx([0.25, 0.5, 0.25], abs=0.03)
+    assert B.interval(np.full(7, 3.25)) == pytest.approx((3.25, 3.25, 3.25))
+    # P(at most 1 of 10) = .011, P(at most 2) = .055: the 2.5 % point of ten scenes, half successes, is 2 of 10.
+    assert B.interval(np.repeat([0.0, 1.0], 5)) == pytest.approx((0.5, 0.2, 0.8))
+
+
+def test_ranks_count_who_is_surely_better_and_ties_share_one():
+    best, same, worst = [1] * 10, [1] * 9 + [0], [0] * 9 + [1]
+    rows = [*rows_of("a", best), *rows_of("b", same), *rows_of("c", worst), *rows_of("few", [1] * 9)]
+    ranks = W.Scenes(rows).ranks("success")
+    assert ranks == {"a": 1, "b": 1, "c": 3}  # a's lead over b is one scene of ten, and no scene in a third of draws
+    assert [W.ranked(ranks, one) for one in ("a", "b", "c", "few")] == ["1=", "1=", "3", ""]
+    assert W.Scenes(rows).ranks("success", ["b", "c"]) == {"b": 1, "c": 2}
+
+
+def test_differences_are_paired_by_scene():
+    """Far apart between scenes, but always .1 better on each: sure only where scenes are paired."""
+    values = np.linspace(0, 50, 12)
+    assert W.surely_above(values + 0.1, values) and not W.surely_above(values, values + 0.1)
+    assert not W.surely_above(np.random.default_rng(0).permutation(values) + 0.1, values)
+    missing = values.copy()
+    missing[:3] = np.nan
+    assert not W.surely_above(values + 0.1, missing)  # on nine scenes nothing is sure
+
+
+def test_seeds_are_averaged_and_what_is_infinite_is_counted_as_one_of_255():
+    rows = rows_of("a", [1, 0]) + rows_of("a", [0, 0], seed=1_000_000)
+    rows[0]["background_psnr"] = None
+    scenes = W.Scenes(rows)
+    assert scenes.at("a", "success").tolist() == [50, 0] and scenes.count("a") == 2
+    assert scenes.at("a", "background_psnr").tolist() == pytest.approx([(30 + 20 * np.log10(255)) / 2, 30])
+    assert scenes.mean("a", "iou") is None and scenes.mean("a", "success")[0] == 25
+
+
+# ---------------------------------------------------------------- what is run
+
+
+def test_every_method_on_plain_weights_runs_once():
+    names = W.methods()
+    plain = {n for n, s in SYSTEMS.items() if s.edit and s.status == "L1" and s.weights == "base"}
+    drags = {"sde-drag", "drag-diffusion", "drag-noise", "dragon-diffusion"}
+    assert plain - names.keys() == drags | {"text-to-image", "instructedit", "mfl"}
+    assert names["user-mask"] == "true mask" and names["tf-icon"] == "true mask and picture" and names["dds"] == ""
+    assert names.keys() >= W.DEAR
+
+
+def test_tasks_go_scene_by_scene_over_all_kinds_and_cut_runs_are_balanced():
+    tasks = W.tasks_of(100, 20, 3)
+    main = [t for t in tasks if not W.DEAR & {*t.methods}]
+    assert len(main) == 300 and [t.kind for t in main[:10]] == 2 * [*W.KINDS]
+    assert len({(t.number, t.kind) for t in main}) == 100 and len({t.seed for t in main}) == 300
+    assert all(W.draws(name) for t in main[100:] for name in t.methods) and "replay" in main[99].methods
+    dear = [t for t in tasks if t not in main]
+    assert [t.number for t in dear] == [*range(W.FEW)] and {*dear[0].methods} == W.DEAR
+    assert not any(W.DEAR & {*t.methods} for t in W.tasks_of(10, 10, 1, dear=False))
+
+
+@pytest.mark.parametrize("method", ["replay", "masactrl", "sdedit", "ledits++"])
+def test_what_draws_nothing_has_one_result_for_all_seeds(method):
+    model = C.networks()[0]
+    asked = {"target": "a zebra", "source": "a horse", "edits": [("a horse", "a zebra")], "steps": 4}
+    asked = {name: value for name, value in asked.items() if name in {**blank_plan(method).given, "steps": 0}}
+    source = Image.fromarray(np.random.default_rng(0).integers(0, 256, (128, 128, 3), dtype=np.uint8))
+    one, two = (edit(model, source, method, seed=seed, **asked).latent for seed in (0, 1))
+    assert bool((one != two).any()) == W.draws(method)
+
+
+def test_the_time_is_foretold_by_what_edits_took():
+    rows = [*rows_of("a", [1, 1], paid=10, rows=40, seconds=4.0), *rows_of("b", [1], paid=6, rows=6, seconds=3.0)]
+    left = [C.Task(5, "swap", 0, ("a", "b"), 20), C.Task(6, "add", 0, ("a", "refused"), 20)]
+    assert W.predicted(left, rows) == (10 + 6 + 10, pytest.approx(1 + 3 + 1))
+    assert W.clock(59) == "1 min" and W.clock(2 * 3600 + 300) == "2 h 5 min"
+
+
+# ---------------------------------------------------------------- what is told
+
+
+def test_the_tables_by_hand():
+    rows = [*rows_of("replay", [1] * 10, 22.0), *rows_of("user-mask", [1] * 9 + [0], 18.0, iou=0.5)]
+    rows += [*rows_of("sdedit", [0] * 10, 25.0), {"method": "edict", "kind": "swap", "number": 0, "error": "too small"}]
+    rows += [*rows_of("dds", [1] * 9, 30.0, kind="add")]
+    text = W.page(rows, "make compare")
+    lines = text.splitlines()
+    assert (
+        "| `replay` |  | 100 % [100, 100], 1= | 30.0 dB [30.0, 30.0], 1= | 0.900 | 22.0 dB [22.0, 22.0], 2 |  " in text
+    )
+    assert "| `user-mask` | true mask | 90 % [70, 100], 1= |" in text and "| 0.50 | 40 | 2.0 | 10 |" in text
+    assert "| `sdedit` |  | 0 % [0, 0], 3 |" in text and "| 25.0 dB [25.0, 25.0], 1 |" in text
+    assert (
+        "| `replay` | 100 %, 1=, 22.0 dB |  |  |  |  |" in lines and "| `dds` |  | 100 %, 30.0 dB |  |  |  |" in lines
+    )
+    assert "| swap | `replay` 100 % (of 1 tied at success); cheapest `replay` | `user-mask` 90 % (of 1 tied" in text
+    assert "| place | too few scenes | too few scenes |" in lines and "`edict` refused 1 edits: too small" in lines
+    assert "On 10 scenes, one seed, as they cost most: dds." in lines and "cds" in text
+    assert lines[-1].startswith("*(`make compare`, 2") and "10 swap, 9 add, 0 remove" in lines[-1]
+
+
+def test_advice_is_the_nearest_and_the_cheapest_of_those_tied():
+    rows = [*rows_of("a", [1] * 10, [20.0] * 10), *rows_of("b", [1] * 9 + [0], [24.0] * 5 + [25.0] * 5)]
+    rows += [*rows_of("c", [1] * 10, 24.5, rows=9), *rows_of("d", [0] * 10, 40.0, rows=1)]
+    assert W.advice(W.Scenes(rows), ["a", "b", "c", "d"]) == (3, ["b", "c"], "c")
+    assert W.advice(W.Scenes(rows), ["d"]).nearest == ["d"]
+    assert W.advice(W.Scenes(rows, "add"), ["a"]) is None is W.advice(W.Scenes(rows), [])
+
+
+def command(folder, **options):
+    plain = {"quick": False, "scenes": 2, "steps": 3, "seeds": 1, "readme": False, "model": "model", "judge": "judge"}
+    return SimpleNamespace(**plain | {"workers": 1, "output": folder} | options)
+
+
+def test_the_command_goes_on_after_a_cut_and_writes_the_page(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(W, "fingerprint", lambda *given: "ours")
+    monkeypatch.setattr(W, "methods", lambda: {"sdedit": "", "replay": "", "user-mask": "true mask"})
+    W.compare(command(tmp_path, scenes=1))
+    lines = (tmp_path / "who-wins.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "who-wins.jsonl").write_bytes(b"".join(lines[:2]) + lines[2][:20])
+    done, work = [], C.work
+    monkeypatch.setattr(C, "work", lambda task, *given: done.append(task) or work(task, *given))
+    page = tmp_path / "README.md"
+    page.write_text("above\n<!-- who wins -->\nold\n<!-- who wins -->\nbelow\n")
+    monkeypatch.setattr(W, "PAGE", page)
+    monkeypatch.setattr(W.shutil, "copyfile", lambda *places: None)
+    capsys.readouterr()
+    W.compare(command(tmp_path, readme=True))
+    assert [(task.number, task.kind, task.methods) for task in done] == [
+        (0, "swap", ("user-mask",)), (1, "add", ("sdedit", "replay", "user-mask"))]  # fmt: skip
+    said, text = capsys.readouterr().out, (tmp_path / "who-wins.md").read_text()
+    assert "2 scenes, 3 methods, 6 edits" in said and "left: about" in said and text in said
+    before, inside, after = page.read_text().split("<!-- who wins -->")
+    assert (before, after) == ("above\n", "\nbelow\n") and inside.startswith(f"\n{text}\n![") and W.PLOT in inside
+    assert 'COMPARE="--scenes 2 --steps 3 --seeds 1"' in text and str(tmp_path) not in text
+    assert Image.open(tmp_path / "who-wins.png").size[0] > 400
+    page.write_text("no marks")
+    with pytest.raises(ValueError, match="must hold <!-- who wins --> twice"):
+        W.write_into(page, text)
+
+
+# ---------------------------------------------------------------- PIE-Bench
+
+
+def test_pie_benchs_settings_are_its_harness(tmp_path):
+    write_pie(tmp_path, 2)
+    own = P.words(tmp_path)
+    assert own == P.words(tmp_path / "data") and [*own.values()] == 2 * [{"blend": "dog, cat", "reweight": "cat=2"}]
+    item = P.open_dataset(tmp_path)[0]
+    run = P.run_of("null-text+prompt-to-prompt", item, own[item.name], None)
+    assert run == {"method": "null-text+prompt-to-prompt", "cross_steps": 0.4, "self_steps": 0.6, "self_levels": 2,
+                   "blend": "dog, cat", "reweight": "cat=2"}  # fmt: skip
+    assert "blend" not in P.run_of("direct+prompt-to-prompt", item, {"blend": "cow, cat", "reweight": "cow=2"}, None)
+    assert P.run_of("ddim+masactrl", item, own[item.name], 5) == {"method": "ddim+masactrl", "steps": 5}
+    for name in P.ROWS:
+        settings = blank_plan(name).settings | P.run_of(name, item, own[item.name], None)
+        assert settings.get("steps") in (40, 50, 100, None)
+        if P.ROWS[name].published[3]:  # of the harness
+            assert settings["steps"] == 50 and settings["guidance_scale"] == 7.5, name
+
+
+def test_the_published_figures_stand_beside_ones_own():
+    metrics = {"structure": 0.0125, "pie_psnr": 26.0, "pie_mse": 0.003, "pie_ssim": 0.85, "clip_target": 25.0}
+    done = {"metrics": metrics, "model_rows": 200}
+    rows = {"direct+prompt-to-prompt": [done, done | {"metrics": metrics | {"pie_psnr": None}}, {"error": "no"}]}
+    assert P.table(rows | {"sdedit": [{"error": "no"}]}).splitlines()[2:] == [
+        "| `direct+prompt-to-prompt` | 12.50 (11.65) | 26.00 (27.22) | (54.55) | 30.00 (32.86) | 85.00 (84.76) | "
+        "25.00 (25.02) | (22.10) | 200 | 2 |", "| `sdedit` |  |  |  |  |  |  |  |  | 0 |"]  # fmt: skip
+
+
+SOME = ("direct+prompt-to-prompt", "ddim+masactrl", "ledits++", "sdedit")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("names", [SOME, pytest.param((*P.ROWS,), marks=pytest.mark.long)], ids=["some", "all"])
+def test_pie_bench_end_to_end(tmp_path, folder, capsys, monkeypatch, names):
+    """Ten pictures, one of each type; a second run computes nothing; another kind of data set is refused."""
+    monkeypatch.setattr(P, "ROWS", {name: P.ROWS[name] for name in names})
+    write_pie(tmp_path / "set")
+    options = {"pie": tmp_path / "set", "limit": None, "metrics": ["psnr", "mse"], "steps": 2, "model": str(folder)}
+    P.measure(command(tmp_path, **options))
+    rows = [json.loads(line) for line in (tmp_path / "pie" / "edits.jsonl").read_text().splitlines()]
+    assert len(rows) == 10 * len(names) and not [row["error"] for row in rows if "error" in row]
+    table = capsys.readouterr().out
+    assert table.count("| 10 |") == len(names) and "(27.22)" in table and (tmp_path / "pie.md").exists()
+    P.measure(command(tmp_path, **options))
+    assert capsys.readouterr().out == table
+    assert len((tmp_path / "pie" / "edits.jsonl").read_text().splitlines()) == len(rows)
+    shutil.copytree(B.Path(B.__file__).parent / "mini" / "scenes" / "horse-zebra", tmp_path / "s" / "a")
+    (tmp_path / "s" / "scenes.json").write_text(json.dumps([{"folder": "a", "source": "x", "target": "y"}]))
+    for name, said in (("s", "is a data set, but not PIE-Bench"), ("none", "is no data set")):
+        monkeypatch.setattr("sys.argv", ["who_wins", "--pie", str(tmp_path / name), "-o", str(tmp_path / "o")])
+        with pytest.raises(SystemExit, match="1"):
+            W.main()
+        err = capsys.readouterr().err
+        assert err.startswith("error: ") and said in err and err.count("\n") == 1

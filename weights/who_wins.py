@@ -1,0 +1,341 @@
+"""`make compare`: every method on plain weights on scenes whose true edit is known; who wins at which kind of edit.
+
+    python -m weights.who_wins          # 100 scenes in 20 steps; --quick: 10 scenes in 10 steps, without the dearest
+    python -m weights.who_wins --pie FOLDER --model CompVis/stable-diffusion-v1-4     # PIE-Bench instead, see pie.py
+
+Kinds of edit, in turn: an object swapped, one added beside it, removed, the place changed, and "colour", a swap between
+objects of nearly one outline, since the miniature's captions have no word for a colour. Every method runs at the
+defaults of its row but for the steps, and nothing is pasted, so that the background is what the method leaves of it.
+What draws noise does so with several seeds, whose mean counts; what draws none runs once. DEAR costs most: it has the
+first FEW scenes and one seed. Rows are kept and a second run goes on (compare.py). A run that is cut has as many
+scenes of each kind, and fewer --scenes or --seeds show what there is.
+
+A method's rank is 1 and the number of methods that are surely better: the 95 % of 4,000 resamples of the scenes, on
+which both were measured, of the difference of their means lie above 0 (percentile bootstrap, paired; no correction for
+the many pairs). "=": others have this rank, too. Below LEAST scenes nothing is sure and no rank is said.
+"""
+
+import argparse
+import datetime
+import shutil
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minidiffedit.many.evaluate import mean, pyplot
+from minidiffedit.methods.table import SYSTEMS
+from minidiffedit.options import options_of
+from minidiffedit.run import blank_plan, function_at, inputs_of
+from weights import pie
+from weights.bench import add_options, fingerprint, interval
+from weights.compare import Task, known, run
+
+KINDS = ("swap", "add", "remove", "place", "colour")
+DEAR = {  # 400 rows and more at 20 steps, most with gradients
+    "dds", "sds", "cds", "dpl", "style-diffusion", "mag-edit", "imagic", "sine", "latent-inversion",
+}  # fmt: skip
+FEW, LEAST = 10, 10
+MOST_DB = 20 * np.log10(255)  # an error of 1 of 255; where nothing at all changed this is what counts
+# What is told of a method: how its mean and interval are written.
+FIGURES = {
+    "success": "{:.0f} % [{:.0f}, {:.0f}]", "background_psnr": "{:.1f} dB [{:.1f}, {:.1f}]",
+    "background_ssim": "{:.3f}", "psnr_true": "{:.1f} dB [{:.1f}, {:.1f}]", "iou": "{:.2f}",
+}  # fmt: skip
+RANKED = ("success", "background_psnr", "psnr_true")
+GIVEN = {"mask": "true mask", "reference": "picture"}  # what some methods need besides texts
+PLOT = ".github/assets/who-wins.png"
+PAGE = Path(__file__).parents[1] / "minidiffedit" / "methods" / "README.md"
+
+
+# ---------------------------------------------------------------- what is run
+
+
+@cache
+def methods() -> dict[str, str]:
+    """Methods on plain weights by name, each of two equal rows once, those of one inversion together; with what they
+    are given besides texts. Not text-to-image, which takes no picture, nor drags: no kind of edit here is a move.
+    """
+    found, seen = dict[str, str](), list[Any]()
+    for name, system in sorted(SYSTEMS.items(), key=lambda one: one[1].inversion):
+        same = system.edit, system.inversion, system.mask, system.options
+        if system.status == "L1" and system.weights == "base" and name != "text-to-image" and same not in seen:
+            needs = blank_plan(name).needs
+            if "points" not in needs:
+                found[name] = " and ".join(said for one, said in GIVEN.items() if one in needs)
+                seen.append(same)
+    return found
+
+
+@cache
+def draws(method: str) -> bool:
+    """Whether the seed decides anything."""
+    places = blank_plan(method).functions.values()
+    return any("seed" in options_of(function_at(one)) or "x_T" in inputs_of(one) for one in places)
+
+
+def tasks_of(scenes: int, steps: int, seeds: int, dear: bool = True) -> list[Task]:
+    """Seed by seed, scene by scene, kinds in turn; the dear methods of a scene are a task of their own."""
+    found = list[Task]()
+    for seed in range(seeds):
+        for number in range(scenes):
+            some = [name for name in methods() if name not in DEAR and (not seed or draws(name))]
+            late = [name for name in methods() if name in DEAR and not seed and number < FEW and dear]
+            about = number, KINDS[number % len(KINDS)], seed * 1_000_000 + number
+            found += [Task(*about, tuple(names), steps) for names in (some, late) if names]
+    return found
+
+
+def predicted(left: Sequence[Task], rows: Sequence[dict[str, Any]]) -> tuple[int, float]:
+    """Rows of the model and seconds of one process that the tasks take, by what each method's edits took so far."""
+    each: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        if "error" not in row:
+            each.setdefault(row["method"], []).append((row["paid"], took(row)))
+    means = {name: np.mean(pairs, axis=0) for name, pairs in each.items()}
+    total = sum((means[name] for task in left for name in task.methods if name in means), np.zeros(2))
+    return round(total[0]), float(total[1])
+
+
+def took(row: dict[str, Any]) -> float:
+    """Seconds of an edit, without what it reused."""
+    return row["paid"] * row["seconds"] / max(row["rows"], 1)
+
+
+def clock(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
+
+
+# ---------------------------------------------------------------- who is surely better
+
+
+class Scenes:
+    """Figures by method and scene, means over the seeds: at(method, figure) -> (scenes,), NaN where there is none."""
+
+    def __init__(self, rows: Sequence[dict[str, Any]], kind: str = "all"):
+        self.rows = [row for row in rows if "error" not in row and kind in (row["kind"], "all")]
+        self.methods = list(dict.fromkeys(row["method"] for row in self.rows))
+        self.numbers = sorted({row["number"] for row in self.rows})
+        cells: dict[tuple[str, int, str], list[float]] = {}
+        for row in self.rows:
+            for figure in FIGURES:
+                value = row.get(figure)
+                if "psnr" in figure:
+                    value = MOST_DB if value is None else min(value, MOST_DB)  # None: infinite
+                if value is not None:
+                    value = 100.0 * value if figure == "success" else value
+                    cells.setdefault((row["method"], row["number"], figure), []).append(value)
+        self.cells = {one: float(np.mean(values)) for one, values in cells.items()}
+
+    def at(self, method: str, figure: str) -> np.ndarray:
+        return np.array([self.cells.get((method, number, figure), np.nan) for number in self.numbers])
+
+    def mean(self, method: str, figure: str) -> tuple[float, float, float] | None:
+        values = self.at(method, figure)
+        values = values[~np.isnan(values)]
+        return interval(values) if len(values) else None
+
+    def count(self, method: str) -> int:
+        return len({row["number"] for row in self.rows if row["method"] == method})
+
+    def ranks(self, figure: str, among: Sequence[str] | None = None) -> dict[str, int]:
+        """1 and how many of the others are surely better; methods below LEAST scenes have none."""
+        values = {m: self.at(m, figure) for m in (self.methods if among is None else among)}
+        values = {m: one for m, one in values.items() if (~np.isnan(one)).sum() >= LEAST}
+        return {m: 1 + sum(surely_above(other, own) for other in values.values()) for m, own in values.items()}
+
+
+def surely_above(a: np.ndarray, b: np.ndarray) -> bool:
+    """Of two figures over the same scenes, NaN where one was not measured."""
+    apart = a - b
+    apart = apart[~np.isnan(apart)]
+    return len(apart) >= LEAST and interval(apart)[1] > 0
+
+
+def ranked(ranks: dict[str, int], method: str) -> str:
+    if method not in ranks:
+        return ""
+    return f"{ranks[method]}{'=' if [*ranks.values()].count(ranks[method]) > 1 else ''}"
+
+
+# ---------------------------------------------------------------- tables
+
+
+def in_order(scenes: Scenes) -> list[str]:
+    """By successes, then nearness to the true edit."""
+
+    def figures(method: str) -> tuple[float, ...]:
+        return tuple(-(scenes.mean(method, figure) or (0.0,))[0] for figure in ("success", "psnr_true"))
+
+    return sorted(scenes.methods, key=figures)
+
+
+def overall(scenes: Scenes) -> str:
+    head = "method | given | success, rank | background, rank | SSIM | to the true edit, rank | IoU | rows | s | scenes"
+    ranks = {figure: scenes.ranks(figure) for figure in RANKED}
+    lines = [f"| {head} |", f"|{'---|' * 10}"]
+    for method in in_order(scenes):
+        cells = [f"`{method}`", methods().get(method, "")]
+        for figure, form in FIGURES.items():
+            found, rank = scenes.mean(method, figure), ranked(ranks.get(figure, {}), method)
+            cells.append(", ".join(filter(None, [form.format(*found), rank])) if found else "")
+        own = [row for row in scenes.rows if row["method"] == method]
+        cells += [f"{mean([row[name] for row in own]):,.{n}f}" for name, n in (("rows", 0), ("seconds", 1))]
+        lines.append(f"| {' | '.join(cells)} | {scenes.count(method)} |")
+    return "\n".join(lines)
+
+
+def by_kind(rows: Sequence[dict[str, Any]]) -> str:
+    """Successes with their rank within the kind, and how near to the true edit."""
+    groups = {kind: Scenes(rows, kind) for kind in KINDS}
+    ranks = {kind: scenes.ranks("success") for kind, scenes in groups.items()}
+    lines = [f"| method | {' | '.join(KINDS)} |", f"|{'---|' * (len(KINDS) + 1)}"]
+    for method in in_order(Scenes(rows)):
+        cells = list[str]()
+        for kind, scenes in groups.items():
+            share, near = (scenes.mean(method, figure) for figure in ("success", "psnr_true"))
+            rank = ranked(ranks[kind], method)
+            said = [f"{share[0]:.0f} %", rank, f"{near[0]:.1f} dB"] if share and near else []
+            cells.append(", ".join(filter(None, said)))
+        lines.append(f"| `{method}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+class Advice(NamedTuple):
+    """tied: how many none surely beats at success; nearest: of these whom none surely beats at nearness to the true
+    edit, the best first; cheapest: of these the one of fewest rows.
+    """
+
+    tied: int
+    nearest: list[str]
+    cheapest: str
+
+
+def advice(scenes: Scenes, among: Sequence[str]) -> Advice | None:
+    def first(figure: str, some: Sequence[str]) -> list[str]:
+        return [method for method, rank in scenes.ranks(figure, some).items() if rank == 1]
+
+    if not (tied := first("success", [one for one in scenes.methods if one in among])):
+        return None
+    rows = {method: mean([row["rows"] for row in scenes.rows if row["method"] == method]) or 0 for method in tied}
+    nearest = sorted(first("psnr_true", tied) or tied, key=lambda one: -np.nanmean(scenes.at(one, "psnr_true")))
+    return Advice(len(tied), nearest, min(nearest, key=lambda one: rows[one]))
+
+
+def which_for_which(rows: Sequence[dict[str, Any]], shown: int = 4) -> str:
+    lines = ["| edit | texts alone | given the true mask or a picture, too |", "|---|---|---|"]
+    alone = [method for method, given in methods().items() if not given]
+    for kind in ("all", *KINDS):
+        cells = list[str]()
+        for among in (alone, [one for one in methods() if one not in alone]):
+            scenes = Scenes(rows, kind)
+            if found := advice(scenes, among):
+                names = [f"`{one}` {np.nanmean(scenes.at(one, 'success')):.0f} %" for one in found.nearest[:shown]]
+                more = len(found.nearest) - len(names)
+                names += [f"{more} more"] if more else []
+                cells.append(f"{', '.join(names)} (of {found.tied} tied at success); cheapest `{found.cheapest}`")
+            else:
+                cells.append("too few scenes")
+        lines.append(f"| {kind} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def page(rows: Sequence[dict[str, Any]], command: str) -> str:
+    """All of it in Markdown, with the command and the day. Raises ValueError where no method made an edit."""
+    edits = [row for row in rows if "error" not in row]
+    errors = {name: [row["error"] for row in rows if row["method"] == name and "error" in row] for name in methods()}
+    refused = [f"`{name}` refused {len(some)} edits: {some[0]}" for name, some in errors.items() if some]
+    if not edits:
+        raise ValueError(f"no edit was made; {'; '.join(refused)}")
+    scenes, spent = Scenes(rows), sum(map(took, edits))
+    paid, steps = sum(row["paid"] for row in edits), ", ".join(map(str, sorted({row["steps"] for row in edits})))
+    kinds = ", ".join(f"{len({row['number'] for row in edits if row['kind'] == kind})} {kind}" for kind in KINDS)
+    measured = DEAR & {row["method"] for row in rows}
+    said = [f"On {FEW} scenes, one seed, as they cost most: {', '.join(sorted(measured))}."] if measured else []
+    said += [f"Left out, as they cost most: {', '.join(sorted(left))}."] if (left := DEAR - measured) else []
+    said.append(
+        f"*(`{command}`, {datetime.date.today()}: {len(scenes.numbers)} scenes ({kinds}), {steps} steps, "
+        f"{len(edits):,} edits, {paid:,} rows of the model, {clock(spent)} of one process.)*"
+    )
+    return "\n\n".join([which_for_which(rows), overall(scenes), by_kind(rows), *refused, *said]) + "\n"
+
+
+def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Successes over the background, a panel per kind of edit; named are those that no other exceeds in either mean
+    without falling behind in the other.
+    """
+    plt = pyplot()
+    figure, axes = plt.subplots(2, 3, figsize=(15, 9), layout="constrained", sharex=True, sharey=True)
+    for axis, kind in zip(axes.flat, ("all", *KINDS)):
+        scenes = Scenes(rows, kind)
+        found = [(method, *(scenes.mean(method, one) for one in RANKED[:2])) for method in scenes.methods]
+        at = {method: (kept, share) for method, share, kept in found if share and kept}
+        for method, (x, y) in at.items():
+            xerr, yerr = (np.abs([[one[1] - one[0]], [one[2] - one[0]]]) for one in (x, y))
+            look: dict[str, Any] = {"color": "C1" if methods().get(method) else "C0", "elinewidth": 0.4, "alpha": 0.7}
+            axis.errorbar(x[0], y[0], yerr, xerr, fmt="o", ms=4, **look)
+            reached = [(a[0], b[0]) for a, b in at.values() if a[0] >= x[0] and b[0] >= y[0]]
+            if y[0] > 0 and {*reached} == {(x[0], y[0])}:
+                axis.annotate(method, (x[0], y[0]), fontsize=7, xytext=(3, 3), textcoords="offset points")
+        axis.set(title=f"{kind} ({len(scenes.numbers)} scenes)", ylim=(-3, 103))
+    figure.supxlabel("background, dB (orange: given the true mask or a picture)")
+    figure.supylabel("judged a success, %")
+    figure.savefig(path, dpi=90)
+    plt.close(figure)
+
+
+# ---------------------------------------------------------------- the command
+
+
+def compare(args: argparse.Namespace) -> None:
+    steps, scenes = args.steps or (10 if args.quick else 20), args.scenes or (10 if args.quick else 100)
+    tasks = tasks_of(scenes, steps, args.seeds or (1 if args.quick else 3), dear=not args.quick)
+    path, stamp = args.output / "who-wins.jsonl", fingerprint(Path(args.model), args.judge)
+    count = sum(len(task.methods) for task in tasks)
+    print(f"{scenes} scenes, {len(methods())} methods, {count:,} edits; first a scene, to know how long they take")
+    first = run(tasks[:2], path, args.model, args.judge, args.workers)
+    rows, time = predicted(known(tasks, path, stamp)[1], first)
+    print(f"left: about {rows:,} rows of the model, {clock(time / args.workers)} by {args.workers} processes")
+    done = run(tasks, path, args.model, args.judge, args.workers)
+    asked = ["--quick"] * args.quick
+    asked += [f"--{name} {value}" for name in ("scenes", "steps", "seeds") if (value := getattr(args, name))]
+    text = page(done, f'make compare COMPARE="{" ".join(asked)}"' if asked else "make compare")
+    (args.output / "who-wins.md").write_text(text, encoding="utf-8")
+    plot(done, args.output / "who-wins.png")
+    if args.readme:
+        shutil.copyfile(args.output / "who-wins.png", PAGE.parents[2] / PLOT)
+        write_into(PAGE, f"{text}\n![successes over the background, by kind of edit](../../{PLOT})\n")
+    print(text + f"written: {args.output}/who-wins.md, who-wins.png, who-wins.jsonl")
+
+
+def write_into(page: Path, text: str) -> None:
+    """Put the text between the page's two marks. Raises ValueError for a page without them."""
+    whole, mark = page.read_text(encoding="utf-8"), "<!-- who wins -->"
+    if whole.count(mark) != 2:
+        raise ValueError(f"{page} must hold {mark} twice, before and after the figures")
+    before, _, after = whole.split(mark)
+    page.write_text(f"{before}{mark}\n{text}{mark}{after}", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m weights.who_wins", description="Compare all methods.")
+    parser.add_argument("--quick", action="store_true", help="10 scenes, 10 steps, one seed, without the dearest")
+    parser.add_argument("--scenes", type=pie.count, metavar="N", help="kinds in turn (100)")
+    parser.add_argument("--steps", type=pie.count, metavar="N", help="of each method that has steps (20)")
+    parser.add_argument("--seeds", type=pie.count, metavar="N", help="of methods that draw noise (3)")
+    parser.add_argument("--readme", action="store_true", help="write the tables into minidiffedit/methods/README.md")
+    pie.add_options(parser)
+    add_options(parser, ".compare")
+    args = parser.parse_args()
+    try:
+        args.output.mkdir(parents=True, exist_ok=True)
+        (pie.measure if args.pie else compare)(args)
+    except (ValueError, OSError) as error:
+        parser.exit(1, f"error: {error}\n")
+
+
+if __name__ == "__main__":
+    main()
