@@ -66,8 +66,9 @@ def kv_inversion(
             flat = adam.step(flat, found)
         learned[j], x = dict(zip(seen, zip(flat[::2], flat[1::2]))), stepped(*flat)
     y = path.rows(1)
+    step = path.walk()
     for i, j in enumerate(path.down()):
-        y = path.step(
+        y = step(
             y, guide(*eps(y, path.t[j], [null, target], tap=Asked(learned[j]) if i >= first_step else None)), j
         )
     return y

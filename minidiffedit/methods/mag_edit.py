@@ -77,6 +77,7 @@ def mag_edit(
         out = plain(site, qs, ks, W.to(v) @ vt) + plain(site, qt, kt, new[:, None].to(v) * vt)
         return torch.cat([plain(site, q[:-1], k[:-1], v[:-1]), out])
 
+    step = path.walk()
     for i, j in enumerate(path.down()):
         texts, scale = path.texts(path.source(j, source), target), math.sqrt((1 - path.a[j]) / path.a[j])
         for _ in range(nudges if i < first(nudge_steps, K) else 0):
@@ -90,7 +91,7 @@ def mag_edit(
         both = path.texts(*[path.null(j)] * u, path.source(j, source), target)
         e_null, e_text = eps(torch.cat([x[-u:], x]), path.t[j], [both], tap=exchange)[0].split([u, 2])
         e = torch.cat([e_text[:-u], guide(e_null, e_text[-u:])])
-        x = path.pin(path.step(x, e, j), j - 1)
+        x = path.pin(step(x, e, j), j - 1)
         if i >= K - first(kept_steps, K):
             x = torch.cat([x[:1], x[:1] + grown * (x[1:] - x[:1])])
     return x[1:]

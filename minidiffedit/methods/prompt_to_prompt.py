@@ -91,10 +91,11 @@ def prompt_to_prompt(
             out = out + plain(site, qt, kt, alone[i, :, None].to(v) * vt)
         return torch.cat([plain(site, q[:-b], k[:-b], v[:-b]), out])
 
+    step = path.walk()
     for i, j in enumerate(path.down()):
         texts = path.texts(*[path.null(j)] * (u // b), path.source(j, source), target)
         e_null, e_text = eps(torch.cat([x[-u:], x]), path.t[j], [texts], tap=exchange)[0].split([u, 2 * b])
-        x = path.pin(path.step(x, torch.cat([e_text[:-u], guide(e_null, e_text[-u:])]), j), j - 1)
+        x = path.pin(step(x, torch.cat([e_text[:-u], guide(e_null, e_text[-u:])]), j), j - 1)
         if blend and i >= first(BLEND_STEPS, K):
             M = blend_mask(seen, x, coarsest, blend_threshold)
             x = torch.cat([x[:b], x[:b] + M * (x[b:] - x[:b])])
