@@ -560,10 +560,8 @@ class Job:
         self.x0: Tensor = torch.empty(0)  # until `prepare`
         self.texts: dict[str, Tensor] = {}
         self.begun = 0
-        self.stages: dict[str, list[Tensor]] = {}
-        self.clean: dict[str, list[Tensor]] = {}
-        self.times: dict[str, list[int]] = {}
-        self.tensors: dict[str, Tensor] = {}
+        self.stages, self.clean = dict[str, list[Tensor]](), dict[str, list[Tensor]]()
+        self.times, self.tensors = dict[str, list[int]](), dict[str, Tensor]()
         self.verdict = "edited"
         self.given_mask: Tensor | None = None
         self.steering: Steering | None = None
@@ -946,6 +944,7 @@ def result_of(job: Job, latent: Tensor | None, M: Tensor | None) -> Result:
     used = {id(call) for call in job.calls}
     calls = [*(call for call in job.known if id(call) not in used), *job.calls][-MOST_CALLS:]
     settings |= {"steering": said} if job.steering and (said := job.steering.settings()) else {}
+    kept = ("stages", "clean", "times", "tensors", "verdict", "evaluations", "seconds", "given_mask", "steering")
     return Result(
         method=plan.method,
         settings=settings,
@@ -956,19 +955,11 @@ def result_of(job: Job, latent: Tensor | None, M: Tensor | None) -> Result:
         x0=job.x0 if picture else None,
         latent=job.x0 if latent is None else latent,
         latent_mask=M,
-        stages=job.stages,
-        clean=job.clean,
-        times=job.times,
-        tensors=job.tensors,
-        verdict=job.verdict,
-        evaluations=job.evaluations,
-        seconds=job.seconds,
         plan=plan,
         calls=tuple(calls),
         sd=sd,
-        given_mask=job.given_mask,
-        steering=job.steering,
         witness=job.witness,
+        **{name: getattr(job, name) for name in kept},
     )
 
 
@@ -1057,7 +1048,8 @@ def changed(old: Plan, changes: dict[str, Any], mask: Any = None) -> tuple[Plan,
     kept = mask is None and not changes.keys() & of_the_mask
     method = old.method if changes.get("inversion") is None else "+".join(filter(None, parts_of(old.method)[1:]))
     fresh = blank_plan(method, changes.get("inversion"))  # another inversion has other options
-    given = {name: value for name, value in old.given.items() if name != "mask" and name in fresh.given}
+    wanted = {*fresh.needs} - {*old.needs}  # "", where a text may be left out, is none that was given
+    given = {n: one for n, one in old.given.items() if n in fresh.given and (one or n not in wanted) and n != "mask"}
     arguments = {**given, **{name: value for name, value in old.settings.items() if name in fresh.options}, **changes}
     needed = {"mask": old.given.get("mask") if kept else mask}  # of a plan read from a file it is not at hand
     return plan(method, **arguments, **{k: v for k, v in needed.items() if v is not None}), kept

@@ -192,7 +192,8 @@ MUTATIONS = {
         test_with_noises_it_is_diffusers_stochastic_form, {"steps": 20}),
     "a walk of first order": ("improve(x, e, self.a[j], self.a[j - 1])", "e",
         test_noises_made_for_it_return_the_picture, {"invert": edit_friendly}),
-    "what was before goes on into the next walk": ("before: list[tuple[float, Tensor]] = []", "before = improvement.__dict__.setdefault('before', [])",
+    "what was before goes on into the next walk": ("before: list[tuple[float, Tensor]] = []",
+        "before = improvement.__dict__.setdefault('before', [])",
         test_with_noises_it_is_diffusers_stochastic_form, {"steps": 20}),
 }  # fmt: skip
 

@@ -89,7 +89,8 @@ def take(parser: argparse.ArgumentParser, settled: "Plan", settings: dict[str, A
     said = {word.partition("=")[0].replace("--no-", "--") for word in words}
     plain = {name for name in settled.given if GIVEN[name].kind in ("text", "pairs", "points")}
     steering = told if isinstance(told := settings.get("steering"), dict) and settled.steerable else {}
-    found = {name: value for name, value in settings.items() if name in plain or name in settled.options}
+    new = {*settled.needs} if settings.get("method") != settled.method else {*()}  # whose "" nobody gave
+    found = {n: one for n, one in settings.items() if (n in plain and (one or n not in new)) or n in settled.options}
     found |= {name: steering[name] for name in {*steering_names()} & steering.keys() - {"union", "subtract"}}
     found = {name: value for name, value in found.items() if flag(name) not in said}
     for action in parser._actions:
@@ -98,10 +99,13 @@ def take(parser: argparse.ArgumentParser, settled: "Plan", settings: dict[str, A
     no_file = (None, "none", "computed", "everywhere")
     files = [name for name in settled.given if name not in plain and settings.get(name) not in no_file]
     files += sorted({"union", "subtract"} & steering.keys())
-    parser.set_defaults(**found, taken=taken if settings else {}, lacking=[n for n in files if flag(n) not in said])
+    lacking = [name for name in files if flag(name) not in said]
+    parser.set_defaults(**found, liked=settings, taken=taken if settings else {}, lacking=lacking)
 
 
 def say_taken(args: argparse.Namespace) -> None:
+    named = {f"{one}_name": name for one in ("model", "vae") if isinstance(name := args.liked.get(one), str)}
+    name_model(args, named)
     if args.taken and not args.quiet:
         say_note(shown(f"like {args.like}: {', '.join(f'{name} {value}' for name, value in args.taken.items())}"))
     for name in args.lacking:
@@ -346,9 +350,7 @@ def check_files(args: argparse.Namespace) -> None:
     if args.save_heat and getattr(args, "mask", None):
         raise ValueError("--save-heat goes without --mask: under your own mask no map is sought")
     if args.save_state and getattr(args, "crop", False):
-        raise ValueError(
-            "--save-state goes without --crop; save the edit without, then `resume` that state with --crop"
-        )
+        raise ValueError("--save-state goes without --crop; save without, then `resume` that state with --crop")
     if args.decode_previews and not args.report:
         raise ValueError("--decode-previews goes with --report")
     whole("preview_every", args.preview_every, 1, 999)
@@ -380,16 +382,13 @@ def written(args: argparse.Namespace, done: "Result", output: Path, rows: dict[s
     record = record_of(args, done)
     write_picture(done.image, output, text_chunks(args, record))
     result = {"output": str(output)}
-    if args.save_mask and done.mask:
-        write_picture(done.mask, args.save_mask, MARK)
-        result["mask"] = str(args.save_mask)
-    if args.save_heat and done.heat is not None and done.source:
-        write_picture(grey_picture(done.heat, done.source.size), args.save_heat, MARK)
-        result["heat"] = str(args.save_heat)
-    if args.save_mask and done.mask is None:
-        warnings.warn(f"{args.save_mask} is not written: {done.method} used no mask", stacklevel=2)
-    if args.save_heat and done.heat is None:
-        warnings.warn(f"{args.save_heat} is not written: no mask was sought", stacklevel=2)
+    heat = None if done.heat is None else grey_picture(done.heat, done.image.size)
+    for name, made, why in (("mask", done.mask, f"{done.method} used no mask"), ("heat", heat, "no mask was sought")):
+        if (path := getattr(args, f"save_{name}")) and made:
+            write_picture(made, path, MARK)
+            result[name] = str(path)
+        elif path:
+            warnings.warn(f"{path} is not written: {why}", stacklevel=2)
     if args.save_state:
         save_state(done, args.save_state)
         result["state"] = str(args.save_state)

@@ -49,14 +49,28 @@ def strange_option(words: list[str], parser: argparse.ArgumentParser) -> str:
             continue
         if before in known and known[before].nargs != 0 and name[:2] != "--":
             return f"{before} needs a value; one that begins with - is written {before}={word}"
-        whose = f" of {parser.get_default('method')}" if parser.get_default("method") else ""
-        from ..run import GIVEN
-
-        if name[2:].replace("-", "_") in GIVEN:  # of other methods
-            return f"there is no option {name}{whose}"
+        method = parser.get_default("method")
+        having = holders(name, method) if method else []
+        whose = f" of {method}" if method and f"--method {method}" not in having else ""  # else of another command
+        if having:
+            ways = f"; it comes with {', '.join(having[:5])}" if whose and "--method" in known else ""
+            return f"there is no option {name}{whose}{ways}{', ...' if ways and having[5:] else ''}"
         ours = meant(name, [*known, *(str(one.metavar) for one in parser._actions if not one.option_strings)])
         return f"there is no option {name}{whose}" + (f" (did you mean {ours}?)" if ours else "")
     return ""
+
+
+def holders(name: str, method: str) -> list[str]:
+    """What brings an option: sources of a mask for this method, and methods."""
+    from ..methods.table import MASKS, SYSTEMS
+    from ..run import blank_plan
+    from .common import flag
+
+    plans = {one: blank_plan(one) for one in (method, *(name for name, row in SYSTEMS.items() if row.edit))}
+    plans = {f"--method {one}": plan for one, plan in plans.items()}
+    if blank_plan(method).steerable:
+        plans = {f"--mask-from {one}": blank_plan(method, mask_from=one) for one in MASKS} | plans
+    return [one for one, plan in plans.items() if name in map(flag, (*plan.given, *plan.options))]
 
 
 def meant(name: str, known: list[str]) -> str:

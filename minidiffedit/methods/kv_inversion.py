@@ -68,9 +68,7 @@ def kv_inversion(
     y = path.rows(1)
     step = path.walk()
     for i, j in enumerate(path.down()):
-        y = step(
-            y, guide(*eps(y, path.t[j], [null, target], tap=Asked(learned[j]) if i >= first_step else None)), j
-        )
+        y = step(y, guide(*eps(y, path.t[j], [null, target], tap=Asked(learned[j]) if i >= first_step else None)), j)
     return y
 
 

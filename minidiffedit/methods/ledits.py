@@ -3,9 +3,9 @@
 On an edit-friendly path: e = e_null + sum over concepts of s M (e_concept - e_null), s negative for what is removed. A
 pair of texts is two concepts: its source is taken away, its target added, and an empty one is none. The steps are the
 paper's, of second order, with noises solved for them (`edit_friendly`, sampler "dpmsolver++", as the row asks), or
-DDPM's ("ddim"). M is, per concept, picture and level, the product of two masks, each 1 where a map is not below its quantile
-`concept_threshold`. M1: the attention to the concept's words at the coarsest level with text, mean over heads and
-sites, smoothed. M2: |s (e_concept - e_null)|, summed over channels; not in the first steps (t > 800), as in the
+DDPM's ("ddim"). M is, per concept, picture and level, the product of two masks, each 1 where a map is not below its
+quantile `concept_threshold`. M1: the attention to the concept's words at the coarsest level with text, mean over heads
+and sites, smoothed. M2: |s (e_concept - e_null)|, summed over channels; not in the first steps (t > 800), as in the
 authors' code. Model rows: (1 + concepts) K b, and the inversion's; a concept costs none where it does not act.
 """
 
