@@ -232,6 +232,8 @@ def test_like_takes_the_method_and_names_files_that_it_cannot_take(here, folder,
     assert capsys.readouterr().err.startswith("like a.png: method direct+user-mask, ")
     assert Path("a.png").read_bytes() == Path("b.png").read_bytes()
     ran(capsys, "edit", "in.png", *FAST, "--mask", "m.png", "-o", "c.png", "--model", folder)
+    assert cli.main([*command[:3], "c.png", *command[4:], "--mask", "m.png"]) == 0
+    assert capsys.readouterr().err.count("\n") == 1  # of what was taken, nothing is said to be idle
     assert cli.main([*command[:3], "c.png", *command[4:]]) == 0
     assert "warning: c.png was made with a mask of its own" in capsys.readouterr().err
     with pytest.raises(SystemExit):  # no source was given, so none is taken where one is needed
@@ -331,9 +333,11 @@ def test_a_picture_comes_on_stdin_and_goes_to_stdout(here, folder, capsys):
     ("edit in.png --target x --method sdedit --maps 3", "--maps of sdedit; it comes with --mask-from contrast, "),
     ("mask in.png --target x --strength 1", "no option --strength\n"), ("generate x --w 512", "--width"),
     ("generate x --source y", "no option --source of text-to-image\n"),
-    ("eidt in.png", "edit"), ("batsh x", "batch"), ("masactrl in.png", "edit --method masactrl"),
-    ("sdedit in.png --target x", "edit --method sdedit"), ("direct+masactrl x", "--method direct+masactrl"),
-    ("img2img", "--method sdedit"), ("in.png --target x", "minidiffedit edit in.png"),
+    ("edit in.png --method words+sdedit --mask-fence 3", "of words+sdedit; it comes with --mask-from quartiles, "),
+    ("ledits++ in.png", "edit --method ledits++"), ("eidt in.png", "edit"), ("batsh x", "batch"),
+    ("masactrl in.png", "edit --method masactrl"), ("sdedit in.png --target x", "edit --method sdedit"),
+    ("direct+masactrl x", "--method direct+masactrl"), ("img2img", "--method sdedit"),
+    ("in.png --target x", "minidiffedit edit in.png"),
     ("edit in.png m.png --target x", "batch"), ("edit in.png --target a zebra", "quotes"),
     ("edit in.png --target x --method masactr", "'masactrl'"), ("edit in.png --target x --seed", "--seed"),
     ("edit in.png --target x --method drag-diffusion", "no option --target of drag-diffusion"),

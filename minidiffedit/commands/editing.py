@@ -95,7 +95,7 @@ def take(parser: argparse.ArgumentParser, settled: "Plan", settings: dict[str, A
     found = {name: value for name, value in found.items() if flag(name) not in said}
     for action in parser._actions:
         action.required = action.required and action.dest not in found
-    taken = {"method": settled.method} | {name: value for name, value in found.items() if value not in (None, "")}
+    taken = {"method": settled.method} | found
     no_file = (None, "none", "computed", "everywhere")
     files = [name for name in settled.given if name not in plain and settings.get(name) not in no_file]
     files += sorted({"union", "subtract"} & steering.keys())
@@ -104,10 +104,10 @@ def take(parser: argparse.ArgumentParser, settled: "Plan", settings: dict[str, A
 
 
 def say_taken(args: argparse.Namespace) -> None:
-    named = {f"{one}_name": name for one in ("model", "vae") if isinstance(name := args.liked.get(one), str)}
-    name_model(args, named)
+    name_model(args, {f"{one}_name": name for one in ("model", "vae") if isinstance(name := args.liked.get(one), str)})
     if args.taken and not args.quiet:
-        say_note(shown(f"like {args.like}: {', '.join(f'{name} {value}' for name, value in args.taken.items())}"))
+        said = [f"{name} {value}" for name, value in args.taken.items() if value not in (None, "")]
+        say_note(shown(f"like {args.like}: {', '.join(said)}"))
     for name in args.lacking:
         said = f"{args.like} was made with a {name} of its own, which is not in it: give it with {flag(name)}"
         warnings.warn(said, stacklevel=2)

@@ -52,9 +52,9 @@ def strange_option(words: list[str], parser: argparse.ArgumentParser) -> str:
         method = parser.get_default("method")
         having = holders(name, method) if method else []
         whose = f" of {method}" if method and f"--method {method}" not in having else ""  # else of another command
-        if having:
-            ways = f"; it comes with {', '.join(having[:5])}" if whose and "--method" in known else ""
-            return f"there is no option {name}{whose}{ways}{', ...' if ways and having[5:] else ''}"
+        if having and not {*OURS.get(name, ())} & known.keys():
+            ways = f"; it comes with {', '.join(having[:3])}" if whose and "--method" in known else ""
+            return f"there is no option {name}{whose}{ways}{', ...' if ways and having[3:] else ''}"
         ours = meant(name, [*known, *(str(one.metavar) for one in parser._actions if not one.option_strings)])
         return f"there is no option {name}{whose}" + (f" (did you mean {ours}?)" if ours else "")
     return ""
@@ -63,13 +63,13 @@ def strange_option(words: list[str], parser: argparse.ArgumentParser) -> str:
 def holders(name: str, method: str) -> list[str]:
     """What brings an option: sources of a mask for this method, and methods."""
     from ..methods.table import MASKS, SYSTEMS
-    from ..run import blank_plan
+    from ..run import blank_plan, parts_of
     from .common import flag
 
-    plans = {one: blank_plan(one) for one in (method, *(name for name, row in SYSTEMS.items() if row.edit))}
-    plans = {f"--method {one}": plan for one, plan in plans.items()}
-    if blank_plan(method).steerable:
-        plans = {f"--mask-from {one}": blank_plan(method, mask_from=one) for one in MASKS} | plans
+    methods = (method, *(one for one, row in SYSTEMS.items() if row.edit))
+    plans, editor = {f"--method {one}": blank_plan(one) for one in methods}, parts_of(method)[2]
+    if plans[f"--method {method}"].steerable:
+        plans = {f"--mask-from {one}": blank_plan(editor, mask_from=one) for one in MASKS} | plans
     return [one for one, plan in plans.items() if name in map(flag, (*plan.given, *plan.options))]
 
 
@@ -83,7 +83,7 @@ def meant(name: str, known: list[str]) -> str:
 def strange_command(word: str, commands: Collection[str]) -> str:
     from ..methods.table import SYSTEMS
 
-    if word.rpartition("+")[2] in SYSTEMS:
+    if {word, word.rpartition("+")[2]} & SYSTEMS.keys():  # some end in a plus
         return f"{word} is a method, not a command: `minidiffedit edit --method {word}`"
     if word in COMMANDS:
         return f"no command {word!r}: `minidiffedit {COMMANDS[word]}`"
