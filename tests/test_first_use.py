@@ -259,8 +259,9 @@ def test_like_takes_a_model_that_can_be_named_and_says_where_it_is_another(here,
     for settings, said in (({"model": "some/body", "model_hash": hashed}, ""), ({"model": 5, "lora": "x"}, "lora x"),
                            ({"model": "/etc", "model_hash": "0123456789"}, "model_hash 0123456789")):  # fmt: skip
         assert cli.main(result(**settings)) == 0
-        warned = capsys.readouterr().err.partition("warning: a.png was made with another model (")[2]
-        assert said in warned and bool(said) == bool(warned)
+        err = capsys.readouterr().err
+        warned = err.partition("warning: a.png was made with another model (")[2]
+        assert said in warned and bool(said) == bool(warned) and ("model some/body" in err) == (not said)
     assert asked == [("some/body", True), *[("stable-diffusion-v1-5/stable-diffusion-v1-5", True)] * 2]
 
 

@@ -77,8 +77,7 @@ def liked(words: list[str]) -> dict[str, Any]:
     if not isinstance(method := settings.get("method"), str):
         why = "holds no settings of an edit" if os.path.isfile(known.like) else "no such file"
         raise ValueError(f"{known.like}: {why}; --like takes a picture that `minidiffedit edit` wrote")
-    own, *rest = parts_of(method)
-    parts = rest if known.inversion else [own, *rest]
+    parts = parts_of(method)[bool(known.inversion) :]
     return {"settings": settings, "method": [f"--method={'+'.join(filter(None, parts))}"]}
 
 
@@ -104,9 +103,11 @@ def take(parser: argparse.ArgumentParser, settled: "Plan", settings: dict[str, A
 
 
 def say_taken(args: argparse.Namespace) -> None:
+    before = args.model
     name_model(args, {f"{one}_name": name for one in ("model", "vae") if isinstance(name := args.liked.get(one), str)})
     if args.taken and not args.quiet:
-        said = [f"{name} {value}" for name, value in args.taken.items() if value not in (None, "")]
+        taken = args.taken | ({"model": args.model} if args.model != before else {})
+        said = [f"{name} {value}" for name, value in taken.items() if value not in (None, "")]
         say_note(shown(f"like {args.like}: {', '.join(said)}"))
     for name in args.lacking:
         said = f"{args.like} was made with a {name} of its own, which is not in it: give it with {flag(name)}"
