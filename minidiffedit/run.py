@@ -186,7 +186,9 @@ def plan(
     if strange := (given.keys() - found.given.keys()) | (told.keys() - found.options.keys()):
         name = min(strange)
         known = [*found.given, *found.options]
-        raise ValueError(f"{found.method} has no option {name!r}{like(name, known)}; it has {', '.join(known)}")
+        ways = ", ".join([f"{kind}={one!r}" for kind, one in holders(name, found.method)][:3])
+        hint = f", which comes with {ways} and the like" if ways else like(name, known)
+        raise ValueError(f"{found.method} has no option {name!r}{hint}; it has {', '.join(known)}")
     if lacking := [name for name in found.needs if name not in given]:
         said = "; ".join(f"{name}: {GIVEN[name].about}" for name in lacking)
         raise ValueError(f"{found.method} needs {' and '.join(lacking)} ({said})")
@@ -275,6 +277,15 @@ def parts_of(method: str) -> tuple[str, str, str]:
             raise ValueError(f"a name has one {kind} (INVERSION+MASK+EDITOR), got {parts[kind]!r} and {one!r}")
         parts[kind] = one
     return parts["inversion"], parts["mask"], method
+
+
+def holders(option: str, method: str) -> list[tuple[str, str]]:
+    """What brings an option or an input: ("mask_from", a source of a mask for this method) and ("method", its name)."""
+    methods = (method, *(one for one, row in SYSTEMS.items() if row.edit))
+    plans, editor = {("method", one): blank_plan(one) for one in methods}, parts_of(method)[2]
+    if plans["method", method].steerable:
+        plans = {("mask_from", one): blank_plan(editor, mask_from=one) for one in MASKS} | plans
+    return [one for one, plan in plans.items() if option in {*plan.given, *plan.options}]
 
 
 def known_system(method: str) -> System:
@@ -1003,7 +1014,6 @@ def edit(
     if mask is mask_from is None and images.has_hole(image, "mask" in blank_plan(method, inversion).given):
         mask = image
     given = {"target": target, "source": source, "mask": mask, "negative_prompt": negative_prompt}
-    given = {name: value for name, value in given.items() if value is not None}
     settled = plan(method, inversion=inversion, mask_from=mask_from, **given, **options)
     handles: dict[str, Any] = {"steering": steering, "reuse": earlier, "witness": witness, "bitwise": bitwise}
     if not progress:

@@ -49,28 +49,19 @@ def strange_option(words: list[str], parser: argparse.ArgumentParser) -> str:
             continue
         if before in known and known[before].nargs != 0 and name[:2] != "--":
             return f"{before} needs a value; one that begins with - is written {before}={word}"
-        method = parser.get_default("method")
-        having = holders(name, method) if method else []
-        whose = f" of {method}" if method and f"--method {method}" not in having else ""  # else of another command
+        from ..run import holders
+        from .common import flag
+
+        method, option = parser.get_default("method"), name[2:].replace("-", "_")
+        found = holders("edits" if name == flag("edits") else option, method) if method else []
+        having = [f"{flag(kind)} {one}" for kind, one in found]
+        whose = f" of {method}" if method and ("method", method) not in found else ""  # else of another command
         if having and not {*OURS.get(name, ())} & known.keys():
             ways = f"; it comes with {', '.join(having[:3])}" if whose and "--method" in known else ""
             return f"there is no option {name}{whose}{ways}{', ...' if ways and having[3:] else ''}"
         ours = meant(name, [*known, *(str(one.metavar) for one in parser._actions if not one.option_strings)])
         return f"there is no option {name}{whose}" + (f" (did you mean {ours}?)" if ours else "")
     return ""
-
-
-def holders(name: str, method: str) -> list[str]:
-    """What brings an option: sources of a mask for this method, and methods."""
-    from ..methods.table import MASKS, SYSTEMS
-    from ..run import blank_plan, parts_of
-    from .common import flag
-
-    methods = (method, *(one for one, row in SYSTEMS.items() if row.edit))
-    plans, editor = {f"--method {one}": blank_plan(one) for one in methods}, parts_of(method)[2]
-    if plans[f"--method {method}"].steerable:
-        plans = {f"--mask-from {one}": blank_plan(editor, mask_from=one) for one in MASKS} | plans
-    return [one for one, plan in plans.items() if name in map(flag, (*plan.given, *plan.options))]
 
 
 def meant(name: str, known: list[str]) -> str:

@@ -11,13 +11,8 @@ from typing import Any
 DEFAULT = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 REMOVED = {"runwayml/stable-diffusion-v1-5": DEFAULT}
 CONFIGS = ("unet/config.json", "vae/config.json", "text_encoder/config.json")
-SMALL = (
-    "model_index.json",
-    "scheduler/scheduler_config.json",
-    "tokenizer/vocab.json",
-    "tokenizer/merges.txt",
-    *CONFIGS,
-)
+BESIDE = ("model_index.json", "scheduler/scheduler_config.json", "tokenizer/vocab.json", "tokenizer/merges.txt")
+SMALL = (*BESIDE, *CONFIGS)
 ONE_TOKENIZER = "tokenizer/tokenizer.json"  # what newer repositories hold instead of the tokenizer's two files
 
 LICENCE = """\
