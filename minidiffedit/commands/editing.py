@@ -88,7 +88,7 @@ def take(parser: argparse.ArgumentParser, settled: "Plan", settings: dict[str, A
     said = {word.partition("=")[0].replace("--no-", "--") for word in words}
     plain = {name for name in settled.given if GIVEN[name].kind in ("text", "pairs", "points")}
     steering = told if isinstance(told := settings.get("steering"), dict) and settled.steerable else {}
-    new = {*settled.needs} if settings.get("method") != settled.method else {*()}  # whose "" nobody gave
+    new = set(settled.needs if settings.get("method") != settled.method else ())  # whose "" nobody gave
     found = {n: one for n, one in settings.items() if (n in plain and (one or n not in new)) or n in settled.options}
     found |= {name: steering[name] for name in {*steering_names()} & steering.keys() - {"union", "subtract"}}
     found = {name: value for name, value in found.items() if flag(name) not in said}
