@@ -107,8 +107,8 @@ def say_taken(args: argparse.Namespace) -> None:
     name_model(args, {f"{one}_name": name for one in ("model", "vae") if isinstance(name := args.liked.get(one), str)})
     if args.taken and not args.quiet:
         taken = args.taken | ({"model": args.model} if args.model != before else {})
-        said = [f"{name} {value}" for name, value in taken.items() if value not in (None, "")]
-        say_note(shown(f"like {args.like}: {', '.join(said)}"))
+        values = [f"{name} {value}" for name, value in taken.items() if value not in (None, "")]
+        say_note(shown(f"like {args.like}: {', '.join(values)}"))
     for name in args.lacking:
         said = f"{args.like} was made with a {name} of its own, which is not in it: give it with {flag(name)}"
         warnings.warn(said, stacklevel=2)

@@ -57,7 +57,7 @@ def mag_edit(
     one_picture(path[0], "MAG-Edit")
     x, K, guide, words = path.rows(2), path.top, cfg(guidance_scale), chosen(edited_words, source_words, target_words)
     M, W = checked_mask(mask, x[:1]).to(x), refined(source_words, target_words).to(x)
-    new, u = (W.sum(0) == 0).to(x), 1 if path.pinned else 2
+    new, u, step = (W.sum(0) == 0).to(x), 1 if path.pinned else 2, path.walk()
     grown, grid = F.max_pool2d(M, 3, stride=1, padding=1), [-(-side // 2**coarsest) for side in x.shape[2:]]
     low = F.adaptive_max_pool2d(M, grid).flatten()
     maps, nudges = list[Tensor](), nudges if M.any() else 0
@@ -77,7 +77,6 @@ def mag_edit(
         out = plain(site, qs, ks, W.to(v) @ vt) + plain(site, qt, kt, new[:, None].to(v) * vt)
         return torch.cat([plain(site, q[:-1], k[:-1], v[:-1]), out])
 
-    step = path.walk()
     for i, j in enumerate(path.down()):
         texts, scale = path.texts(path.source(j, source), target), math.sqrt((1 - path.a[j]) / path.a[j])
         for _ in range(nudges if i < first(nudge_steps, K) else 0):

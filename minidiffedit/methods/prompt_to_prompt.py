@@ -63,7 +63,7 @@ def prompt_to_prompt(
     that reads the text (SD v1: 16 x 16, where self_levels = 1 ends; 2 adds 32 x 32). Raises ValueError for words that
     the prompts do not have.
     """
-    b, K, x = len(path[0]), path.top, path.rows(2)
+    b, K, x, step = len(path[0]), path.top, path.rows(2), path.walk()
     guide, u = guide_of(guidance, guidance_scale, quantile, norm), b if path.pinned else 2 * b  # u rows are guided
     W, until, c, looks = (one.to(x) for one in asked(source_words, target_words, mode, word_steps, reweight, blend))
     until = torch.where(until < 0, cross_steps, until).mul(K).add(0.5).floor()
@@ -91,7 +91,6 @@ def prompt_to_prompt(
             out = out + plain(site, qt, kt, alone[i, :, None].to(v) * vt)
         return torch.cat([plain(site, q[:-b], k[:-b], v[:-b]), out])
 
-    step = path.walk()
     for i, j in enumerate(path.down()):
         texts = path.texts(*[path.null(j)] * (u // b), path.source(j, source), target)
         e_null, e_text = eps(torch.cat([x[-u:], x]), path.t[j], [texts], tap=exchange)[0].split([u, 2 * b])
