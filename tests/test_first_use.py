@@ -236,6 +236,11 @@ def test_like_takes_the_method_and_names_files_that_it_cannot_take(here, folder,
     assert capsys.readouterr().err.count("\n") == 1  # of what was taken, nothing is said to be idle
     assert cli.main([*command[:3], "c.png", *command[4:]]) == 0
     assert "warning: c.png was made with a mask of its own" in capsys.readouterr().err
+    told = ran(capsys, *command[:3], "c.png", *command[4:], "--method", "masactrl", "--seed", "5", "--dry-run")
+    taken = {name: told["settings"][name] for name in ("target", "steps", "strength", "encode_text", "seed")}
+    assert taken == {"target": "a zebra", "steps": 4, "strength": 1.0, "encode_text": "source", "seed": 5}
+    told = ran(capsys, *command[:3], "c.png", *command[4:], "--mask-from", "words:a", "--source", "a cow", "--dry-run")
+    assert (told["settings"]["maps"], told["settings"]["mask_threshold"]) == (2, 0.4)
     with pytest.raises(SystemExit):  # no source was given, so none is taken where one is needed
         cli.main([*command[:3], "c.png", *command[4:], "--method", "prompt-to-prompt"])
     assert "arguments are required: --source" in capsys.readouterr().err

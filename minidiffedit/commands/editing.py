@@ -82,14 +82,18 @@ def liked(words: list[str]) -> dict[str, Any]:
 
 
 def take(parser: argparse.ArgumentParser, settled: "Plan", settings: dict[str, Any], words: list[str]) -> None:
-    """Make settings of an earlier run the parser's defaults, but for what the words say themselves."""
-    from ..run import GIVEN
+    """Make settings of an earlier run the parser's defaults, but for what the words say themselves; where it was one of
+    another method, what differs from that one's defaults.
+    """
+    from ..run import GIVEN, blank_plan
 
     said = {word.partition("=")[0].replace("--no-", "--") for word in words}
     plain = {name for name in settled.given if GIVEN[name].kind in ("text", "pairs", "points")}
     steering = told if isinstance(told := settings.get("steering"), dict) and settled.steerable else {}
-    new = set(settled.needs if settings.get("method") != settled.method else ())  # whose "" nobody gave
-    found = {n: one for n, one in settings.items() if (n in plain and (one or n not in new)) or n in settled.options}
+    other = settings and settings["method"] != settled.method
+    usual = dict.fromkeys(settled.needs, "") | blank_plan(settings["method"]).settings if other else {}
+    found = {n: one for n, one in settings.items() if n in plain or n in settled.options}
+    found = {n: one for n, one in found.items() if n not in usual or one != usual[n]}
     found |= {name: steering[name] for name in {*steering_names()} & steering.keys() - {"union", "subtract"}}
     found = {name: value for name, value in found.items() if flag(name) not in said}
     for action in parser._actions:
