@@ -50,9 +50,8 @@ def remember(args: argparse.Namespace, done: "Result") -> None:
         beside = sum(done.seconds.values()) - unet
         sd, at = done.sd, done.settings["working_size"]
         kind = kind_of_run(args, done.method, sd.unet.config, at, sd.device, sd.dtype)
-        rates = read_rates()
-        rates.pop(kind, None)
-        rates[kind] = {"row": unet / done.rows, "beside": beside}
+        rates = {one: rate for one, rate in read_rates().items() if one != kind}
+        rates |= {kind: {"row": unet / done.rows, "beside": beside}}
         with contextlib.suppress(OSError, RuntimeError):
             rates_file().parent.mkdir(parents=True, exist_ok=True)
             write_whole(rates_file(), json.dumps(dict([*rates.items()][-MOST:])).encode())
