@@ -718,7 +718,10 @@ class Job:
     def points(self) -> tuple[list[tuple[tuple[int, int], ...]], Any]:
         """`places` as whole cells."""
         found, given = self.places()
-        return [tuple((int(row), int(column)) for row, column in pair) for pair in found], given
+        cells = [tuple((int(row), int(column)) for row, column in pair) for pair in found]
+        if all(start == goal for start, goal in cells):
+            warnings.warn(f"no point goes to another cell ({self.sd.factor} pixels): nothing is dragged", stacklevel=4)
+        return cells, given
 
     def places(self) -> tuple[list[tuple[tuple[float, float], ...]], Any]:
         """Places in pixels as (row, column) of the latent, 0 at its edge. ValueError for one outside the picture."""
@@ -1061,8 +1064,7 @@ def changed(old: Plan, changes: dict[str, Any], mask: Any = None) -> tuple[Plan,
     wanted = {*fresh.needs} - {*old.needs}  # "", where a text may be left out, is none that was given
     given = {n: one for n, one in old.given.items() if n in fresh.given and (one or n not in wanted) and n != "mask"}
     arguments = {**given, **{name: value for name, value in old.settings.items() if name in fresh.options}, **changes}
-    needed = {"mask": old.given.get("mask") if kept else mask}  # of a plan read from a file it is not at hand
-    return plan(method, **arguments, **{k: v for k, v in needed.items() if v is not None}), kept
+    return plan(method, **arguments, mask=old.given.get("mask") if kept else mask), kept
 
 
 def picture_mask(sd: "StableDiffusion", image: Picture, method: str = "diffedit", **arguments: Any) -> Result:

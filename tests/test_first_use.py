@@ -437,7 +437,8 @@ def test_a_dry_run_knows_seconds_after_a_run_of_its_kind(here, folder, capsys, m
     assert second["seconds"] == pytest.approx(sum(done["seconds"].values()), rel=1e-6)
     twice = ran(capsys, *command, "--dry-run", "--steps", "8")
     assert second["seconds"] < twice["seconds"] < 2 * second["seconds"]
-    assert ran(capsys, *command, "--dry-run", "--size", "128")["seconds"] is None  # another size, another rate
+    for words in (["--size", "128"], ["--crop"]):  # another size, another rate
+        assert ran(capsys, *command, "--dry-run", *words)["seconds"] is None
     assert cli.main([str(word) for word in [*command, "--dry-run"]]) == 0
     assert "by the last such run" in (said := capsys.readouterr().out) and "GiB" in said
     nowhere = ran(capsys, *command[:-1], "no-such-model", "--dry-run")
