@@ -718,10 +718,7 @@ class Job:
     def points(self) -> tuple[list[tuple[tuple[int, int], ...]], Any]:
         """`places` as whole cells."""
         found, given = self.places()
-        cells = [tuple((int(row), int(column)) for row, column in pair) for pair in found]
-        if all(start == goal for start, goal in cells):
-            warnings.warn(f"no point goes to another cell ({self.sd.factor} pixels): nothing is dragged", stacklevel=4)
-        return cells, given
+        return [tuple((int(row), int(column)) for row, column in pair) for pair in found], given
 
     def places(self) -> tuple[list[tuple[tuple[float, float], ...]], Any]:
         """Places in pixels as (row, column) of the latent, 0 at its edge. ValueError for one outside the picture."""
@@ -873,7 +870,7 @@ def begin(
 def execute(plan: Plan, sd: "StableDiffusion", image: Picture, **options: Any) -> Result:
     """Run a plan on a picture; options as in `begin`. Raises ValueError for unfit files, ArithmeticError for NaN."""
     job = begin(plan, sd, image, **options)
-    latent, M = None, None
+    latent, M, why = None, None, ""
     if "strength" in plan.settings and level_at(plan.settings["strength"], plan.settings.get("steps", 50)) == 0:
         M, _ = job.input("mask") if job.given_mask is not None else (None, None)
         job.verdict = "strength 0"
@@ -883,8 +880,11 @@ def execute(plan: Plan, sd: "StableDiffusion", image: Picture, **options: Any) -
             return edited_inside(job, M, box)
         if M is None or M.any():
             latent = finite(job.call("latent").result, "the edit")
+            if not job.evaluations[job.stage_of["latent"]]:  # not one question to the model
+                latent, why = None, f"no point goes to another cell of {sd.factor} pixels"
     if latent is None:
-        warnings.warn(f"nothing to edit: {nothing_to_edit(plan, job.verdict)}; the source comes back", stacklevel=3)
+        why = why or nothing_to_edit(plan, job.verdict)
+        warnings.warn(f"nothing to edit: {why}; the source comes back", stacklevel=3)
     return result_of(job, latent, M)
 
 
