@@ -53,7 +53,7 @@ def add_edit(parser: argparse.ArgumentParser, words: list[str]) -> None:
     add_image(parser, "the edited picture (.png, .jpg, .webp; default: NAME-edited.png here)")
     about = "N candidates of seeds one after another, and a sheet of them (default: NAME-candidates.png and beside it)"
     parser.add_argument("-n", "--count", type=int, default=1, metavar="N", help=about)
-    about = "take the settings of this result of an earlier edit; what the command says besides holds"
+    about = "take the settings of this earlier result, and its model if that has a name; what is said besides holds"
     parser.add_argument("--like", type=Path, metavar="RESULT", help=about)
     add_method(parser, settled)
     add_mask_from(parser)
