@@ -9,6 +9,7 @@ and sites, smoothed. M2: |s (e_concept - e_null)|, summed over channels; not in 
 authors' code. Model rows: (1 + concepts) K b, and the inversion's; a concept costs none where it does not act.
 """
 
+import warnings
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -103,6 +104,8 @@ RANGES = {"concept_scale": (-1000, 1000), "concept_threshold": (0, 1), "warm_up"
 def check_ledits(settings: dict[str, Any], given: dict[str, Any]) -> None:
     """What can be refused before any work."""
     count = sum(bool(text) for pair in given["edits"] for text in pair)
+    if not count:
+        warnings.warn("all texts of the edits are empty: nothing is taken away or added", stacklevel=4)
     for name in RANGES:
         each(name, settings[f"{name}s"], settings[name], count)
 
