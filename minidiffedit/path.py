@@ -1,8 +1,8 @@
 """What an inversion hands to an editor: the levels of one picture, and how to walk them down again.
 
-Five words are all an editor needs, whichever inversion made the path: `path.down()`, `path.null(j)`, `path.pin(x, j)`,
-`path.step(x, e, j)` and `path.rows(n)`. An editor works on several roles at once (source, target, ...): rows of one
-tensor, role after role, each of b pictures.
+Five words are all an editor needs, whichever inversion made the path: `path.rows(n)`, `path.down()`, `path.null(j)`,
+`path.pin(x, j)` and `step = path.walk()`, for `step(x, e, j)`. An editor works on several roles at once (source,
+target, ...): rows of one tensor, role after role, each of b pictures.
 """
 
 import math
@@ -45,7 +45,6 @@ class Path(Trajectory):
         self.any_null, self.nulls, self.noises = null, dict(nulls or {}), dict(noises or {})
         self.sources, self.eta, self.pinned, self.sampler = dict(sources or {}), eta, pinned, sampler
         self.t, self.a = levels(steps)
-        self.improve = improvement(sampler, steps)
 
     @property
     def top(self) -> int:
@@ -80,13 +79,13 @@ class Path(Trajectory):
         """x (roles b, c, h, w) with its first role put back to level j, if this path pins its source."""
         return torch.cat([self[j], x[len(self[j]) :]]) if self.pinned else x
 
+    def walk(self) -> Callable[[Tensor, Tensor, int], Tensor]:
+        """`step` for one walk down, by the sampler: one of second order looks back to the walk's step before."""
+        improve = improvement(self.sampler, self.steps)
+        return lambda x, e, j: self.step(x, improve(x, e, self.a[j], self.a[j - 1]), j)
+
     def step(self, x: Tensor, e: Tensor, j: int) -> Tensor:
-        """All rows from level j to j - 1 along their predictions e: DDIM, or with noises the DDPM step, second order by
-        the sampler "dpmsolver++", which remembers the step from level j + 1.
-        """
-        if j == self.top:
-            self.improve = improvement(self.sampler, self.steps)
-        e = self.improve(x, e, self.a[j], self.a[j - 1])
+        """All rows from level j to j - 1 along their predictions e: DDIM, or with noises the DDPM step."""
         mean, sigma = mean_and_sigma(x, e, self.a[j], self.a[j - 1], self.eta if self.noises else 0.0)
         return mean if not self.noises else mean + sigma * self.noises[j].repeat(len(x) // len(self.noises[j]), 1, 1, 1)
 

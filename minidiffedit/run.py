@@ -186,7 +186,9 @@ def plan(
     if strange := (given.keys() - found.given.keys()) | (told.keys() - found.options.keys()):
         name = min(strange)
         known = [*found.given, *found.options]
-        raise ValueError(f"{found.method} has no option {name!r}{like(name, known)}; it has {', '.join(known)}")
+        ways = ", ".join([f"{kind}={one!r}" for kind, one in holders(name, found.method)][:3])
+        hint = f", which comes with {ways} and the like" if ways else like(name, known)
+        raise ValueError(f"{found.method} has no option {name!r}{hint}; it has {', '.join(known)}")
     if lacking := [name for name in found.needs if name not in given]:
         said = "; ".join(f"{name}: {GIVEN[name].about}" for name in lacking)
         raise ValueError(f"{found.method} needs {' and '.join(lacking)} ({said})")
@@ -275,6 +277,15 @@ def parts_of(method: str) -> tuple[str, str, str]:
             raise ValueError(f"a name has one {kind} (INVERSION+MASK+EDITOR), got {parts[kind]!r} and {one!r}")
         parts[kind] = one
     return parts["inversion"], parts["mask"], method
+
+
+def holders(option: str, method: str) -> list[tuple[str, str]]:
+    """What brings an option or an input: ("mask_from", a source of a mask for this method) and ("method", its name)."""
+    methods = (method, *(one for one, row in SYSTEMS.items() if row.edit))
+    plans, editor = {("method", one): blank_plan(one) for one in methods}, parts_of(method)[2]
+    if plans["method", method].steerable:
+        plans = {("mask_from", one): blank_plan(editor, mask_from=one) for one in MASKS} | plans
+    return [one for one, plan in plans.items() if option in {*plan.given, *plan.options}]
 
 
 def known_system(method: str) -> System:
@@ -560,10 +571,8 @@ class Job:
         self.x0: Tensor = torch.empty(0)  # until `prepare`
         self.texts: dict[str, Tensor] = {}
         self.begun = 0
-        self.stages: dict[str, list[Tensor]] = {}
-        self.clean: dict[str, list[Tensor]] = {}
-        self.times: dict[str, list[int]] = {}
-        self.tensors: dict[str, Tensor] = {}
+        self.stages, self.clean = dict[str, list[Tensor]](), dict[str, list[Tensor]]()
+        self.times, self.tensors = dict[str, list[int]](), dict[str, Tensor]()
         self.verdict = "edited"
         self.given_mask: Tensor | None = None
         self.steering: Steering | None = None
@@ -861,7 +870,7 @@ def begin(
 def execute(plan: Plan, sd: "StableDiffusion", image: Picture, **options: Any) -> Result:
     """Run a plan on a picture; options as in `begin`. Raises ValueError for unfit files, ArithmeticError for NaN."""
     job = begin(plan, sd, image, **options)
-    latent, M = None, None
+    latent, M, why = None, None, ""
     if "strength" in plan.settings and level_at(plan.settings["strength"], plan.settings.get("steps", 50)) == 0:
         M, _ = job.input("mask") if job.given_mask is not None else (None, None)
         job.verdict = "strength 0"
@@ -871,8 +880,11 @@ def execute(plan: Plan, sd: "StableDiffusion", image: Picture, **options: Any) -
             return edited_inside(job, M, box)
         if M is None or M.any():
             latent = finite(job.call("latent").result, "the edit")
+            if not job.evaluations[job.stage_of["latent"]]:  # not one question to the model
+                latent, why = None, f"no point goes to another cell of {sd.factor} pixels"
     if latent is None:
-        warnings.warn(f"nothing to edit: {nothing_to_edit(plan, job.verdict)}; the source comes back", stacklevel=3)
+        why = why or nothing_to_edit(plan, job.verdict)
+        warnings.warn(f"nothing to edit: {why}; the source comes back", stacklevel=3)
     return result_of(job, latent, M)
 
 
@@ -946,6 +958,7 @@ def result_of(job: Job, latent: Tensor | None, M: Tensor | None) -> Result:
     used = {id(call) for call in job.calls}
     calls = [*(call for call in job.known if id(call) not in used), *job.calls][-MOST_CALLS:]
     settings |= {"steering": said} if job.steering and (said := job.steering.settings()) else {}
+    kept = ("stages", "clean", "times", "tensors", "verdict", "evaluations", "seconds", "given_mask", "steering")
     return Result(
         method=plan.method,
         settings=settings,
@@ -956,19 +969,11 @@ def result_of(job: Job, latent: Tensor | None, M: Tensor | None) -> Result:
         x0=job.x0 if picture else None,
         latent=job.x0 if latent is None else latent,
         latent_mask=M,
-        stages=job.stages,
-        clean=job.clean,
-        times=job.times,
-        tensors=job.tensors,
-        verdict=job.verdict,
-        evaluations=job.evaluations,
-        seconds=job.seconds,
         plan=plan,
         calls=tuple(calls),
         sd=sd,
-        given_mask=job.given_mask,
-        steering=job.steering,
         witness=job.witness,
+        **{name: getattr(job, name) for name in kept},
     )
 
 
@@ -1012,7 +1017,6 @@ def edit(
     if mask is mask_from is None and images.has_hole(image, "mask" in blank_plan(method, inversion).given):
         mask = image
     given = {"target": target, "source": source, "mask": mask, "negative_prompt": negative_prompt}
-    given = {name: value for name, value in given.items() if value is not None}
     settled = plan(method, inversion=inversion, mask_from=mask_from, **given, **options)
     handles: dict[str, Any] = {"steering": steering, "reuse": earlier, "witness": witness, "bitwise": bitwise}
     if not progress:
@@ -1057,10 +1061,10 @@ def changed(old: Plan, changes: dict[str, Any], mask: Any = None) -> tuple[Plan,
     kept = mask is None and not changes.keys() & of_the_mask
     method = old.method if changes.get("inversion") is None else "+".join(filter(None, parts_of(old.method)[1:]))
     fresh = blank_plan(method, changes.get("inversion"))  # another inversion has other options
-    given = {name: value for name, value in old.given.items() if name != "mask" and name in fresh.given}
+    wanted = {*fresh.needs} - {*old.needs}  # "", where a text may be left out, is none that was given
+    given = {n: one for n, one in old.given.items() if n in fresh.given and (one or n not in wanted) and n != "mask"}
     arguments = {**given, **{name: value for name, value in old.settings.items() if name in fresh.options}, **changes}
-    needed = {"mask": old.given.get("mask") if kept else mask}  # of a plan read from a file it is not at hand
-    return plan(method, **arguments, **{k: v for k, v in needed.items() if v is not None}), kept
+    return plan(method, **arguments, mask=old.given.get("mask") if kept else mask), kept
 
 
 def picture_mask(sd: "StableDiffusion", image: Picture, method: str = "diffedit", **arguments: Any) -> Result:

@@ -20,6 +20,7 @@ import minidiffedit
 from minidiffedit import cli, contact_sheet, edit
 from minidiffedit.commands import estimates
 from minidiffedit.cost import Held, memory
+from minidiffedit.files.metadata import model_hash
 from minidiffedit.files.results import is_ours, settings_in
 from minidiffedit.run import plan
 
@@ -231,8 +232,42 @@ def test_like_takes_the_method_and_names_files_that_it_cannot_take(here, folder,
     assert capsys.readouterr().err.startswith("like a.png: method direct+user-mask, ")
     assert Path("a.png").read_bytes() == Path("b.png").read_bytes()
     ran(capsys, "edit", "in.png", *FAST, "--mask", "m.png", "-o", "c.png", "--model", folder)
+    assert cli.main([*command[:3], "c.png", *command[4:], "--mask", "m.png"]) == 0
+    assert capsys.readouterr().err.count("\n") == 1  # of what was taken, nothing is said to be idle
     assert cli.main([*command[:3], "c.png", *command[4:]]) == 0
     assert "warning: c.png was made with a mask of its own" in capsys.readouterr().err
+    told = ran(capsys, *command[:3], "c.png", *command[4:], "--method", "masactrl", "--seed", "5", "--dry-run")
+    taken = {name: told["settings"][name] for name in ("target", "steps", "strength", "encode_text", "seed")}
+    assert taken == {"target": "a zebra", "steps": 4, "strength": 1.0, "encode_text": "source", "seed": 5}
+    told = ran(capsys, *command[:3], "c.png", *command[4:], "--mask-from", "words:a", "--source", "a cow", "--dry-run")
+    assert (told["settings"]["maps"], told["settings"]["mask_threshold"]) == (2, 0.4)
+    with pytest.raises(SystemExit):  # no source was given, so none is taken where one is needed
+        cli.main([*command[:3], "c.png", *command[4:], "--method", "prompt-to-prompt"])
+    assert "arguments are required: --source" in capsys.readouterr().err
+
+
+def test_like_takes_a_model_that_can_be_named_and_says_where_it_is_another(here, folder, capsys, monkeypatch):
+    def result(**settings):
+        info, known = PngImagePlugin.PngInfo(), {"method": "diffedit", "target": "a cow", "steps": 2, "maps": 1}
+        info.add_text("minidiffedit", json.dumps(known | settings))
+        tiny.picture().save("a.png", pnginfo=info)
+        return ["edit", "in.png", "--like", "a.png", "-o", "b.png"]
+
+    asked, load = [], minidiffedit.StableDiffusion.load
+
+    def loaded(model, **options):
+        asked.append((model, options["local_files_only"]))
+        return load(folder)
+
+    monkeypatch.setattr(minidiffedit.StableDiffusion, "load", loaded)
+    hashed = model_hash(folder / "unet" / "diffusion_pytorch_model.safetensors")
+    for settings, said in (({"model": "some/body", "model_hash": hashed}, ""), ({"model": 5, "lora": "x"}, "lora x"),
+                           ({"model": "/etc", "model_hash": "0123456789"}, "model_hash 0123456789")):  # fmt: skip
+        assert cli.main(result(**settings)) == 0
+        err = capsys.readouterr().err
+        warned = err.partition("warning: a.png was made with another model (")[2]
+        assert said in warned and bool(said) == bool(warned) and ("model some/body" in err) == (not said)
+    assert asked == [("some/body", True), *[("stable-diffusion-v1-5/stable-diffusion-v1-5", True)] * 2]
 
 
 @pytest.mark.parametrize("content", [b"", b"no picture", None], ids=["empty", "text", "a photo"])
@@ -300,10 +335,15 @@ def test_a_picture_comes_on_stdin_and_goes_to_stdout(here, folder, capsys):
     ("edit in.png --denoising-strength .3", "--strength"), ("edit in.png --targt x", "--target"),
     ("edit in.png --target x -guidance_scale 3", "--guidance-scale"), ("edit in.png --Target x", "--target"),
     ("edit in.png --target x --n-samples 3", "--count"), ("generate --prompt x", "TEXT"),
-    ("generate x --w 512", "--width"), ("edit in.png --target x --method masactrl --maps 3", "masactrl"),
-    ("eidt in.png", "edit"), ("batsh x", "batch"), ("masactrl in.png", "edit --method masactrl"),
-    ("sdedit in.png --target x", "edit --method sdedit"), ("direct+masactrl x", "--method direct+masactrl"),
-    ("img2img", "--method sdedit"), ("in.png --target x", "minidiffedit edit in.png"),
+    ("edit in.png --target x --method masactrl --maps 3", "--maps of masactrl; it comes with --method diffedit, "),
+    ("edit in.png --target x --method sdedit --maps 3", "--maps of sdedit; it comes with --mask-from contrast, "),
+    ("mask in.png --target x --strength 1", "no option --strength\n"), ("generate x --w 512", "--width"),
+    ("generate x --source y", "no option --source of text-to-image\n"),
+    ("edit in.png --method words+sdedit --mask-fence 3", "of words+sdedit; it comes with --mask-from quartiles, "),
+    ("ledits++ in.png", "edit --method ledits++"), ("eidt in.png", "edit"), ("batsh x", "batch"),
+    ("masactrl in.png", "edit --method masactrl"), ("sdedit in.png --target x", "edit --method sdedit"),
+    ("direct+masactrl x", "--method direct+masactrl"), ("img2img", "--method sdedit"),
+    ("in.png --target x", "minidiffedit edit in.png"),
     ("edit in.png m.png --target x", "batch"), ("edit in.png --target a zebra", "quotes"),
     ("edit in.png --target x --method masactr", "'masactrl'"), ("edit in.png --target x --seed", "--seed"),
     ("edit in.png --target x --method drag-diffusion", "no option --target of drag-diffusion"),
@@ -313,7 +353,7 @@ def test_a_typo_is_answered_in_two_lines(here, capsys, argv, said):
     with pytest.raises(SystemExit) as ended:
         cli.main(argv.split())
     out, err = capsys.readouterr()
-    assert ended.value.code == 2 and out == "" and said in err.splitlines()[0] and err.count("\n") == 2
+    assert ended.value.code == 2 and out == "" and said in err.splitlines(keepends=True)[0] and err.count("\n") == 2
     assert "required" not in err and "--largest" not in err
 
 
@@ -397,7 +437,8 @@ def test_a_dry_run_knows_seconds_after_a_run_of_its_kind(here, folder, capsys, m
     assert second["seconds"] == pytest.approx(sum(done["seconds"].values()), rel=1e-6)
     twice = ran(capsys, *command, "--dry-run", "--steps", "8")
     assert second["seconds"] < twice["seconds"] < 2 * second["seconds"]
-    assert ran(capsys, *command, "--dry-run", "--size", "128")["seconds"] is None  # another size, another rate
+    for words in (["--size", "128"], ["--crop"]):  # another size, another rate
+        assert ran(capsys, *command, "--dry-run", *words)["seconds"] is None
     assert cli.main([str(word) for word in [*command, "--dry-run"]]) == 0
     assert "by the last such run" in (said := capsys.readouterr().out) and "GiB" in said
     nowhere = ran(capsys, *command[:-1], "no-such-model", "--dry-run")

@@ -128,10 +128,11 @@ def test_two_pictures_are_each_alone():
 
 def test_on_a_picture(sd, picture):
     done = edited(sd, picture, "ledits++", edits=[("a horse", "a zebra"), ("", "snow")])
-    assert done.evaluations == {"encode": 9, "decode": 36}
+    assert done.evaluations == {"encode": 9, "decode": 36} and done.trajectory.sampler == "dpmsolver++"  # the paper's
     guided = edited(sd, picture, "ledits++", edits=[("", "a zebra")], source="a horse", mask=box())
     assert guided.evaluations == {"encode": 18, "decode": 18} and guided.verdict == "given"
-    still = edited(sd, picture, "ledits++", edits=[("", "")])
+    with pytest.warns(UserWarning, match="nothing is taken away or added"):
+        still = edited(sd, picture, "ledits++", edits=[("", "")])
     assert (still.latent - still.x0).abs().max() <= 1e-5 and still.rows == 18
 
 

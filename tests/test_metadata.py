@@ -225,7 +225,8 @@ def test_a_saved_result_is_what_the_command_writes(tmp_path, folder):
 
 
 @pytest.mark.parametrize("method, sampler", [
-    ("diffedit", "DDIM"), ("sdedit", "DDIM"), ("edit-friendly-ddpm", "DDPM"), ("ledits++", "DDPM"),
+    ("diffedit", "DDIM"), ("sdedit", "DDIM"), ("edit-friendly-ddpm", "DDPM"), ("ledits++", "DPM++ 2M SDE"),
+    ("tf-icon", "DPM++ 2M"),
     ("edit-friendly+prompt-to-prompt", "DDPM"), ("ddim+edit-friendly-ddpm", "DDIM"), ("cycle-diffusion", "DDIM"),
     ("sde-diffedit", "DDPM"), ("sde-drag", "DDPM"), ("dds", "none: gradient descent"), ("instruct-pix2pix", "DDIM"),
 ])  # fmt: skip

@@ -1,6 +1,7 @@
 """What an inversion hands over: levels, rows, texts, null texts, the held source, and the step of both kinds."""
 
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -56,6 +57,14 @@ def test_with_noises_it_is_the_step_of_the_paper(eta):
         mean = np.sqrt(to) * (x - np.sqrt(1 - a) * e) / np.sqrt(a) + np.sqrt(1 - to - sigma**2) * e
         expected = mean + sigma * torch.cat([noises[j]] * 2)
         torch.testing.assert_close(path.step(x, e, j), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_editors_walk_a_path():
+    """A step alone is of first order, whatever the path's sampler is."""
+    from minidiffedit import methods
+
+    files = [*Path(methods.__path__[0]).glob("*.py")]
+    assert len(files) > 40 and not [file.name for file in files if "path.step(" in file.read_text()]
 
 
 def test_a_shallower_path_keeps_what_belongs_to_it():

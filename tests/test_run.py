@@ -64,6 +64,8 @@ def near(one, other):
     ("sdedit", {"inversion": "ddim"}, "left out: sdedit takes no path"), ("ddim+sdedit", {}, "takes no path"),
     ("diffedit", {"target": "a", "strenght": 0.5}, "diffedit has no option 'strenght'.*did you mean 'strength'"),
     ("diffedit", {"target": "a", "eta": 0.5}, "no option 'eta'"), ("sdedit", {"source": "a"}, "no option 'source'"),
+    ("sdedit", {"maps": 3}, "'maps', which comes with mask_from='contrast', "),
+    ("masactrl", {"target": "a", "maps": 3}, "'maps', which comes with method='diffedit', "),
     ("masactrl", {"target": "a", "mask": box()}, "no option 'mask'"),
     ("masactrl", {"target": "a", "negative_prompt": "b"}, "no option 'negative_prompt'"),
     ("diffedit-regions", {"edits": [("a", "b")], "target": "c"}, "no option 'target'"),

@@ -94,7 +94,7 @@ MUTATIONS = {
         test_outside_every_level_is_the_chains),
     "another guidance for the noises": ("sde_diffedit:cycle_sde", "scale=guidance_scale", "scale=1.0",
         test_equal_texts_return_the_picture_whatever_the_mask),
-    "a step without its noise": ("sde_diffedit:decode", "path.step(y, e, j)",
+    "a step without its noise": ("sde_diffedit:decode", "step(y, e, j)",
         "Path([*path.values()], path.steps).step(y, e, j)", test_equal_texts_return_the_picture_whatever_the_mask),
 }  # fmt: skip
 

@@ -122,6 +122,10 @@ def test_points_are_places_in_pixels(sd, picture):
         assert settled.given["points"] == "10,20=>92.5,74; 0,0=>50,9" == settled.record["points"]
         seen.append(R.begin(settled, sd, picture).input("points")[0])
     assert seen[0] == seen[1] == [((2, 1), (7, 9)), ((0, 0), (0, 5))]
+    for method, given in (("sde-drag", "1,1=>2,2"), ("drag-diffusion", "1,1=>1,1")):
+        with pytest.warns(UserWarning, match="nothing to edit: no point goes to another cell of 8 pixels"):
+            done = R.edit(sd, picture, method, points=given, seed=0, steps=10, mask=box())
+        assert done.rows == 0 and done.image.tobytes() == picture.tobytes()
     with pytest.raises(ValueError, match="points must lie in the picture of 93 x 75 pixels, got '93,0=>1,1'"):
         R.execute(R.plan("sde-drag", points="93,0=>1,1"), sd, picture)
 

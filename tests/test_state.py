@@ -103,6 +103,15 @@ def predicted(path, changes):
     return costs([old, changed(old, options, mask)[0]])[1]
 
 
+def test_a_text_that_nobody_gave_is_not_there_for_an_inversion_that_needs_it():
+    old = plan("diffedit", target="a zebra")
+    assert changed(old, {"steps": 5})[0].given["source"] == ""
+    with pytest.raises(ValueError, match=r"null-text\+diffedit needs source"):
+        changed(old, {"inversion": "null-text"})
+    told, _ = changed(old, {"inversion": "null-text", "source": ""})  # but who says "" may have it
+    assert changed(told, {"steps": 5})[0].given["source"] == ""
+
+
 # ---------------------------------------------------------------- the round trip
 
 

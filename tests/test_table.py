@@ -103,6 +103,9 @@ def test_the_methods_command_and_the_page_come_from_it(capsys):
         assert cli.main(["methods", name, "--json"]) == 0
         one = json.loads(capsys.readouterr().out)
         assert one["name"] == name and set(one["options"]) == set(R.blank_plan(name).options) and one["about"]
+    for name, said in (("masactrl", "arXiv 2304.08465, L1, base weights"), ("sora", "OpenAI, 2024, blocked"),
+                       ("glide", "arXiv 2112.10741, blocked")):  # fmt: skip
+        assert cli.main(["methods", name]) == 0 and capsys.readouterr().out.startswith(f"{name}: {said}\n")
     assert cli.main(["methods", "masactrll"]) == 1 and "did you mean 'masactrl'" in capsys.readouterr().err
     assert cli.main(["methods", "--markdown"]) == 0
     table = capsys.readouterr().out.strip()

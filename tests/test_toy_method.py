@@ -45,10 +45,10 @@ def toy(
     my_option: Annotated[int, Within(1, 9, "steps between two looks back")] = 2,
 ) -> Tensor:
     """Half the source each time it looks back; under its own text and guidance 1 that is the reconstruction."""
-    x = path.rows(1)
+    x, step = path.rows(1), path.walk()
     for i, j in enumerate(path.down()):
         e_source, e_target = eps(x, path.t[j], [source, target])
-        x = path.step(x, e_source + guidance_scale * (e_target - e_source), j)
+        x = step(x, e_source + guidance_scale * (e_target - e_source), j)
         if i % my_option == 0:
             x = (x + path[j - 1]) / 2
     return x

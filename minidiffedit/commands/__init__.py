@@ -1,1 +1,1 @@
-"""The commands, a file per group: each has `add(commands)`, and imports what is heavy only when it runs."""
+"""The commands, a file per group: COMMANDS names them, and what is heavy is imported only when one runs."""

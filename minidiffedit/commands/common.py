@@ -5,6 +5,7 @@ import contextlib
 import os
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -27,6 +28,7 @@ USUAL = {
     "--report", "--save-mask", "--save-state", "--dry-run", "--model", "--vae", "--lora", "--crop",
 }  # fmt: skip
 MASKS = ("mask", "union", "subtract")
+LIKENESS = ("model_hash", "vae_hash", "lora", "embeddings")  # which make a model another one
 
 
 def shown(text: str) -> str:
@@ -169,18 +171,14 @@ def parsed(one: "Option") -> Callable[[str], Any]:
 
 def arguments(args: argparse.Namespace, settled: "Plan") -> dict[str, Any]:
     """What was given and told, by name, masks and pictures opened."""
+    from ..files.images import read_picture
     from ..run import GIVEN
 
+    opened: dict[str, Any] = {"mask": open_mask, "picture": read_picture}
     named = vars(args).items()
     found = {name: one for name, one in named if name in settled.options or (name in settled.given and one is not None)}
-    for name in found.keys() & GIVEN.keys():
-        if GIVEN[name].kind == "mask":
-            found[name] = open_mask(found[name])
-        elif GIVEN[name].kind == "picture":
-            from ..files.images import read_picture
-
-            found[name] = read_picture(found[name])
-    return found
+    kinds = {name: GIVEN[name].kind for name in found.keys() & GIVEN.keys()}
+    return found | {name: opened[kind](found[name]) for name, kind in kinds.items() if kind in opened}
 
 
 def together(plans: "Sequence[Plan]") -> "Plan":
@@ -444,6 +442,10 @@ def load(args: argparse.Namespace, plans: "Sequence[Plan]" = ()) -> Any:
     sd = load_model(args)
     if args.interrupted:
         raise KeyboardInterrupt
+    if made := getattr(args, "liked", {}):
+        here = identity(sd)
+        if other := [f"{one} {made.get(one, 'none')}" for one in LIKENESS if made.get(one) != here.get(one)]:
+            warnings.warn(f"{args.like} was made with another model ({', '.join(other)})", stacklevel=2)
     return sd
 
 

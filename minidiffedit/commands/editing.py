@@ -53,7 +53,7 @@ def add_edit(parser: argparse.ArgumentParser, words: list[str]) -> None:
     add_image(parser, "the edited picture (.png, .jpg, .webp; default: NAME-edited.png here)")
     about = "N candidates of seeds one after another, and a sheet of them (default: NAME-candidates.png and beside it)"
     parser.add_argument("-n", "--count", type=int, default=1, metavar="N", help=about)
-    about = "take the settings of this result of an earlier edit; what the command says besides holds"
+    about = "take the settings of this earlier result, and its model if that has a name; what is said besides holds"
     parser.add_argument("--like", type=Path, metavar="RESULT", help=about)
     add_method(parser, settled)
     add_mask_from(parser)
@@ -77,33 +77,42 @@ def liked(words: list[str]) -> dict[str, Any]:
     if not isinstance(method := settings.get("method"), str):
         why = "holds no settings of an edit" if os.path.isfile(known.like) else "no such file"
         raise ValueError(f"{known.like}: {why}; --like takes a picture that `minidiffedit edit` wrote")
-    own, *rest = parts_of(method)
-    parts = rest if known.inversion else [own, *rest]
+    parts = parts_of(method)[bool(known.inversion) :]
     return {"settings": settings, "method": [f"--method={'+'.join(filter(None, parts))}"]}
 
 
 def take(parser: argparse.ArgumentParser, settled: "Plan", settings: dict[str, Any], words: list[str]) -> None:
-    """Make settings of an earlier run the parser's defaults, but for what the words say themselves."""
-    from ..run import GIVEN
+    """Make settings of an earlier run the parser's defaults, but for what the words say themselves; where it was one of
+    another method, what differs from that one's defaults.
+    """
+    from ..run import GIVEN, blank_plan
 
     said = {word.partition("=")[0].replace("--no-", "--") for word in words}
     plain = {name for name in settled.given if GIVEN[name].kind in ("text", "pairs", "points")}
     steering = told if isinstance(told := settings.get("steering"), dict) and settled.steerable else {}
-    found = {name: value for name, value in settings.items() if name in plain or name in settled.options}
+    other = settings and settings["method"] != settled.method
+    usual = dict.fromkeys(settled.needs, "") | blank_plan(settings["method"]).settings if other else {}
+    found = {n: one for n, one in settings.items() if n in plain or n in settled.options}
+    found = {n: one for n, one in found.items() if n not in usual or one != usual[n]}
     found |= {name: steering[name] for name in {*steering_names()} & steering.keys() - {"union", "subtract"}}
     found = {name: value for name, value in found.items() if flag(name) not in said}
     for action in parser._actions:
         action.required = action.required and action.dest not in found
-    taken = {"method": settled.method} | {name: value for name, value in found.items() if value not in (None, "")}
+    taken = {"method": settled.method} | found
     no_file = (None, "none", "computed", "everywhere")
     files = [name for name in settled.given if name not in plain and settings.get(name) not in no_file]
     files += sorted({"union", "subtract"} & steering.keys())
-    parser.set_defaults(**found, taken=taken if settings else {}, lacking=[n for n in files if flag(n) not in said])
+    lacking = [name for name in files if flag(name) not in said]
+    parser.set_defaults(**found, liked=settings, taken=taken if settings else {}, lacking=lacking)
 
 
 def say_taken(args: argparse.Namespace) -> None:
+    before = args.model
+    name_model(args, {f"{one}_name": name for one in ("model", "vae") if isinstance(name := args.liked.get(one), str)})
     if args.taken and not args.quiet:
-        say_note(shown(f"like {args.like}: {', '.join(f'{name} {value}' for name, value in args.taken.items())}"))
+        taken = args.taken | ({"model": args.model} if args.model != before else {})
+        values = [f"{name} {value}" for name, value in taken.items() if value not in (None, "")]
+        say_note(shown(f"like {args.like}: {', '.join(values)}"))
     for name in args.lacking:
         said = f"{args.like} was made with a {name} of its own, which is not in it: give it with {flag(name)}"
         warnings.warn(said, stacklevel=2)
@@ -346,9 +355,7 @@ def check_files(args: argparse.Namespace) -> None:
     if args.save_heat and getattr(args, "mask", None):
         raise ValueError("--save-heat goes without --mask: under your own mask no map is sought")
     if args.save_state and getattr(args, "crop", False):
-        raise ValueError(
-            "--save-state goes without --crop; save the edit without, then `resume` that state with --crop"
-        )
+        raise ValueError("--save-state goes without --crop; save without, then `resume` that state with --crop")
     if args.decode_previews and not args.report:
         raise ValueError("--decode-previews goes with --report")
     whole("preview_every", args.preview_every, 1, 999)
@@ -380,16 +387,13 @@ def written(args: argparse.Namespace, done: "Result", output: Path, rows: dict[s
     record = record_of(args, done)
     write_picture(done.image, output, text_chunks(args, record))
     result = {"output": str(output)}
-    if args.save_mask and done.mask:
-        write_picture(done.mask, args.save_mask, MARK)
-        result["mask"] = str(args.save_mask)
-    if args.save_heat and done.heat is not None and done.source:
-        write_picture(grey_picture(done.heat, done.source.size), args.save_heat, MARK)
-        result["heat"] = str(args.save_heat)
-    if args.save_mask and done.mask is None:
-        warnings.warn(f"{args.save_mask} is not written: {done.method} used no mask", stacklevel=2)
-    if args.save_heat and done.heat is None:
-        warnings.warn(f"{args.save_heat} is not written: no mask was sought", stacklevel=2)
+    heat = None if done.heat is None else grey_picture(done.heat, done.image.size)
+    for name, made, why in (("mask", done.mask, f"{done.method} used no mask"), ("heat", heat, "no mask was sought")):
+        if (path := getattr(args, f"save_{name}")) and made:
+            write_picture(made, path, MARK)
+            result[name] = str(path)
+        elif path:
+            warnings.warn(f"{path} is not written: {why}", stacklevel=2)
     if args.save_state:
         save_state(done, args.save_state)
         result["state"] = str(args.save_state)

@@ -48,12 +48,10 @@ def remember(args: argparse.Namespace, done: "Result") -> None:
     unet = sum(seconds for stage, seconds in done.seconds.items() if stage in done.evaluations)
     if done.rows and hasattr(done.sd.unet, "config"):
         beside = sum(done.seconds.values()) - unet
-        kind = kind_of_run(
-            args, done.method, done.sd.unet.config, done.settings["working_size"], done.sd.device, done.sd.dtype
-        )
-        rates = read_rates()
-        rates.pop(kind, None)
-        rates[kind] = {"row": unet / done.rows, "beside": beside}
+        sd, at = done.sd, [*done.settings["working_size"], done.settings.get("crop", False)]
+        kind = kind_of_run(args, done.method, sd.unet.config, at, sd.device, sd.dtype)
+        rates = {one: rate for one, rate in read_rates().items() if one != kind}
+        rates |= {kind: {"row": unet / done.rows, "beside": beside}}
         with contextlib.suppress(OSError, RuntimeError):
             rates_file().parent.mkdir(parents=True, exist_ok=True)
             write_whole(rates_file(), json.dumps(dict([*rates.items()][-MOST:])).encode())
@@ -79,7 +77,8 @@ def estimated(
         at = tuple(one or side for one in size)
     else:
         at = working_size(size, asked or side, 64 if args.compile else configs["vae"].factor)
-    kinds = {kind_of_run(args, one.method, configs["unet"], at, device, dtype) for one in plans}
+    told = [(one.method, configs["unet"], [*at, one.settings.get("crop", False)]) for one in plans]
+    kinds = {kind_of_run(args, *each, device, dtype) for each in told}
     found = read_rates().get(kinds.pop()) if len(kinds) == 1 else None
     said = {"memory": None if args.low_memory else cost.memory(plans[0], configs, at, dtype)}
     known = found if isinstance(found, dict) else {}

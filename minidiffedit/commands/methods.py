@@ -103,13 +103,13 @@ def say_markdown(result: list[dict[str, Any]]) -> str:
 
 
 def say_one(row: dict[str, Any]) -> str:
-    lines = [f"{row['name']}: arXiv {row['paper']}, {row['status']}, {row['weights']} weights", row["note"]]
-    lines += [row["about"], ""]
+    works, paper = row["rows"] is not None, ("arXiv " if row["paper"][:4].isdecimal() else "") + row["paper"]
+    said = [paper, row["status"], *([f"{row['weights']} weights"] if works else [])]
+    lines = [f"{row['name']}: {', '.join(said)}", row["note"], row["about"], ""]
     left = {name: "" if name in row["needs"] else " (may be left out)" for name in row["given"]}
     lines += [f"  {flag(name):20} {about}{left[name]}" for name, about in row["given"].items()]
     lines += [f"  {flag(name):20} {one['about']} ({one['default']})" for name, one in row["options"].items()]
-    if row["rows"] is not None:
-        lines.append(f"\n{row['rows']} UNet rows at the defaults")
+    lines += [f"\n{row['rows']} UNet rows at the defaults"] if works else []
     return "\n".join(line for i, line in enumerate(lines) if line or i != 1)
 
 

@@ -49,11 +49,16 @@ def strange_option(words: list[str], parser: argparse.ArgumentParser) -> str:
             continue
         if before in known and known[before].nargs != 0 and name[:2] != "--":
             return f"{before} needs a value; one that begins with - is written {before}={word}"
-        whose = f" of {parser.get_default('method')}" if parser.get_default("method") else ""
-        from ..run import GIVEN
+        from ..run import holders
+        from .common import flag
 
-        if name[2:].replace("-", "_") in GIVEN:  # of other methods
-            return f"there is no option {name}{whose}"
+        method, option = parser.get_default("method"), name[2:].replace("-", "_")
+        found = holders("edits" if name == flag("edits") else option, method) if method else []
+        having = [f"{flag(kind)} {one}" for kind, one in found]
+        whose = f" of {method}" if method and ("method", method) not in found else ""  # else of another command
+        if having and not {*OURS.get(name, ())} & known.keys():
+            ways = f"; it comes with {', '.join(having[:3])}" if whose and "--method" in known else ""
+            return f"there is no option {name}{whose}{ways}{', ...' if ways and having[3:] else ''}"
         ours = meant(name, [*known, *(str(one.metavar) for one in parser._actions if not one.option_strings)])
         return f"there is no option {name}{whose}" + (f" (did you mean {ours}?)" if ours else "")
     return ""
@@ -69,7 +74,7 @@ def meant(name: str, known: list[str]) -> str:
 def strange_command(word: str, commands: Collection[str]) -> str:
     from ..methods.table import SYSTEMS
 
-    if word.rpartition("+")[2] in SYSTEMS:
+    if {word, word.rpartition("+")[2]} & SYSTEMS.keys():  # some end in a plus
         return f"{word} is a method, not a command: `minidiffedit edit --method {word}`"
     if word in COMMANDS:
         return f"no command {word!r}: `minidiffedit {COMMANDS[word]}`"

@@ -1,6 +1,7 @@
 """words: where a picture's attention looks for each word of a text."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,6 @@ from .common import (
 
 
 def add_words(parser: argparse.ArgumentParser, words: list[str]) -> None:
-    from dataclasses import replace
-
     from ..run import COMMON, function_at, options_of, plan_words
 
     settled = plan_words("")

@@ -11,13 +11,8 @@ from typing import Any
 DEFAULT = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 REMOVED = {"runwayml/stable-diffusion-v1-5": DEFAULT}
 CONFIGS = ("unet/config.json", "vae/config.json", "text_encoder/config.json")
-SMALL = (
-    "model_index.json",
-    "scheduler/scheduler_config.json",
-    "tokenizer/vocab.json",
-    "tokenizer/merges.txt",
-    *CONFIGS,
-)
+BESIDE = ("model_index.json", "scheduler/scheduler_config.json", "tokenizer/vocab.json", "tokenizer/merges.txt")
+SMALL = (*BESIDE, *CONFIGS)
 ONE_TOKENIZER = "tokenizer/tokenizer.json"  # what newer repositories hold instead of the tokenizer's two files
 
 LICENCE = """\
@@ -284,24 +279,18 @@ def reach(model: str, revision: str | None) -> None:
 
 def get_file(model: str, name: str, *, revision: str | None, cache_dir: Any) -> Path:
     """One file of a repository, from the hub if need be. Raises HubError, NoSuchFile where only the file lacks."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub import errors, hf_hub_download
 
     where = at(model, revision)
     try:
         return Path(hf_hub_download(model, name, revision=revision, cache_dir=cache_dir))
-    except LocalEntryNotFoundError as error:
+    except errors.LocalEntryNotFoundError as error:
         raise HubError(f"{where}: {name} is not in the cache, and the hub cannot be reached (offline?)") from error
-    except RepositoryNotFoundError as error:  # or its subclass GatedRepoError
+    except errors.RepositoryNotFoundError as error:  # or its subclass GatedRepoError
         raise HubError(f"{where}: {name}: the repository is gated, private or does not exist") from error
-    except RevisionNotFoundError as error:
+    except errors.RevisionNotFoundError as error:
         raise HubError(f"{where}: no such revision; use a branch, a tag or a full 40-digit commit") from error
-    except EntryNotFoundError as error:
+    except errors.EntryNotFoundError as error:
         raise NoSuchFile(f"{where} has no file {name}") from error
     except Exception as error:  # a full disk, a server's error, or what the HTTP library of the day raises
         raise HubError(f"{where}: {name} could not be fetched: {first_line(error)}") from error

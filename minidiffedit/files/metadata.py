@@ -33,7 +33,7 @@ NAMES = {
     "strength": "Denoising strength",
     "source": "Source prompt",
 }
-SAMPLERS = {"dpmsolver++": "DPM++ 2M"}  # where an option names it
+SECOND_ORDER = {"DDIM": "DPM++ 2M", "DDPM": "DPM++ 2M SDE"}  # of who steps, where an option asks for it
 OURS = ("mask_threshold", "mask_clip", "maps", "mask_strength", "encode_text")
 NAMES |= {name: f"DiffEdit {name.replace('_', ' ')}" for name in OURS}
 
@@ -102,8 +102,8 @@ def prompt_of(settings: dict[str, Any]) -> str:
 
 def metadata(settings: dict[str, Any], prompt: str) -> dict[str, str]:
     """Settings and the prompt -> text chunks by name: `parameters` and `minidiffedit`."""
-    sampler = SAMPLERS.get(settings.get("sampler", "ddim")) or sampler_of(settings.get("method", "diffedit"))
-    known = settings | {"sampler": sampler}
+    sampler = sampler_of(settings.get("method", "diffedit"))
+    known = settings | {"sampler": SECOND_ORDER[sampler] if settings.get("sampler") == "dpmsolver++" else sampler}
     if known.get("working_size"):
         known["working_size"] = "x".join(str(side) for side in known["working_size"])
     values = ", ".join(f"{NAMES[key]}: {quoted(known[key])}" for key in NAMES if known.get(key) not in (None, ""))

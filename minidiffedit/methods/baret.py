@@ -54,11 +54,12 @@ def baret(
         return plain(site, q, k, v)
 
     x = path.rows(2)
+    step = path.walk()
     for i, j in enumerate(path.down()):
         u = i / max(K - 1, 1)
         texts = path.texts(null, null, tuned[j], (1 - u) * tuned[j] + u * target.float(), target)
         e = eps(torch.cat([x, path[j], x]), path.t[j], [texts], tap=exchange)[0]
-        x = path.step(x, guide(e[:2], e[3:]), j)
+        x = step(x, guide(e[:2], e[3:]), j)
     return x[1:]
 
 

@@ -53,6 +53,7 @@ def cross_image_attention(
         at = slice(b, 2 * b) if own else slice(0, b)
         return torch.cat([plain(site, q[:-b], k[:-b], v[:-b]), contrasted(q[-b:], k[at], v[at], contrast)])
 
+    step = path.walk()
     for i, j in enumerate(path.down()):
         if i < first(exchange_after, N):
             e = eps(y, path.t[j], [source])[0]
@@ -61,7 +62,7 @@ def cross_image_attention(
             x = torch.cat([looks[j], path[j], y, y])
             _, _, e, e_swapped = eps(x, path.t[j], [texts], tap=exchange)[0].split(b)
             e = e + falling(swap_scale, i, K) * (e_swapped - e)
-        y = path.step(y, e, j)
+        y = step(y, e, j)
         if i >= first(adain_after, N):
             y = adain(y, looks[j - 1])
     return y

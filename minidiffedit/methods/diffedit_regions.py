@@ -87,7 +87,7 @@ def decode_edits(
     """`regional_decode` of the pairs that have a cell; mask: the sum of theirs, which the runner looks at."""
     masks, targets = zip(*((own, target) for own, (_, target) in zip(found.each, edits) if own.any()))
     own_null = path.any_null if negative is null else negative
-    walk: dict[str, Any] = {"step": path.step if path.noises else None, "nulls": path.nulls if negative is null else {}}
+    walk: dict[str, Any] = {"step": path.walk(), "nulls": path.nulls if negative is null else {}}
     return regional_decode(eps, path, masks, targets, own_null, guidance_scale=guidance_scale, **walk)
 
 

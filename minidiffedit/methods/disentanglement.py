@@ -35,7 +35,8 @@ def disentanglement(
     """source, target (1 or b, 77, width). late = 0 and source_steps = 0 is the plain walk under the target."""
     x, guide = path.rows(1), guide_of(guidance, guidance_scale, quantile, norm)
     early, mixed = first(source_steps, path.top), target if late == 0 else late * source + (1 - late) * target
+    step = path.walk()
     for i, j in enumerate(path.down()):
         e_null, e_text = eps(x, path.t[j], [path.null(j), source if i < early else mixed])
-        x = path.step(x, guide(e_null, e_text), j)
+        x = step(x, guide(e_null, e_text), j)
     return x

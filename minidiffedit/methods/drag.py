@@ -129,7 +129,8 @@ def beside(eps: HookedEps, path: Path, x: Tensor, source: Any, feature: Feature 
         return plain(site, q, k, v)
 
     x, texts = torch.cat([path[path.top], x]), path.texts(source, source)
+    step = path.walk()
     for j in path.down():
         (e,) = eps(x, path.t[j], [texts], tap=mutual, feature=feature)
-        x = path.step(x, e, j)
+        x = step(x, e, j)
     return x[1:]

@@ -58,6 +58,7 @@ def dragon_diffusion(
             k, v = (y[[0, 0, 0]] for y in (k, v))
         return plain(site, q, k, v)
 
+    step = path.walk()
     for i, j in enumerate(path.down()):
         texts, seen = path.texts(source, path.null(j), source), dict[int, Tensor]()
 
@@ -79,7 +80,7 @@ def dragon_diffusion(
                 (moves,) = torch.autograd.grad(edit, y, retain_graph=True)
                 (stays,) = torch.autograd.grad(content * kept, y)
                 e = e + energy * (M * moves + (1 - M) * stays)
-        x = path.step(x, e, j)
+        x = step(x, e, j)
     return x
 
 

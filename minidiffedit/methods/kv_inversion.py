@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..attention import Attend, Site
+from ..ddim import move
 from ..options import Scale, Steps, Strength, Within
 from ..path import HookedEps
 from .descent import Adam, slopes
@@ -57,7 +58,7 @@ def kv_inversion(
 
         def stepped(*flat: Tensor, x: Tensor = x, j: int = j, seen: Tables = seen) -> Tensor:
             tables = dict(zip(seen, zip(flat[::2], flat[1::2])))
-            return path.step(x, eps(x, path.t[j], [source], tap=Asked(tables))[0], j)
+            return move(x, eps(x, path.t[j], [source], tap=Asked(tables))[0], path.a[j], path.a[j - 1])
 
         eps(x, path.t[j], [source], tap=look)
         flat, adam = [one.to(x) for pair in seen.values() for one in pair], Adam(rate)
@@ -66,10 +67,9 @@ def kv_inversion(
             flat = adam.step(flat, found)
         learned[j], x = dict(zip(seen, zip(flat[::2], flat[1::2]))), stepped(*flat)
     y = path.rows(1)
+    step = path.walk()
     for i, j in enumerate(path.down()):
-        y = path.step(
-            y, guide(*eps(y, path.t[j], [null, target], tap=Asked(learned[j]) if i >= first_step else None)), j
-        )
+        y = step(y, guide(*eps(y, path.t[j], [null, target], tap=Asked(learned[j]) if i >= first_step else None)), j)
     return y
 
 

@@ -39,7 +39,8 @@ def latent_inversion(
     text = learned_text(eps, x0, source, text_steps, text_rate, seed)
     path = ddim(eps, x0, null, text, steps=steps, strength=strength)
     x, early = path.rows(1), first(source_steps, path.top)
+    step = path.walk()
     for i, j in enumerate(path.down()):
         e_null, e_text = eps(x, path.t[j], [null, text if i < early else target])
-        x = path.step(x, guide(e_null, e_text) if i >= early else e_text, j)
+        x = step(x, guide(e_null, e_text) if i >= early else e_text, j)
     return x

@@ -2,13 +2,14 @@
 
 On an edit-friendly path: e = e_null + sum over concepts of s M (e_concept - e_null), s negative for what is removed. A
 pair of texts is two concepts: its source is taken away, its target added, and an empty one is none. The steps are the
-paper's, of second order, with noises that were solved for (`edit_friendly`, sampler "dpmsolver++"), or DDPM's ("ddim").
-M is, per concept, picture and level, the product of two masks, each 1 where a map is not below its quantile
-`concept_threshold`. M1: the attention to the concept's words at the coarsest level with text, mean over heads and
-sites, smoothed. M2: |s (e_concept - e_null)|, summed over channels; not in the first steps (t > 800), as in the
+paper's, of second order, with noises solved for them (`edit_friendly`, sampler "dpmsolver++", as the row asks), or
+DDPM's ("ddim"). M is, per concept, picture and level, the product of two masks, each 1 where a map is not below its
+quantile `concept_threshold`. M1: the attention to the concept's words at the coarsest level with text, mean over heads
+and sites, smoothed. M2: |s (e_concept - e_null)|, summed over channels; not in the first steps (t > 800), as in the
 authors' code. Model rows: (1 + concepts) K b, and the inversion's; a concept costs none where it does not act.
 """
 
+import warnings
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -78,6 +79,7 @@ def ledits(
         return plain(site, q, k, v)
 
     hooks = {} if concept_mask == "M2" else {"tap": look}
+    step = path.walk()
     for i, j in enumerate(path.down()):
         acting = [one for one in concepts if one.warm_up <= i < path.top - one.cool_down]
         seen.clear()
@@ -92,7 +94,7 @@ def ledits(
                 M1 = largest(smoothed(at, coarsest, x), one.threshold)
                 d = d * F.interpolate(M1, x.shape[2:])
             e = e + d
-        x = path.step(x, e, j)
+        x = step(x, e, j)
     return x
 
 
@@ -102,6 +104,8 @@ RANGES = {"concept_scale": (-1000, 1000), "concept_threshold": (0, 1), "warm_up"
 def check_ledits(settings: dict[str, Any], given: dict[str, Any]) -> None:
     """What can be refused before any work."""
     count = sum(bool(text) for pair in given["edits"] for text in pair)
+    if not count:
+        warnings.warn("all texts of the edits are empty: nothing is taken away or added", stacklevel=4)
     for name in RANGES:
         each(name, settings[f"{name}s"], settings[name], count)
 

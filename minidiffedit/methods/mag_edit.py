@@ -57,7 +57,7 @@ def mag_edit(
     one_picture(path[0], "MAG-Edit")
     x, K, guide, words = path.rows(2), path.top, cfg(guidance_scale), chosen(edited_words, source_words, target_words)
     M, W = checked_mask(mask, x[:1]).to(x), refined(source_words, target_words).to(x)
-    new, u = (W.sum(0) == 0).to(x), 1 if path.pinned else 2
+    new, u, step = (W.sum(0) == 0).to(x), 1 if path.pinned else 2, path.walk()
     grown, grid = F.max_pool2d(M, 3, stride=1, padding=1), [-(-side // 2**coarsest) for side in x.shape[2:]]
     low = F.adaptive_max_pool2d(M, grid).flatten()
     maps, nudges = list[Tensor](), nudges if M.any() else 0
@@ -90,7 +90,7 @@ def mag_edit(
         both = path.texts(*[path.null(j)] * u, path.source(j, source), target)
         e_null, e_text = eps(torch.cat([x[-u:], x]), path.t[j], [both], tap=exchange)[0].split([u, 2])
         e = torch.cat([e_text[:-u], guide(e_null, e_text[-u:])])
-        x = path.pin(path.step(x, e, j), j - 1)
+        x = path.pin(step(x, e, j), j - 1)
         if i >= K - first(kept_steps, K):
             x = torch.cat([x[:1], x[:1] + grown * (x[1:] - x[:1])])
     return x[1:]

@@ -73,11 +73,12 @@ def masactrl(
         halves = [mixed(plain, site, q[i, 1], k[i], v[i], one, inside) for i, one in enumerate((null_look, look))]
         return torch.cat([one for pair in zip(own.split(b), halves) for one in pair])
 
+    step = path.walk()
     for i, j in enumerate(path.down()):
         x = path.pin(x, j)
         seen.clear()
         e_null, e_text = eps(x, path.t[j], [path.null(j), texts], tap=mutual if i >= first_step else None)
-        x = path.step(x, guide(e_null, e_text), j)
+        x = step(x, guide(e_null, e_text), j)
         if seen and record is not None:
             record |= objects_seen(seen, x.shape[2:], coarsest, object_threshold)
     return x[b:]

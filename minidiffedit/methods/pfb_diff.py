@@ -70,11 +70,12 @@ def pfb_diff(
         inner, outer = (plain(site, q[-b:], k[-b:, :, at], v[-b:, :, at]) for at in (inside, outside))
         return torch.cat([out[:-b], torch.where(within, inner, outer)])
 
+    step = path.walk()
     for i, j in enumerate(path.down()):
         texts, m = path.texts(source, path.null(j), target), mask_at(M, j - 1, path.top, grey)
         e = eps(torch.cat([path[j], y, y]), path.t[j], [texts], tap=masked, feature=blended)[0]
         _, e_null, e_text = e.split(b)
-        y = path.step(y, guide(e_null, e_text), j)
+        y = step(y, guide(e_null, e_text), j)
         if i < first(blend_steps, path.top):
             y = m * y + (1 - m) * path[j - 1]
     return y

@@ -44,6 +44,7 @@ def pix2pix_zero(
             losses.append((ours - theirs.detach()).square().sum((2, 3)).mean(1).sum())  # a picture's is its own
         return plain(site, q, k, v)
 
+    step = path.walk()
     for j in path.down():
         losses.clear()
         with torch.enable_grad():
@@ -51,5 +52,5 @@ def pix2pix_zero(
             eps(torch.cat([path[j], x]), path.t[j], [path.texts(source, target)], tap=compared)
             (gradient,) = torch.autograd.grad(torch.stack(losses).sum(), x)
         y = y - rate * gradient
-        y = path.step(y, guide(*eps(y, path.t[j], [path.null(j), target])), j)
+        y = step(y, guide(*eps(y, path.t[j], [path.null(j), target])), j)
     return y

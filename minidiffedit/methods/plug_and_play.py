@@ -56,6 +56,7 @@ def plug_and_play(
     def structure(site: Site, h: Tensor) -> Tensor:
         return torch.cat([h[:b]] * 3) if site == Site("up", coarsest, 1, "conv") else h
 
+    step = path.walk()
     for i, j in enumerate(path.down()):
         x, unguided = path.pin(x, j), path.null(j)
         if negative is not null:  # one was given
@@ -66,7 +67,7 @@ def plug_and_play(
         texts = path.texts(source, unguided, target)
         e = eps(torch.cat([x, x[b:]]), path.t[j], [texts], tap=tap, feature=feature)[0]
         e_source, e_null, e_text = e.split(b)
-        x = path.step(x, torch.cat([e_source, guide(e_null, e_text)]), j)
+        x = step(x, torch.cat([e_source, guide(e_null, e_text)]), j)
     return x[b:]
 
 

@@ -63,7 +63,7 @@ def prompt_to_prompt(
     that reads the text (SD v1: 16 x 16, where self_levels = 1 ends; 2 adds 32 x 32). Raises ValueError for words that
     the prompts do not have.
     """
-    b, K, x = len(path[0]), path.top, path.rows(2)
+    b, K, x, step = len(path[0]), path.top, path.rows(2), path.walk()
     guide, u = guide_of(guidance, guidance_scale, quantile, norm), b if path.pinned else 2 * b  # u rows are guided
     W, until, c, looks = (one.to(x) for one in asked(source_words, target_words, mode, word_steps, reweight, blend))
     until = torch.where(until < 0, cross_steps, until).mul(K).add(0.5).floor()
@@ -94,7 +94,7 @@ def prompt_to_prompt(
     for i, j in enumerate(path.down()):
         texts = path.texts(*[path.null(j)] * (u // b), path.source(j, source), target)
         e_null, e_text = eps(torch.cat([x[-u:], x]), path.t[j], [texts], tap=exchange)[0].split([u, 2 * b])
-        x = path.pin(path.step(x, torch.cat([e_text[:-u], guide(e_null, e_text[-u:])]), j), j - 1)
+        x = path.pin(step(x, torch.cat([e_text[:-u], guide(e_null, e_text[-u:])]), j), j - 1)
         if blend and i >= first(BLEND_STEPS, K):
             M = blend_mask(seen, x, coarsest, blend_threshold)
             x = torch.cat([x[:b], x[:b] + M * (x[b:] - x[:b])])

@@ -38,13 +38,14 @@ def proxedit(
 ) -> Tensor:
     """The level that a step reaches is held on the path's; where all is held the picture itself comes back."""
     x = path.rows(1)
+    step = path.walk()
     for j in path.down():
         e_null, e_text = eps(x, path.t[j], [path.null(j), target])
         d = e_text - e_null
         least = limit(d, quantile)
         e = e_null + guidance_scale * proximal(d, least, norm)
         x0_hat = (x - math.sqrt(1 - path.a[j]) * e) / math.sqrt(path.a[j])
-        x = path.step(x, e, j)
+        x = step(x, e, j)
         if path.t[j] < guided_below:
             edited = (d.abs() > least).to(x)
             R = 1 - F.max_pool2d(edited, 2 * grow + 1, stride=1, padding=grow)

@@ -30,7 +30,8 @@ def replay(
     """Guided by guidance_scale (2207.12598); each level's null text is the path's."""
     path = path.by(sampler)
     x, guide = path.rows(1), guide_of(guidance, guidance_scale, quantile, norm)
+    step = path.walk()
     for j in path.down():
         e_null, e_text = eps(x, path.t[j], [path.null(j), target])
-        x = path.step(x, guide(e_null, e_text), j)
+        x = step(x, guide(e_null, e_text), j)
     return x

@@ -50,6 +50,7 @@ def decode(
 ) -> Tensor:
     """mask (b or 1, 1, h, w) in [0, 1], 1 = edited; path: any, which says how to step (DDIM's: DiffEdit's decoding)."""
     M, y = checked_mask(mask, path[0]), path.rows(1)
+    step = path.walk()
     for j in path.down():
         if guidance_scale == 1:
             e = eps(y, path.t[j], [target])[0]
@@ -57,5 +58,5 @@ def decode(
             e_null, e_text = eps(y, path.t[j], [path.null(j), target])
             e = e_null + guidance_scale * (e_text - e_null)
         m = mask_at(M, j - 1, path.top, grey)
-        y = m * path.step(y, e, j) + (1 - m) * path[j - 1]
+        y = m * step(y, e, j) + (1 - m) * path[j - 1]
     return y

@@ -35,6 +35,7 @@ P2P = "prompt_to_prompt:prompt_to_prompt"
 MASA = "masactrl:masactrl"
 HARNESS = {"cross_steps": 0.4, "self_steps": 0.6, "self_levels": 2}
 UNION = {"look": "union", "null_look": "union"}
+LEDITS = {"steps": 40, "strength": 0.85, "sampler": "dpmsolver++"}
 SKIP, CROSS = {"steps": 100, "guidance_scale": 15.0}, {"steps": 100, "strength": 0.68}
 WATCH = "watch_your_steps:watch_your_steps"
 READING, LORA = "our reading of its abstract", "by LoRA, where its authors train all weights"
@@ -68,7 +69,7 @@ SYSTEMS = {
     "direct-inversion": System("2211.07825", "replay:replay", "ddim", PAPER, note="our reading of its abstract"),
     "edit-friendly-ddpm": System("2304.06140", "replay:replay", "edit-friendly", SKIP, note="the top 36 % skipped"),
     "cycle-diffusion": System("2210.05559", "replay:replay", "cycle", {"steps": 100, "guidance_scale": 2.0}),
-    "ledits++": System("2311.16711", "ledits:ledits", "edit-friendly", {"steps": 40, "strength": 0.85}),
+    "ledits++": System("2311.16711", "ledits:ledits", "edit-friendly", LEDITS),
     "edict": System("2211.12446", "edict:edict"),
     "proxedit": System("2306.05414", "proxedit:proxedit", "negative-prompt"),
     "sde-diffedit": System("2311.01410", "sde_diffedit:decode", "cycle-sde", mask="contrast"),

@@ -76,11 +76,12 @@ def ti_guided_edit(
         now = site == Site("up", coarsest, 1, "conv") and i < first(feature_steps, K)
         return torch.cat([h[:-b], h[b : 2 * b]]) if now else h
 
+    step = path.walk()
     for i, j in enumerate(path.down()):
         texts = path.texts(source, source, path.null(j), target)
         x = torch.cat([looks[j], path[j], y, y])
         e_null, e_text = eps(x, path.t[j], [texts], tap=guided, feature=features)[0].split(b)[2:]
-        y = path.step(y, e_null + guidance_scale * (e_text - e_null), j)
+        y = step(y, e_null + guidance_scale * (e_text - e_null), j)
         if first(adain_after, K) <= i < first(adain_until, K):
             y = adain(y, looks[j - 1])
         if mask is not None and i < first(blend_until, K):

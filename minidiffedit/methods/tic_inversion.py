@@ -64,11 +64,12 @@ def tic(
         edits = [mixed(plain, site, q[i], k[[0, i]], v[[0, i]], look, inside) for i in (1, 2)]
         return torch.cat([plain(site, q[0], k[0], v[0]), *edits])
 
+    step = path.walk()
     for i, j in enumerate(path.down()):
         seen.clear()
         texts, tap = path.texts(source, path.null(j), target), consistent if i >= first_step else None
         _, e_null, e_text = eps(torch.cat([path[j], y, y]), path.t[j], [texts], tap=tap)[0].split(b)
-        y = path.step(y, guide(e_null, e_text), j)
+        y = step(y, guide(e_null, e_text), j)
         if seen and record is not None:
             record |= objects_seen(seen, y.shape[2:], coarsest, object_threshold)
     return y
