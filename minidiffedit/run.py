@@ -880,7 +880,7 @@ def execute(plan: Plan, sd: "StableDiffusion", image: Picture, **options: Any) -
             return edited_inside(job, M, box)
         if M is None or M.any():
             latent = finite(job.call("latent").result, "the edit")
-            if not job.evaluations[job.stage_of["latent"]]:  # not one question to the model
+            if "points" in plan.given and not job.evaluations[job.stage_of["latent"]]:  # nothing was asked of the model
                 latent, why = None, f"no point goes to another cell of {sd.factor} pixels"
     if latent is None:
         why = why or nothing_to_edit(plan, job.verdict)

@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from importlib.metadata import version
 
 import pytest
 import tiny
@@ -111,6 +112,7 @@ def test_a_lora_adds_its_product_to_each_layer_under_every_name(naming, folder, 
     check_added(plain, StableDiffusion.load(folder, device="cpu", lora=[(path, 0.8)]), added, 0.8)
 
 
+@pytest.mark.skipif(version("diffusers") < "0.35", reason="it does not know all of kohya's names yet")
 def test_kohyas_names_are_those_that_diffusers_reads():
     """Its converter of names, which is not ours, finds the same layer behind each."""
     from diffusers.loaders.lora_conversion_utils import _convert_non_diffusers_lora_to_diffusers as convert
@@ -200,7 +202,7 @@ MISFITS = {
     "whole numbers": ({key: one.int() for key, one in pair(Q, (4, 16), (16, 4)).items()}, "not a float type"),
     "twice": (pair(Q, (4, 16), (16, 4)) | named(f"{DOTTED}.lora_A.weight", shape=(4, 16)), "names one layer twice"),
     "a learned word": (named("emb_params", shape=(2, 24)), "is no LoRA: it has emb_params"),
-    "nothing": ({}, "is no LoRA"),
+    "nothing": ({}, "is no LoRA|is damaged"),  # old releases of safetensors write no sound file of nothing
     "NaN": ({key: one + float("nan") for key, one in pair(Q, (4, 16), (16, 4)).items()}, "holds NaN or infinity"),
 }  # fmt: skip
 
