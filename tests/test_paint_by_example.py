@@ -5,7 +5,6 @@ import shutil
 import sys
 import warnings
 from dataclasses import field, fields, make_dataclass
-from importlib import import_module
 
 import example
 import explicit
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from bench.manifests import encoder_class
 from commands import failed, ran
 from diffusers import AutoencoderKL, PaintByExamplePipeline, UNet2DConditionModel
 from explicit import error
@@ -33,8 +33,6 @@ from minidiffedit.clip_image import CLIPImageConfig, image_names
 from minidiffedit.files.configs import KINDS, read_configs
 from minidiffedit.methods import paint_by_example as P
 
-# Its folder is another one in old releases.
-PaintByExampleImageEncoder = import_module(PaintByExamplePipeline.__module__).PaintByExampleImageEncoder
 N = 5
 PIXELS = np.random.default_rng(4)
 SQUARE, EXAMPLE = (
@@ -46,7 +44,7 @@ OPTIONS = {"reference": EXAMPLE, "steps": N, "seed": 3}
 def peer_encoder():
     """diffusers' own, of the tiny size."""
     config = CLIPVisionConfig(**{name: value for name, value in example.JSON.items() if name != "architectures"})
-    return example.at_random(PaintByExampleImageEncoder(config), seed=1)
+    return example.at_random(encoder_class()(config), seed=1)
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ python tests/bench/manifests.py          writes tests/data/manifests/added_unets
 
 import json
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -31,13 +32,19 @@ def unet(channels):
         return entries(UNet2DConditionModel.from_config(config))
 
 
+def encoder_class():
+    """diffusers' encoder of Paint by Example; its folder is another one in old releases."""
+    from diffusers import PaintByExamplePipeline
+
+    return import_module(PaintByExamplePipeline.__module__).PaintByExampleImageEncoder
+
+
 def image_encoder():
-    """diffusers' encoder of Paint by Example, under the names that its published file has (`vision_model.`)."""
-    from diffusers.pipelines.deprecated.paint_by_example.image_encoder import PaintByExampleImageEncoder
+    """The same, under the names that its published file has (`vision_model.`)."""
     from transformers import CLIPVisionConfig
 
     with torch.device("meta"):
-        found = entries(PaintByExampleImageEncoder(CLIPVisionConfig(**TOWER)))
+        found = entries(encoder_class()(CLIPVisionConfig(**TOWER)))
     flat = not any(".vision_model." in name for name in found)
     prefix = "model.vision_model." if flat else "model."
     return {prefix + n.removeprefix("model.") if n.startswith("model.") else n: one for n, one in found.items()}
