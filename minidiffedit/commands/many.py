@@ -51,6 +51,10 @@ def add_batch(parser: argparse.ArgumentParser, words: list[str]) -> None:
     about = "only the I-th of N parts, 1/N to N/N (default: all, or torchrun's RANK of WORLD_SIZE)"
     either.add_argument("--shard", type=shard, metavar="I/N", help=about)
     either.add_argument("--ray", type=int, metavar="N", help="on N workers of a Ray cluster, or of one started here")
+    about = (
+        "N pictures in one call of the model, for a GPU; results are those of single edits to rounding (%(default)s)"
+    )
+    parser.add_argument("--together", type=int, default=1, metavar="N", help=about)
     add_no_metadata(parser)
     group = parser.add_argument_group("for rows that do not say it themselves")
     group.add_argument("--method", metavar="NAME", help="how to edit (diffedit); `minidiffedit methods` lists")
@@ -76,6 +80,8 @@ def run_batch(args: argparse.Namespace) -> dict[str, Any]:
 
     if args.ray is not None and args.ray < 1:
         raise ValueError(f"--ray must be 1 or more workers, got {args.ray}")
+    if args.together < 1:
+        raise ValueError(f"--together must be 1 or more pictures, got {args.together}")
     index, count = part_of(args)
     table = args.output / table_name(index, count)
     if same_file(args.manifest, table):
@@ -101,7 +107,11 @@ def run_batch(args: argparse.Namespace) -> dict[str, Any]:
     if args.ray:
         from ..many.ray_batch import ray_results
 
-        results = ray_results(editor, groups, args.ray)
+        results = ray_results(editor, groups, args.ray, args.together)
+    elif args.together > 1:
+        from ..many.together import at_once
+
+        results = at_once(editor, groups, args.together)
     with contextlib.redirect_stdout(sys.stderr):  # Ray says there what became of its workers
         summary = collect(interruptible(args, results, sum(map(len, groups))), table)
     code = 1 if summary["failed"] else 0
