@@ -221,30 +221,43 @@ def fuse(unet: UNet) -> UNet:
     return unet
 
 
-class Compiled:
-    """A network by torch.compile: the whole graph, once per shape; all else that is asked of it is the network's own.
+class CompiledUNet:
+    """unet(x, t, text, attend) by torch.compile: the whole graph, once per shape; on a GPU replayed as a CUDA graph.
 
-    seconds: by shape what its first call took, compiling included. note: is told before, and after, with the edits from
-    which on it pays. What was compiled is kept by torch for the next run (TORCHINDUCTOR_CACHE_DIR: its own is a folder
-    that a reboot clears, the commands set another).
+    Takes the UNet over (channels last, projections fused); for inference and the built-in attention only, without taps
+    and features, else ValueError. seconds: by (latents, texts, h, w), what the first call of that shape took, compiling
+    included. note: is told before, and after, with the edits from which on it pays. What was compiled is kept by torch
+    for the next run (TORCHINDUCTOR_CACHE_DIR: its own is a folder that a reboot clears, the commands set another).
     """
 
-    def __init__(self, network: nn.Module, note: Callable[[str], None] | None):
-        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.network, self.note, self.seconds = network, note, dict[Any, float]()
-        self.on_gpu = next(network.parameters()).device.type == "cuda"
+    grid = 64  # pixels: sides of pictures are multiples of it (run.open_picture), so that few shapes are compiled
+
+    def __init__(self, unet: UNet, backend: str = "inductor", note: Callable[[str], None] | None = None):
+        self.unet, self.note = fuse(unet), note
+        unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.seconds: dict[tuple[int, ...], float] = {}
+        self.on_gpu = unet.conv_in.weight.device.type == "cuda"
+        mode = "reduce-overhead" if self.on_gpu and backend == "inductor" else None
         # Every size of picture is a graph of its own; beyond torch's limit of 8 the next one would be refused.
         limit = "recompile_limit" if hasattr(torch._dynamo.config, "recompile_limit") else "cache_size_limit"
         setattr(torch._dynamo.config, limit, max(64, getattr(torch._dynamo.config, limit)))
+        self.graph = torch.compile(unet.forward, fullgraph=True, dynamic=False, mode=mode, backend=backend)
 
-    def first(self, shape: Any, what: str, calls: int, plain: Callable[[], Any], fast: Callable[[], Any]) -> Any:
-        """fast(), the first call of a shape, of which an edit at the defaults makes so many; plain: not compiled."""
-        what = f"compiling the {what}"
+    def __call__(self, x: Tensor, t: int, text: Tensor, attend: Attend = sdpa, feature: Feature = unchanged) -> Tensor:
+        if attend not in BACKENDS.values() or feature is not unchanged:
+            said = "a compiled UNet takes no tap, no feature and the built-in attention only"
+            raise ValueError(f"{said}; load the model without compile")
+        if torch.is_grad_enabled() and (x.requires_grad or text.requires_grad):
+            raise ValueError("a compiled UNet has no gradient; load the model without compile")
+        shape = (len(x), len(text), *x.shape[2:])
+        if shape in self.seconds:
+            return self.replay(x, t, text, attend)
+        what = "compiling the UNet for {} x {} texts of {} x {} cells".format(*shape)
         self.say(f"{what}: once for each shape, up to minutes")
-        before = self.repeated(plain) if self.note else 0.0
+        plain = self.repeated(partial(self.unet, x, t, text, attend)) if self.note else 0.0
         start = time.perf_counter()
         try:
-            made = fast()
+            predictions = self.replay(x, t, text, attend)
         except torch.cuda.OutOfMemoryError:
             raise
         except RuntimeError as error:
@@ -254,10 +267,10 @@ class Compiled:
         if self.on_gpu:
             torch.cuda.synchronize()
         self.seconds[shape] = took = time.perf_counter() - start
-        after = self.repeated(fast) if self.note else 0.0
-        pays = f"after {math.ceil(took / (before - after) / calls)} edits" if before > after else "never here"
-        self.say(f"{what}: {took:.1f} s; then a call takes {after:.3g} s, before {before:.3g}: it pays {pays}")
-        return made
+        fast = self.repeated(partial(self.replay, x, t, text, attend)) if self.note else 0.0
+        pays = f"after {math.ceil(took / (plain - fast) / CALLS)} edits" if plain > fast else "never here"
+        self.say(f"{what}: {took:.1f} s; then a call takes {fast:.3g} s, before {plain:.3g}: it pays {pays}")
+        return predictions
 
     @torch.no_grad()
     def repeated(self, call: Callable[[], Any]) -> float:
@@ -269,43 +282,6 @@ class Compiled:
                 torch.cuda.synchronize()
         return time.perf_counter() - start
 
-    def say(self, line: str) -> None:
-        if self.note:
-            self.note(line)
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name == "network":
-            raise AttributeError(name)
-        return getattr(self.network, name)
-
-
-class CompiledUNet(Compiled):
-    """unet(x, t, text, attend), on a GPU replayed as a CUDA graph.
-
-    Takes the UNet over (channels last, projections fused); for inference and the built-in attention only, without taps
-    and features, else ValueError. seconds: by (latents, texts, h, w).
-    """
-
-    grid = 64  # pixels: sides of pictures are multiples of it (run.open_picture), so that few shapes are compiled
-
-    def __init__(self, unet: UNet, backend: str = "inductor", note: Callable[[str], None] | None = None):
-        super().__init__(fuse(unet), note)
-        mode = "reduce-overhead" if self.on_gpu and backend == "inductor" else None
-        self.graph = torch.compile(unet.forward, fullgraph=True, dynamic=False, mode=mode, backend=backend)
-
-    def __call__(self, x: Tensor, t: int, text: Tensor, attend: Attend = sdpa, feature: Feature = unchanged) -> Tensor:
-        if attend not in BACKENDS.values() or feature is not unchanged:
-            said = "a compiled UNet takes no tap, no feature and the built-in attention only"
-            raise ValueError(f"{said}; load the model without compile")
-        if torch.is_grad_enabled() and (x.requires_grad or text.requires_grad):
-            raise ValueError("a compiled UNet has no gradient; load the model without compile")
-        shape = (len(x), len(text), *x.shape[2:])
-        fast = partial(self.replay, x, t, text, attend)
-        if shape in self.seconds:
-            return fast()
-        what = "UNet for {} x {} texts of {} x {} cells".format(*shape)
-        return self.first(shape, what, CALLS, partial(self.network, x, t, text, attend), fast)
-
     def replay(self, x: Tensor, t: int, text: Tensor, attend: Attend) -> Tensor:
         x = x.clone(memory_format=torch.channels_last)  # one stride for all: `contiguous` leaves that of a single row
         step = torch.full((1,), t, device=x.device)  # as a number it would be compiled in; no copy to wait for
@@ -315,30 +291,14 @@ class CompiledUNet(Compiled):
             torch.compiler.cudagraph_mark_step_begin()
             return self.graph(x, step, text, attend).clone()  # the graph's own memory is written anew by the next call
 
+    def say(self, line: str) -> None:
+        if self.note:
+            self.note(line)
 
-class CompiledVAE(Compiled):
-    """vae.encode and vae.decode; without CUDA graphs, which would keep the memory of what runs once. seconds: by half
-    and shape. Where a gradient may be asked for the VAE itself is called.
-    """
-
-    def __init__(self, vae: VAE, backend: str = "inductor", note: Callable[[str], None] | None = None):
-        super().__init__(vae, note)
-        options: dict[str, Any] = {"fullgraph": True, "dynamic": False, "backend": backend}
-        self.halves = {name: torch.compile(getattr(vae, name), **options) for name in ("encode", "decode")}
-
-    def half(self, name: str, x: Tensor) -> Any:
-        plain, shape = partial(getattr(self.network, name), x), (name, *x.shape)
-        if torch.is_grad_enabled():
-            return plain()
-        fast = partial(self.halves[name], x.clone(memory_format=torch.channels_last))
-        what = f"VAE to {name} {' x '.join(map(str, x.shape))}"
-        return fast() if shape in self.seconds else self.first(shape, what, 1, plain, fast)
-
-    def encode(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        return self.half("encode", image)
-
-    def decode(self, z: Tensor) -> Tensor:
-        return self.half("decode", z)
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "unet":
+            raise AttributeError(name)
+        return getattr(self.unet, name)
 
 
 def check_options(device: torch.device, compile: bool, low_memory: bool) -> None:
@@ -349,3 +309,11 @@ def check_options(device: torch.device, compile: bool, low_memory: bool) -> None
     lacking = "the package triton" if on_gpu and find_spec("triton") is None else None
     if compile and (lacking := lacking or kernels.lacking_compiler("C" if on_gpu else "C++")):
         raise ValueError(f"compile needs {lacking}, which is not installed; install it or load without compile")
+
+
+def compiled_vae(vae: VAE, backend: str = "inductor") -> VAE:
+    """Both halves compiled, in place; without CUDA graphs, which would keep the memory of what runs once."""
+    vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for name in ("encode", "decode"):
+        setattr(vae, name, torch.compile(getattr(vae, name), fullgraph=True, dynamic=False, backend=backend))
+    return vae

@@ -101,7 +101,7 @@ class StableDiffusion(Learnable):
         # The largest first: while it is cast, little else is in memory.
         unet, coder, clip = fast.one_at_a_time(makes) if low_memory else (make() for make in makes)
         if compile:
-            unet, coder = fast.CompiledUNet(unet), fast.CompiledVAE(coder)
+            unet, coder = fast.CompiledUNet(unet), fast.compiled_vae(coder)
         sd = cls(unet, coder, clip, tokenizer, attend)
         sd.name, sd.checkpoint, sd.low_memory = str(model).removeprefix("hub:"), found, low_memory
         sd.vae_name, sd.prediction = str(vae or "").removeprefix("hub:"), found.prediction

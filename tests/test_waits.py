@@ -69,7 +69,7 @@ def test_no_step_around_a_compiled_network_waits():
     """What is compiled stands in for itself: a graph would be traced with the counting in it."""
     sd = tiny.model()
     sd.unet = fast.CompiledUNet(tiny.networks(unet=tiny.SHALLOW)[0], backend="eager")
-    sd.unet.graph = sd.unet.network
+    sd.unet.graph = sd.unet.unet
     whole(sd, FEW)  # the first calls of each shape
     assert not grown(whole(sd, FEW), whole(sd, MANY))
 

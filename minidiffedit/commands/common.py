@@ -461,7 +461,7 @@ def load_model(args: argparse.Namespace) -> Any:
     try:
         sd = StableDiffusion.load(args.model or DEFAULT, **options)
         if args.compile and not args.quiet:
-            sd.unet.note = sd.vae.note = say_note  # type: ignore[assignment]
+            sd.unet.note = say_note  # type: ignore[assignment]
         return sd
     except HubError as error:
         if args.model:

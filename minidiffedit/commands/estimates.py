@@ -48,9 +48,8 @@ def remember(args: argparse.Namespace, done: "Result") -> None:
     unet = sum(seconds for stage, seconds in done.seconds.items() if stage in done.evaluations)
     if done.rows and hasattr(done.sd.unet, "config"):
         beside = sum(done.seconds.values()) - unet
-        kind = kind_of_run(
-            args, done.method, done.sd.unet.config, done.settings["working_size"], done.sd.device, done.sd.dtype
-        )
+        sd, at = done.sd, done.settings["working_size"]
+        kind = kind_of_run(args, done.method, sd.unet.config, at, sd.device, sd.dtype)
         rates = read_rates()
         rates.pop(kind, None)
         rates[kind] = {"row": unet / done.rows, "beside": beside}

@@ -28,7 +28,8 @@ class Once:
 
     def __init__(self) -> None:
         self.unet: nn.Module | None = None
-        self.weights: list[tuple[Tensor, Tensor, int]] = []  # each, its memory, how often it had been written to
+        # Each with its memory, held so that no other can take its place; the address; how often it had been written to.
+        self.weights: list[tuple[Tensor, torch.UntypedStorage, int, int]] = []
         self.texts: list[tuple[Tensor, int]] = []  # held, so that no other tensor can be taken for them
         self.latents = 0
         self.of_texts: dict[Any, Tensor] = {}
@@ -40,9 +41,9 @@ class Once:
         """
         if torch.is_grad_enabled() or any(one.is_inference() for one in (*texts, next(unet.parameters()))):
             return anew
-        if unet is not self.unet or any(changed(*one) for one in self.weights):
+        if unet is not self.unet or any(p.data_ptr() != at or p._version != n for p, _, at, n in self.weights):
             read = [p for name, p in unet.named_parameters() if any(part in name for part in PARTS)]
-            self.unet, self.weights = unet, [(p, p.detach(), p._version) for p in read]
+            self.unet, self.weights = unet, [(p, p.untyped_storage(), p.data_ptr(), p._version) for p in read]
             self.of_times, self.texts = {}, []
         same = len(texts) == len(self.texts) and latents == self.latents
         if not same or any(one is not held or one._version != n for one, (held, n) in zip(texts, self.texts)):
@@ -57,7 +58,3 @@ class Once:
         if layer not in made:
             made[layer] = layer(given)
         return made[layer]
-
-
-def changed(weight: Tensor, memory: Tensor, writes: int) -> bool:
-    return weight.data_ptr() != memory.data_ptr() or weight._version != writes

@@ -12,13 +12,15 @@ keeps what was made.
 """
 
 import contextlib
+import copy
 import hashlib
 import json
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +29,7 @@ from ..files.masks import Steering
 from ..files.metadata import describe_result, identity, sha256
 from ..files.results import is_ours
 from ..files.states import fingerprint
+from ..kernels.together import together
 from ..run import GIVEN, Plan, Result, blank_plan, execute, plan
 from .manifest import FILES, PARTS, SHAPING, Row, check_output, files_of
 
@@ -236,6 +239,19 @@ class Editor:
         about |= {"sha256": sha256(path), "method": done.method, "seed": done.seed, "verdict": done.verdict}
         about |= {"coverage": done.coverage, "evaluations": done.evaluations, "seconds": done.seconds}
         return about | {"settings": done.settings | identity(done.sd), "warnings": said}
+
+
+def at_once(editor: Editor, groups: Sequence[list[Row]], count: int) -> Iterator[Outcome]:
+    """Each row's outcome as it comes, `count` pictures at once (kernels/together.py); groups: the rows by picture."""
+    sd = editor.sd = editor.sd or editor.load()
+    editor.results()  # read once for all
+
+    def work(group: list[Row], sd: "StableDiffusion") -> Iterator[Outcome]:
+        own = copy.copy(editor)
+        own.sd = sd
+        return own(group)
+
+    return together(sd, [partial(work, group) for group in groups], min(count, len(groups)))
 
 
 def failed(row: Row, error: Exception) -> Outcome:

@@ -18,9 +18,8 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from .batch import Editor, Outcome
+from .batch import Editor, Outcome, at_once
 from .manifest import Row
-from .together import at_once
 
 STORE = 200 * 2**20  # bytes of the object store where Ray is started here; only lines of text pass through it
 
@@ -38,8 +37,7 @@ class Worker:
 
 
 def ray_results(editor: Editor, groups: list[list[Row]], workers: int, together: int = 1) -> Iterator[Outcome]:
-    """Each row's outcome as the workers finish its picture, or `together` pictures at once. editor, groups: as in
-    `batch`; picklable.
+    """Each row's outcome as the workers finish `together` pictures. editor, groups: as in `batch`; picklable.
 
     Starts Ray on this machine, or joins the cluster of RAY_ADDRESS, unless Ray runs in this process already. Raises
     ValueError where Ray is not installed, RuntimeError for what prevents every row.

@@ -137,8 +137,11 @@ def by_kind(call: Callable[[], object]) -> str:
 
 def profile(folder: Path, size: int, pairs: int) -> None:
     sd, (x, texts) = load(folder, BF16), inputs(size)
-    calls = {"UNet, a row": lambda: sd.eps(x, 500, texts[:1]), "UNet, a guided pair": lambda: sd.eps(x, 500, texts),
-             "VAE, decoding": lambda: sd.decode(x), "VAE, encoding": lambda: sd.encode(torch.zeros(1, 3, size, size))}  # fmt: skip
+    image = torch.zeros(1, 3, size, size)
+    calls: dict[str, Callable[[], object]] = {
+        "UNet, a row": lambda: sd.eps(x, 500, texts[:1]), "UNet, a guided pair": lambda: sd.eps(x, 500, texts),
+        "VAE, decoding": lambda: sd.decode(x), "VAE, encoding": lambda: sd.encode(image),
+    }  # fmt: skip
     for name, call in calls.items():
         print(f"    {name}, bfloat16\n{by_kind(call)}", flush=True)
 

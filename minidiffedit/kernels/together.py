@@ -1,24 +1,22 @@
-"""Several pictures at once: where their edits ask the model at one timestep, it is asked once for all of them.
+"""Several runs at once: where they ask the model at one timestep, it is asked once for all of them.
 
-For throughput on a GPU, which one picture leaves idle. Methods know nothing of it: each picture's rows are made in a
-thread of their own, which works only while it is waited for, and stops at each call of the model; once all have
-stopped, the calls that fit one another are made as one. Results are those of the edits alone up to the model's rounding
-between batch sizes, about 1e-5 of the latents in float32, not bit for bit. Calls with taps, features, gradients or
-learned weights are made one by one. A row's seconds are those that it waited for others, too.
+For throughput on a GPU, which one picture leaves idle. Runs know nothing of it: each is made in a thread, which works
+only while it is waited for, and stops at each call of the model; once all have stopped, the calls that fit one another
+are made as one. Results are those of the runs alone up to the model's rounding between batch sizes, about 1e-5 of the
+latents in float32, not bit for bit. Calls with taps, features, gradients or learned weights are made one by one.
 """
 
 import copy
 import queue
 import threading
 import warnings
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .batch import Editor, Outcome
-from .manifest import Row
+Work = Callable[[Any], Iterator[Any]]  # a run, or several: given a model, what it makes
 
 
 class Call(NamedTuple):
@@ -37,21 +35,20 @@ class Call(NamedTuple):
 
 
 class Turn:
-    """Rows of one picture after another, in a thread that stops at each call of the model until it gets the answer."""
+    """Works one after another in a thread, which stops at each call of the model until it gets the answer."""
 
-    def __init__(self, editor: Editor, left: Iterator[list[Row]]):
+    def __init__(self, sd: Any, left: Iterator[Work]):
         self.said, self.told = queue.SimpleQueue[Any](), queue.SimpleQueue[Any]()
-        editor = copy.copy(editor)
-        self.sd: Any = copy.copy(editor.sd)  # which counts this thread's rows alone
-        self.sd.eps, editor.sd = self.eps, self.sd
-        threading.Thread(target=self.work, args=(editor, left), daemon=True).start()
+        self.sd: Any = copy.copy(sd)  # which counts the rows of this thread alone
+        self.sd.eps = self.eps
+        threading.Thread(target=self.work, args=(left,), daemon=True).start()
 
-    def work(self, editor: Editor, left: Iterator[list[Row]]) -> None:
+    def work(self, left: Iterator[Work]) -> None:
         try:
             self.answer()
-            for group in left:
-                for outcome in editor(group):
-                    self.said.put(outcome)
+            for work in left:
+                for made in work(self.sd):
+                    self.said.put((made,))
             self.said.put(None)
         except BaseException as error:
             self.said.put(error)
@@ -64,7 +61,7 @@ class Turn:
     def eps(self, x: Tensor, t: int, texts: Any, *, given: Tensor | None = None, **hooks: Any) -> list[Tensor]:
         if torch.is_grad_enabled() or any(one is not None for one in hooks.values()):
             return type(self.sd).eps(self.sd, x, t, texts, given=given, **hooks)  # type: ignore[no-any-return]
-        heard = warnings.filters, warnings.showwarning  # of this row: the others set their own while it waits
+        heard = warnings.filters, warnings.showwarning  # of this run: the others set their own while it waits
         self.said.put(Call(x, t, [*texts], given))
         try:
             predictions: list[Tensor] = self.answer()
@@ -73,15 +70,15 @@ class Turn:
         self.sd.evaluations += len(x) * len(texts)
         return predictions
 
-    def until_it_asks(self, answer: Any) -> Generator[Outcome, None, Call | None]:
-        """Outcomes as they come -> the call at which it stopped, None at the end. Raises what ended the thread."""
+    def until_it_asks(self, answer: Any) -> Generator[Any, None, Call | None]:
+        """What the works make -> the call at which the thread stopped, None at its end. Raises what ended it."""
         heard = warnings.filters, warnings.showwarning
         self.told.put(answer)
         try:
             while (said := self.said.get()) is not None and not isinstance(said, Call):
                 if isinstance(said, BaseException):
                     raise said
-                yield said
+                yield from said
         finally:
             warnings.filters, warnings.showwarning = heard  # type: ignore[assignment]
         return said
@@ -107,12 +104,10 @@ def answers(sd: Any, calls: dict[Turn, Call]) -> dict[Turn, Any]:
     return found
 
 
-def at_once(editor: Editor, groups: list[list[Row]], count: int) -> Iterator[Outcome]:
-    """Each row's outcome as it comes, `count` pictures at once; groups: the rows by picture. Raises as the editor."""
-    editor.sd = editor.sd or editor.load()
-    editor.results()  # read once for all
-    left, joined = iter(groups), 0
-    turns = [Turn(editor, left) for _ in range(min(count, len(groups)))]
+def together(sd: Any, works: Iterable[Work], count: int) -> Iterator[Any]:
+    """What the works make, as it comes, `count` of them at once. Raises what one of them raises."""
+    left, asked, joined = iter(works), 0, 0
+    turns = [Turn(sd, left) for _ in range(count)]
     told: dict[Turn, Any] = dict.fromkeys(turns)
     try:
         while told:
@@ -120,11 +115,11 @@ def at_once(editor: Editor, groups: list[list[Row]], count: int) -> Iterator[Out
             for turn, answer in told.items():
                 if call := (yield from turn.until_it_asks(answer)):
                     calls[turn] = call
-            told = answers(editor.sd, calls)
-            joined += len(calls) - len({call.kind for call in calls.values()})
-        if not joined and len(turns) > 1:
-            said = "pictures of one size, steps and strength by methods that neither tap nor learn are edited at once"
+            told = answers(sd, calls)
+            asked, joined = asked + len(calls), joined + len(calls) - len({call.kind for call in calls.values()})
+        if asked and not joined and count > 1:
+            said = "pictures of one size, steps and strength go together, by methods that neither tap nor learn"
             warnings.warn(f"no two calls of the model could be made as one: {said}", stacklevel=2)
     finally:
         for turn in turns:
-            turn.told.put(KeyboardInterrupt())  # of those that still wait, if the run was ended
+            turn.told.put(KeyboardInterrupt())  # for those that still wait, where the run was ended
