@@ -247,10 +247,10 @@ class UNet(nn.Module):
         self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, widths[0], eps=1e-5)
         self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
 
-    def forward(self, x: Tensor, t: Tensor | int, text: Tensor, *given: Any) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor | int, text: Tensor, *hooks: Any) -> Tensor:
         """x (b, 4, h, w) noisy latents of any h, w >= 1, or (b, 8 or 9, h, w) where the UNet takes more; t one timestep
-        0..999, or (b,) if k = 1; text (k b, 77, width) from CLIP, in x's dtype. given: Hooks (attention.py), as far as
-        they are others than the defaults; each site is seen once, in the order of computation. Returns the predicted
+        0..999, or (b,) if k = 1; text (k b, 77, width) from CLIP, in x's dtype. hooks: of `Hooks` (attention.py), as
+        far as they are others than the defaults; each site is seen once, in the order of computation. Returns the predicted
         noise (k b, 4, h, w), in x's dtype.
 
         With k > 1 every latent is asked under k texts, in the order of x.repeat(k): what lies before the first
@@ -259,7 +259,7 @@ class UNet(nn.Module):
         expected = self.config.in_channels, 0, self.config.cross_attention_dim
         fits = (x.shape[1], len(text) % len(x), text.shape[2]) == expected
         assert fits, f"latents {tuple(x.shape)} and text {tuple(text.shape)} do not fit one another and {self.config}"
-        hooks, x = Hooks(*given), self.conv_in(x)
+        hooks, x = Hooks(*hooks), self.conv_in(x)
         skips, time = [x], hooks.once(self.time, t)
         for down in self.down_blocks:
             x, made = down(x, time, text, hooks)

@@ -1,5 +1,7 @@
 """Many edits: the rows of a manifest, made one after another, each equal to the single edit bit for bit.
 
+Several pictures at once (`at_once`) are those edits up to the model's rounding, for more speed on a GPU.
+
 Rows of one picture come together and share its latent, and what their methods compute alike: inversions, masks. A
 finished row is known by its content: the bytes of its files, its settings, the model. So a run that was ended goes on
 where it stopped, and a row that changed is made again.
