@@ -249,9 +249,9 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor | int, text: Tensor, *hooks: Any) -> Tensor:
         """x (b, 4, h, w) noisy latents of any h, w >= 1, or (b, 8 or 9, h, w) where the UNet takes more; t one timestep
-        0..999, or (b,) if k = 1; text (k b, 77, width) from CLIP, in x's dtype. hooks: of `Hooks` (attention.py), as far
-        as they are others than the defaults; each site is seen once, in the order of computation. Returns the predicted
-        noise (k b, 4, h, w), in x's dtype.
+        0..999, or (b,) if k = 1; text (k b, 77, width) from CLIP, in x's dtype. hooks: of `Hooks` (attention.py) the
+        first, as far as others than the defaults are wanted; each site is seen once, in the order of computation.
+        Returns the predicted noise (k b, 4, h, w), in x's dtype.
 
         With k > 1 every latent is asked under k texts, in the order of x.repeat(k): what lies before the first
         cross-attention is computed once for all of them (exact, 5 % of a row at 512 x 512).
