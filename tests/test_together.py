@@ -68,12 +68,19 @@ def told(records):
     return [{name: one for name, one in record.items() if name not in ("seconds", "sha256")} for record in records]
 
 
+def apart(joined, latents):
+    """By row, the largest difference of its latent, in shares of the largest number; guidance and steps enlarge what one
+    call rounds otherwise (1e-5).
+    """
+    return [float((joined[row] - one).abs().max() / one.abs().max()) for row, one in sorted(latents.items())]
+
+
 def test_pictures_together_are_the_single_edits_in_fewer_calls(counted):
     alone, calls, latents = counted.run(ROWS, "alone")
     both, fewer, joined = counted.run(ROWS, "both", 3)
     assert told(both) == told(alone) and len({one.numpy().tobytes() for one in latents.values()}) == 3
-    for row, one in latents.items():
-        assert (joined[row] - one).abs().max() <= 1e-5 * one.abs().max()
+    assert max(apart(joined, latents)) <= 1e-4
+    for row in latents:
         pixels = (np.asarray(Image.open(f"{out}/{alone[row - 1]['output']}"), int) for out in ("alone", "both"))
         assert abs(next(pixels) - next(pixels)).max() <= 1
     assert sum(fewer) == sum(calls) and len(fewer) * 3 == len(calls)
@@ -87,7 +94,7 @@ def test_pictures_that_end_early_make_room_for_others(counted):
     alone, _, latents = counted.run(rows, "alone")
     both, _, joined = counted.run(rows, "both", 2)
     assert told(both) == told(alone) and all(record["status"] == "done" for record in both)
-    assert all((joined[row] - one).abs().max() <= 1e-5 * one.abs().max() for row, one in latents.items())
+    assert max(apart(joined, latents)) <= 1e-4
 
 
 def test_what_fails_fails_alone(counted, monkeypatch):
@@ -124,10 +131,10 @@ def test_warnings_go_with_their_row(counted):
 def test_calls_with_taps_go_alone_and_it_is_said(counted):
     rows = [{"image": f"{name}.png", "method": "plug-and-play", "source": "a horse", "target": "a zebra", "steps": 2}
             for name in "ab"]  # fmt: skip
-    alone, _, latents = counted.run(rows, "alone")
-    both, _, joined = counted.run(rows, "both", 2)
+    alone, calls, latents = counted.run(rows, "alone")
+    both, fewer, joined = counted.run(rows, "both", 2)
     assert told(both) == told(alone)
-    assert all((joined[row] - one).abs().max() <= 1e-4 * one.abs().max() for row, one in latents.items())
+    assert max(apart(joined, latents)) <= 1e-4 and len(calls) / 2 < len(fewer) < len(calls)
     other = [rows[0], {**ROWS[1], "steps": 3}]
     with pytest.warns(UserWarning, match="no two calls of the model could be made as one: pictures of one size"):
         counted.run(other, "other", 2)
@@ -145,7 +152,7 @@ def test_calls_of_one_kind_alone_are_joined():
 
 
 def joined_answers(module=together):
-    """Each of three calls of 1, 2 and 1 latents gets its own predictions, under texts of one row or of many."""
+    """Each of three calls of 1, 2 and 3 latents gets its own predictions, under texts of one row or of many."""
 
     def eps(x, t, texts, given=None):
         return [x * text.mean((1, 2))[:, None, None, None] + given.mean(1, keepdim=True) for text in texts]
@@ -154,7 +161,7 @@ def joined_answers(module=together):
         asked = 0
 
         def eps(self, x, t, texts, given):
-            assert all(len(text) == len(x) == len(given) == 4 for text in texts)
+            assert all(len(text) == len(x) == len(given) == 6 for text in texts)
             Model.asked += 1
             return eps(x, t, texts, given)
 
@@ -162,7 +169,7 @@ def joined_answers(module=together):
         texts = [latent(1, 77, 8, seed=seed + 1), latent(b, 77, 8, seed=seed + 2)]
         return module.Call(latent(b, 4, 2, 2, seed=seed), 481, texts, latent(1, 5, 2, 2, seed=seed + 3))
 
-    calls = {"one": call(1, 10), "two": call(2, 20), "three": call(1, 30)}
+    calls = {"one": call(1, 10), "two": call(2, 20), "three": call(3, 30)}
     found = module.answers(Model(), calls)
     assert Model.asked == 1 and [*found] == [*calls]
     for name, (x, t, texts, given) in calls.items():

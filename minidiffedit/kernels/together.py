@@ -2,8 +2,9 @@
 
 For throughput on a GPU, which one picture leaves idle. Runs know nothing of it: each is made in a thread, which works
 only while it is waited for, and stops at each call of the model; once all have stopped, the calls that fit one another
-are made as one. Results are those of the runs alone up to the model's rounding between batch sizes, about 1e-5 of the
-latents in float32, not bit for bit. Calls with taps, features, gradients or learned weights are made one by one.
+are made as one. Results are those of the runs alone up to the model's rounding between batch sizes, 1e-5 of a call in
+float32 and 1e-4 of an edit's latents, not bit for bit. Calls with taps, features, gradients or learned weights are made
+one by one.
 """
 
 import copy
