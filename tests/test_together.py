@@ -69,8 +69,8 @@ def told(records):
 
 
 def apart(joined, latents):
-    """By row, the largest difference of its latent, in shares of the largest number; guidance and steps enlarge what one
-    call rounds otherwise (1e-5).
+    """By row, the largest difference of its latent, in shares of the largest number. Guidance and steps enlarge what a
+    call rounds otherwise.
     """
     return [float((joined[row] - one).abs().max() / one.abs().max()) for row, one in sorted(latents.items())]
 
