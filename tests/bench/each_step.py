@@ -111,13 +111,14 @@ KINDS = {
     "LayerNorm": "native_layer_norm layer_norm",
     "SiLU, GELU, gates": "silu gelu mul",
     "sums": "add",
-    "copies, layout": "copy cat clone contiguous to _to_copy upsample_nearest2d empty resize",
+    "copies, layout": "copy cat clone contiguous to _to_copy upsample_nearest2d empty empty_strided resize fill zeros",
+    "views": "as_strided transpose t view _unsafe_view reshape expand flatten unflatten unsqueeze chunk split narrow slice",
 }
 KIND_OF = {name: kind for kind, names in KINDS.items() for name in names.split()}
 
 
 def by_kind(call: Callable[[], object]) -> str:
-    """A line for each kind of operation: its share of the call, milliseconds, calls."""
+    """A line for each kind of operation: its share of the call, milliseconds, how often (what wraps another, too)."""
     call()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
         call()
