@@ -112,7 +112,7 @@ KINDS = {
     "SiLU, GELU, gates": "silu gelu mul",
     "sums": "add",
     "copies, layout": "copy cat clone contiguous to _to_copy upsample_nearest2d empty empty_strided resize fill zeros",
-    "views": "as_strided transpose t view _unsafe_view reshape expand flatten unflatten unsqueeze chunk split narrow slice",
+    "views": "as_strided transpose t view _unsafe_view reshape expand flatten unflatten unsqueeze chunk split slice",
 }
 KIND_OF = {name: kind for kind, names in KINDS.items() for name in names.split()}
 
