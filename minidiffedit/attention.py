@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import kernels
+from .kernels.once import anew
 
 Place = Literal["down", "mid", "up", "vae_encoder", "vae_decoder", "clip"]
 
@@ -70,6 +71,7 @@ class Hooks(NamedTuple):
 
     attend: Attend = sdpa
     feature: Feature = unchanged
+    once: Callable[..., Tensor] = anew  # (layer, given) -> layer(given), of a timestep or a text; may be kept
 
 
 BACKENDS = {"auto": auto, "sdpa": sdpa, "triton": kernels.attend}

@@ -262,10 +262,8 @@ class CompiledUNet:
             raise
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[0]
-            advice = (
-                "load the model without compile, or, if a run was killed at it, empty torch's TORCHINDUCTOR_CACHE_DIR"
-            )
-            raise RuntimeError(f"{what} failed: {reason}; {advice}") from error
+            advice = "or, if a run was killed at it, empty torch's TORCHINDUCTOR_CACHE_DIR"
+            raise RuntimeError(f"{what} failed: {reason}; load the model without compile, {advice}") from error
         if self.on_gpu:
             torch.cuda.synchronize()
         self.seconds[shape] = took = time.perf_counter() - start
@@ -313,10 +311,9 @@ def check_options(device: torch.device, compile: bool, low_memory: bool) -> None
         raise ValueError(f"compile needs {lacking}, which is not installed; install it or load without compile")
 
 
-def compiled_vae(vae: VAE) -> VAE:
-    """On a GPU both halves compiled, in place; without CUDA graphs, which would keep the memory of what runs once."""
-    if next(vae.parameters()).is_cuda:
-        vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        for name in ("encode", "decode"):
-            setattr(vae, name, torch.compile(getattr(vae, name), fullgraph=True, dynamic=False))
+def compiled_vae(vae: VAE, backend: str = "inductor") -> VAE:
+    """Both halves compiled, in place; without CUDA graphs, which would keep the memory of what runs once."""
+    vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for name in ("encode", "decode"):
+        setattr(vae, name, torch.compile(getattr(vae, name), fullgraph=True, dynamic=False, backend=backend))
     return vae

@@ -4,12 +4,13 @@ import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import fast
-from .attention import Attend, Feature, Tap, backend, sdpa
+from .attention import Attend, Feature, Tap, backend, sdpa, unchanged
 from .checkpoint import Checkpoint, load_network, open_checkpoint
 from .clip import CLIPText
 from .ddim import alpha_bar, whole
@@ -17,6 +18,7 @@ from .fast import choose_device, choose_dtype
 from .files.addons import LearnedWords, with_add_ons
 from .files.configs import Kind, Prediction, kinds
 from .files.hub import find_model, find_vae
+from .kernels.once import Once
 from .learnable import Learnable
 from .prompts import many
 from .tokenizer import Tokenizer
@@ -51,6 +53,7 @@ class StableDiffusion(Learnable):
         self.side, self.further = unet.config.sample_size * self.factor, unet.config.in_channels - self.channels
         self.kind: Kind = kinds(self.channels, clip.config)[unet.config.in_channels]
         self.evaluations, self.gradients, self.low_memory, self.name, self.vae_name = 0, 0, False, "", ""
+        self.once = Once()
         self.prediction: Prediction = "epsilon"
         self.checkpoint: Checkpoint | None = None  # what `load` was asked for, and found
 
@@ -106,6 +109,7 @@ class StableDiffusion(Learnable):
 
     def text(self, prompts: Sequence[str], syntax: str = "plain") -> Tensor:
         """n prompts -> (n, 77, width); with another syntax (prompts.py) (n, 77 k, width). ValueError for no text."""
+        self.once = Once()  # other texts, another run: in between weights may have been written to
         if syntax != "plain":
             return many(prompts, syntax, self.tokenizer, self.clip, self.device)
         return self.clip(self.tokenizer(prompts).to(self.device))
@@ -157,8 +161,11 @@ class StableDiffusion(Learnable):
         text = torch.cat([text.expand(b, -1, -1) for text in texts]).to(self.device, self.dtype)
         x = self.with_given(x_t, given).to(self.device, self.dtype)
         attend = self.attend if tap is None else partial(tap, self.attend)
-        hooks = (attend,) if feature is None else (attend, feature)
-        predictions = (self.with_deltas(deltas) if deltas else self.unet)(x, t, text, *hooks)
+        hooks: Sequence[Any] = (attend,) if feature is None else (attend, feature)
+        unet = self.with_deltas(deltas) if deltas else self.unet
+        if isinstance(unet, UNet) and tap is None:
+            hooks = attend, feature or unchanged, self.once.keeper(unet, t, texts, b)
+        predictions = unet(x, t, text, *hooks)
         if self.prediction == "v":  # v = sqrt(a) eps - sqrt(1 - a) x0 (Salimans and Ho, 2202.00512, appendix D)
             a, z = alpha_bar()[t], torch.cat([x_t] * len(texts)).to(self.device, torch.float32)
             predictions = (a**0.5 * predictions.float() + (1 - a) ** 0.5 * z).to(self.dtype)

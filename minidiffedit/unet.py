@@ -8,12 +8,13 @@ Architecture: Rombach et al., 2112.10752; Ronneberger et al., 1505.04597 (skips)
 import math
 from collections import OrderedDict
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import Attend, Feature, Hooks, Place, Site, join_heads, sdpa, split_heads, unchanged
+from .attention import Hooks, Place, Site, anew, join_heads, split_heads
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor, hooks: Hooks) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x), inplace=True))
-        h = h + self.time_emb_proj(time)[:, :, None, None]
+        h = h + hooks.once(self.time_emb_proj, time)[:, :, None, None]
         h = self.conv2(F.silu(self.norm2(h), inplace=True))
         return self.conv_shortcut(x) + hooks.feature(self.site, h)
 
@@ -74,7 +75,9 @@ class Attention(nn.Module):
         self.to_out = nn.ModuleList([nn.Linear(width, width)])
 
     def forward(self, x: Tensor, context: Tensor, hooks: Hooks) -> Tensor:
-        q, k, v = (split_heads(y, self.heads) for y in (self.to_q(x), self.to_k(context), self.to_v(context)))
+        once = hooks.once if self.site.kind == "cross" else anew
+        products = self.to_q(x), once(self.to_k, context), once(self.to_v, context)
+        q, k, v = (split_heads(product, self.heads) for product in products)
         return hooks.feature(self.site, self.to_out[0](join_heads(hooks.attend(self.site, q, k, v))))
 
 
@@ -90,16 +93,6 @@ class GEGLU(nn.Module):
         return F.gelu(gate).mul_(value)
 
 
-class FeedForward(nn.Module):
-    def __init__(self, width: int):
-        super().__init__()
-        # The official net has a dropout at index 1; the Identity keeps the key numbers.
-        self.net = nn.Sequential(GEGLU(width, 4 * width), nn.Identity(), nn.Linear(4 * width, width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x)
-
-
 class TransformerBlock(nn.Module):
     """Self-attention, cross-attention to the text, feed-forward; each pre-normed with a residual."""
 
@@ -110,7 +103,9 @@ class TransformerBlock(nn.Module):
         self.norm2 = nn.LayerNorm(width)
         self.attn2 = Attention(width, text_width, heads, Site(place, level, index, "cross"))
         self.norm3 = nn.LayerNorm(width)
-        self.ff = FeedForward(width)
+        # The official net has a dropout at index 1; the Identity keeps the key numbers.
+        net = nn.Sequential(GEGLU(width, 4 * width), nn.Identity(), nn.Linear(4 * width, width))
+        self.ff = nn.Sequential(OrderedDict(net=net))
 
     def forward(self, x: Tensor, text: Tensor, hooks: Hooks) -> Tensor:
         h = self.norm1(x)
@@ -138,15 +133,6 @@ class SpatialTransformer(nn.Module):
         return fan_out(x, len(text)) + self.proj_out(tokens.transpose(1, 2).unflatten(2, (h, w)))
 
 
-class Downsample(nn.Module):
-    def __init__(self, c: int):
-        super().__init__()
-        self.conv = nn.Conv2d(c, c, 3, stride=2, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x)
-
-
 class Upsample(nn.Module):
     """Nearest-neighbour to the next skip's size (twice the side, or one less), then a convolution."""
 
@@ -171,7 +157,8 @@ class DownBlock(nn.Module):
         self.sites = [Site("down", level, i, "block") for i in range(n + 1)]  # the downsampler's is the last
         if not last:
             self.attentions = nn.ModuleList(SpatialTransformer(c_out, config, "down", level, i) for i in range(n))
-            self.downsamplers = nn.ModuleList([Downsample(c_out)])
+            conv = nn.Conv2d(c_out, c_out, 3, stride=2, padding=1)
+            self.downsamplers = nn.ModuleList([nn.Sequential(OrderedDict(conv=conv))])
         self.last = last
 
     def forward(self, x: Tensor, time: Tensor, text: Tensor, hooks: Hooks) -> tuple[Tensor, list[Tensor]]:
@@ -260,25 +247,20 @@ class UNet(nn.Module):
         self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, widths[0], eps=1e-5)
         self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
 
-    def forward(
-        self, x: Tensor, t: Tensor | int, text: Tensor, attend: Attend = sdpa, feature: Feature = unchanged
-    ) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor | int, text: Tensor, *hooks: Any) -> Tensor:
         """x (b, 4, h, w) noisy latents of any h, w >= 1, or (b, 8 or 9, h, w) where the UNet takes more; t one timestep
-        0..999, or (b,) if k = 1; text (k b, 77, width) from CLIP, in x's dtype. attend, feature: see attention.py; each
-        site is seen once, in the order of computation. Returns the predicted noise (k b, 4, h, w), in x's dtype.
+        0..999, or (b,) if k = 1; text (k b, 77, width) from CLIP, in x's dtype. hooks: of `Hooks` (attention.py) the
+        first, as far as others than the defaults are wanted; each site is seen once, in the order of computation.
+        Returns the predicted noise (k b, 4, h, w), in x's dtype.
 
         With k > 1 every latent is asked under k texts, in the order of x.repeat(k): what lies before the first
         cross-attention is computed once for all of them (exact, 5 % of a row at 512 x 512).
         """
-        (b, c), rows = x.shape[:2], len(text)
-        assert c == self.config.in_channels, f"latents have {c} channels, the UNet takes {self.config.in_channels}"
-        assert rows % b == 0 and text.shape[2] == self.config.cross_attention_dim, (
-            f"text {tuple(text.shape)} does not fit {b} latents and width {self.config.cross_attention_dim}"
-        )
-        t = t.reshape(-1) if isinstance(t, Tensor) else torch.full((1,), t, device=x.device)  # `tensor` would wait
-        time = F.silu(self.time_embedding(time_features(t, self.config.block_out_channels[0]).to(x.dtype)))
-        x = self.conv_in(x)
-        skips, hooks = [x], Hooks(attend, feature)
+        expected = self.config.in_channels, 0, self.config.cross_attention_dim
+        fits = (x.shape[1], len(text) % len(x), text.shape[2]) == expected
+        assert fits, f"latents {tuple(x.shape)} and text {tuple(text.shape)} do not fit one another and {self.config}"
+        hooks, x = Hooks(*hooks), self.conv_in(x)
+        skips, time = [x], hooks.once(self.time, t)
         for down in self.down_blocks:
             x, made = down(x, time, text, hooks)
             skips += made
@@ -286,3 +268,9 @@ class UNet(nn.Module):
         for up in self.up_blocks:
             x = up(x, skips, time, text, hooks)
         return self.conv_out(F.silu(self.conv_norm_out(x)))
+
+    def time(self, t: Tensor | int) -> Tensor:
+        """What all residual blocks read of a timestep, or of (b,): (1 or b, 4 widths[0])."""
+        weight = self.conv_in.weight
+        t = t.reshape(-1) if isinstance(t, Tensor) else torch.full((1,), t, device=weight.device)  # `tensor` would wait
+        return F.silu(self.time_embedding(time_features(t, self.config.block_out_channels[0]).to(weight.dtype)))

@@ -63,7 +63,7 @@ def test_counts_at_full_size():
     assert row == pytest.approx(803.3e9, rel=1e-3)
     shared = 2 * row - sum(counts["UNet"].values())
     assert shared / row == pytest.approx(0.051, abs=5e-4)  # what lies before the first cross-attention
-    # Not saved, since it is so little: keys and values of a text, the time embedding, both the same in every step.
+    # Saved after the first call (kernels/once.py), for its launches on a GPU; on a CPU it is next to nothing.
     part = {name: sum(ops.values()) for name, ops in counts.items()}
     of_text = sum(n for name, n in part.items() if name.endswith(("attn2.to_k", "attn2.to_v")))
     of_time = sum(n for name, n in part.items() if name.endswith(("time_emb_proj", "time_embedding")))
@@ -228,6 +228,39 @@ def test_compiled_numbers(fresh_compiler, config, dtype, bound):
     assert graphs() == 1 and sum(counters["graph_break"].values()) == 0
     assert counters["inductor"]["fxgraph_cache_miss"] + counters["inductor"]["fxgraph_cache_hit"] == 1
     assert compiled.seconds.keys() == {(1, 2, 8, 8)}
+
+
+def vae_of_one_level():
+    torch.manual_seed(0)
+    config = VAEConfig(block_out_channels=(8,), layers_per_block=1, norm_num_groups=2)
+    return VAE(config).eval().requires_grad_(False)
+
+
+@pytest.mark.slow
+def test_both_halves_of_the_vae_once_per_shape(fresh_compiler, sd):
+    """`eager` captures and guards as inductor does, quickly."""
+    sd = StableDiffusion(sd.unet, tiny.networks()[1], sd.clip, sd.tokenizer)
+    z, image = latent(1, 4, 4, 4, dtype=torch.float32), latent(1, 3, 32, 32, dtype=torch.float32).clamp(-1, 1)
+    with torch.no_grad():
+        plain = sd.decode(z), sd.encode(image)
+        sd.vae = fast.compiled_vae(sd.vae, backend="eager")
+        for _ in range(2):
+            assert error(sd.decode(z), plain[0]) <= 1e-5 and error(sd.encode(image), plain[1]) <= 1e-5
+        assert graphs() == 2
+        sd.decode(torch.cat([z, z]))
+        assert graphs() == 3
+
+
+@pytest.mark.long
+def test_compiled_numbers_of_the_vae(fresh_compiler):
+    """Really by inductor."""
+    plain, compiled = vae_of_one_level(), fast.compiled_vae(vae_of_one_level())
+    with torch.no_grad():
+        for seed in (1, 2):
+            z, image = (latent(1, c, 8, 8, seed=seed, dtype=torch.float32) for c in (4, 3))
+            assert error(compiled.decode(z), plain.decode(z)) <= 1e-5
+            assert all(error(ours, theirs) <= 1e-5 for ours, theirs in zip(compiled.encode(image), plain.encode(image)))
+    assert graphs() == 2 and sum(torch._dynamo.utils.counters["graph_break"].values()) == 0
 
 
 def test_what_cannot_be_compiled_is_refused(monkeypatch, folder):
@@ -443,10 +476,12 @@ def test_the_processors_flags(tmp_path, monkeypatch, flags, able):
 
 @pytest.mark.slow
 def test_the_commands_compile_and_say_so(fresh_compiler, monkeypatch, folder, tmp_path, capsys):
-    monkeypatch.setattr(fast, "CompiledUNet", partial(fast.CompiledUNet, backend="eager"))
+    for name in ("CompiledUNet", "compiled_vae"):
+        monkeypatch.setattr(fast, name, partial(getattr(fast, name), backend="eager"))
     command = ["generate", "a", "--model", str(folder), "--device", "cpu", "--steps", "2", "--compile", "-o"]
     assert main([*command, str(tmp_path / "a.png")]) == 0
-    assert "compiling the UNet for 1 x 2 texts of 8 x 8 cells: once" in capsys.readouterr().err and graphs() == 1
+    said = capsys.readouterr().err
+    assert "compiling the UNet for 1 x 2 texts of 8 x 8 cells: once" in said and graphs() == 2  # and the VAE's decoder
     assert main([*command, str(tmp_path / "b.png"), "--quiet"]) == 0
     assert capsys.readouterr().err == ""
 

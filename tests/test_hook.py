@@ -496,7 +496,7 @@ MISTAKES = {
         test_rows_with_a_gradient_are_counted_apart,
     ),
     "one operation for those without hooks": (
-        "unet", "skips, hooks = [x], Hooks(attend, feature)", "skips, hooks = [x + 0], Hooks(attend, feature)",
+        "unet", "skips, time = [x], hooks", "skips, time = [x + 0], hooks",
         test_no_operation_but_the_networks_own,
     ),
     "the caller's tap left out": ("sd", "if tap is None else", "if True else", test_a_tap_stands_in_for_the_attention),

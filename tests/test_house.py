@@ -47,7 +47,7 @@ ROOMS = {
     "cost": {*CORE, "files", "run", "fast"},
     "progress": {"cost", "run"},
     "views": {*RUNNING, "__version__", "many.metrics"},
-    "many": RUNNING | {"fast"},
+    "many": RUNNING | {"fast", "kernels"},
     "page": {*RUNNING, "views", "__version__"},
     "commands": None,  # anything
     "cli": {"commands", "__version__"},

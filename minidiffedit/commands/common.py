@@ -257,7 +257,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--dtype", default="auto", choices=("auto", "float32", "float16", "bfloat16"), help=about)
     about = "which kernel (%(default)s: the faster one; sdpa is torch's, triton our own, for CUDA)"
     group.add_argument("--attention", default="auto", choices=("auto", "sdpa", "triton"), help=about)
-    either, about = group.add_mutually_exclusive_group(), "compile the UNet: minutes at first, then faster"
+    either, about = group.add_mutually_exclusive_group(), "compile UNet and VAE: minutes at first, then faster"
     either.add_argument("--compile", action="store_true", help=f"{about}, most of all on a GPU")
     about = "one network in memory at a time; each is read again when needed"
     either.add_argument("--low-memory", action="store_true", help=about)

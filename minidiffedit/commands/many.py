@@ -10,34 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .common import (
-    Command,
-    add_given,
-    add_mask_from,
-    add_model,
-    add_no_metadata,
-    add_options,
-    add_steering,
-    asked_plan,
-    check_weights,
-    describe,
-    flag,
-    identity,
-    load,
-    load_model,
-    model_configs,
-    parsed,
-    same_file,
-    shown,
-    steering_names,
-    together,
-    tracker,
-    versions,
-)
+from . import common
 
 
 def add_batch(parser: argparse.ArgumentParser, words: list[str]) -> None:
-    settled = asked_plan(words)
+    settled = common.asked_plan(words)
     about = ".jsonl or .csv with the columns image, method, target, ... and any option of any method, or a folder"
     parser.add_argument("manifest", type=Path, metavar="MANIFEST", help=about)
     about = "folder for results and table"
@@ -51,16 +28,18 @@ def add_batch(parser: argparse.ArgumentParser, words: list[str]) -> None:
     about = "only the I-th of N parts, 1/N to N/N (default: all, or torchrun's RANK of WORLD_SIZE)"
     either.add_argument("--shard", type=shard, metavar="I/N", help=about)
     either.add_argument("--ray", type=int, metavar="N", help="on N workers of a Ray cluster, or of one started here")
-    add_no_metadata(parser)
+    about = "N pictures in one call of the model, for a GPU; equal to single edits up to rounding (%(default)s)"
+    parser.add_argument("--together", type=int, default=1, metavar="N", help=about)
+    common.add_no_metadata(parser)
     group = parser.add_argument_group("for rows that do not say it themselves")
     group.add_argument("--method", metavar="NAME", help="how to edit (diffedit); `minidiffedit methods` lists")
     group.add_argument("--inversion", metavar="NAME", help="another way to the noise, for methods that invert")
-    add_mask_from(group)
-    add_given(group, settled, needed=False)
-    add_options(group, settled)
+    common.add_mask_from(group)
+    common.add_given(group, settled, needed=False)
+    common.add_options(group, settled)
     if settled.steerable:
-        add_steering(parser)
-    add_model(parser)
+        common.add_steering(parser)
+    common.add_model(parser)
 
 
 def shard(text: str) -> tuple[int, int]:
@@ -71,18 +50,20 @@ def shard(text: str) -> tuple[int, int]:
 
 
 def run_batch(args: argparse.Namespace) -> dict[str, Any]:
-    from ..many.batch import Editor, collect, sound_lines, table_name
+    from ..many.batch import Editor, at_once, collect, sound_lines, table_name
     from ..many.manifest import check_folders, columns, grouped, read_manifest
 
-    if args.ray is not None and args.ray < 1:
-        raise ValueError(f"--ray must be 1 or more workers, got {args.ray}")
+    for name, what in (("ray", "workers"), ("together", "pictures")):
+        if (asked := getattr(args, name)) is not None and asked < 1:
+            raise ValueError(f"--{name} must be 1 or more {what}, got {asked}")
     index, count = part_of(args)
     table = args.output / table_name(index, count)
-    if same_file(args.manifest, table):
+    if common.same_file(args.manifest, table):
         raise ValueError(f"{table} is the manifest, where the table of results goes; name another folder or file")
     here = {name: Path(os.path.abspath(value)) for name, value in vars(args).items() if isinstance(value, Path)}
     given = vars(args) | here | {"output": None, "manifest": None, "root": None}  # workers may stand elsewhere
-    unset = {name for name in ("method", "inversion", "mask_from", "output", *steering_names()) if not given.get(name)}
+    may_lack = ("method", "inversion", "mask_from", "output", *common.steering_names())
+    unset = {name for name in may_lack if not given.get(name)}
     defaults = {name: given[name] for name in columns() if name in given and name not in unset}
     rows = read_manifest(args.manifest, defaults, args.masks)
     root = args.root or (args.manifest if args.manifest.is_dir() else args.manifest.parent)
@@ -95,20 +76,22 @@ def run_batch(args: argparse.Namespace) -> dict[str, Any]:
         args.cache_dir = here["cache_dir"]
     if table.is_file() and b"\n" in table.read_bytes() and not any(sound_lines(table)) and not args.overwrite:
         raise ValueError(f"{table} is there, and no table of results; --overwrite replaces it all the same")
-    editor = Editor(partial(load_model, args), root, args.output, not args.no_metadata, args.overwrite)
-    editor.check = partial(check_weights, args, configs=model_configs(args))
+    editor = Editor(partial(common.load_model, args), root, args.output, not args.no_metadata, args.overwrite)
+    editor.check = partial(common.check_weights, args, configs=common.model_configs(args))
     results: Iterable[Any] = (result for group in groups for result in editor(group))
     if args.ray:
         from ..many.ray_batch import ray_results
 
-        results = ray_results(editor, groups, args.ray)
+        results = ray_results(editor, groups, args.ray, args.together)
+    elif args.together > 1:
+        results = at_once(editor, groups, args.together)
     with contextlib.redirect_stdout(sys.stderr):  # Ray says there what became of its workers
         summary = collect(interruptible(args, results, sum(map(len, groups))), table)
     code = 1 if summary["failed"] else 0
     if code and "TORCHELASTIC_RUN_ID" in os.environ and count > 1:
         warnings.warn("rows failed, but the exit code is 0: torchrun would end the other parts for a 1", stacklevel=2)
         code = 0
-    return summary | {"shard": f"{index}/{count}", "versions": versions(), "exit": code}
+    return summary | {"shard": f"{index}/{count}", "versions": common.versions(), "exit": code}
 
 
 def part_of(args: argparse.Namespace) -> tuple[int, int]:
@@ -134,7 +117,7 @@ def part_of(args: argparse.Namespace) -> tuple[int, int]:
 
 def interruptible(args: argparse.Namespace, results: Iterable[Any], total: int) -> Iterator[Any]:
     """Under a progress bar; here an interrupt that an import swallowed takes effect."""
-    for result in tracker(args.quiet, "row")(results, "batch", total):
+    for result in common.tracker(args.quiet, "row")(results, "batch", total):
         yield result
         if args.interrupted:
             raise KeyboardInterrupt
@@ -146,7 +129,7 @@ def say_batch(result: dict[str, Any]) -> str:
     lines += [f"row {error['row']} ({error['image']}): {error['error']}" for error in result["errors"]]
     more = result["failed"] - len(result["errors"])
     lines += [f"and {more} more, in the table"] if more > 0 else []
-    return "\n".join(map(shown, lines))
+    return "\n".join(map(common.shown, lines))
 
 
 # ---------------------------------------------------------------- eval
@@ -161,7 +144,7 @@ def add_eval(parser: argparse.ArgumentParser, words: list[str]) -> None:
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--methods", nargs="+", default=["diffedit"])
     known, _ = early.parse_known_args(words)
-    settled = together([check_takes_picture(blank_plan(name)) for name in known.methods])
+    settled = common.together([check_takes_picture(blank_plan(name)) for name in known.methods])
     about = "a .csv with the columns image and target, and as far as known source, mask, true_edit, kind, name; or a "
     about += "folder: PIE-Bench's (mapping_file.json) or scenes (scenes.json, as in weights/mini/scenes)"
     parser.add_argument("dataset", type=Path, metavar="DATASET", help=about)
@@ -183,9 +166,9 @@ def add_eval(parser: argparse.ArgumentParser, words: list[str]) -> None:
         if name == "paste":
             parser.add_argument("--no-paste", dest="paste", action="store_const", const=[False], help=one.about)
         elif name != "seed":
-            options: dict[str, Any] = {"nargs": "+", "type": parsed(one), "default": argparse.SUPPRESS}
-            group.add_argument(flag(name), metavar="V", help=about, **options)
-    add_model(parser)
+            options: dict[str, Any] = {"nargs": "+", "type": common.parsed(one), "default": argparse.SUPPRESS}
+            group.add_argument(common.flag(name), metavar="V", help=about, **options)
+    common.add_model(parser)
 
 
 def run_eval(args: argparse.Namespace) -> dict[str, Any]:
@@ -198,7 +181,7 @@ def run_eval(args: argparse.Namespace) -> dict[str, Any]:
         raise ValueError("fid compares saved pictures: add --save-pictures")
     if args.limit is not None and args.limit < 1:
         raise ValueError(f"--limit must be 1 or more, got {args.limit}")
-    known = together([blank_plan(name) for name in args.methods]).options.keys() - {"seed"}
+    known = common.together([blank_plan(name) for name in args.methods]).options.keys() - {"seed"}
     asked = {name: value for name, value in vars(args).items() if name in known and value}
     runs = grid(args.methods, asked, args.seed)
     if os.path.lexists(args.output) and not args.output.is_dir():
@@ -209,14 +192,14 @@ def run_eval(args: argparse.Namespace) -> dict[str, Any]:
     items = open_dataset(args.dataset)[: args.limit]
     if args.plots:
         pyplot()
-    sd = load(args, [blank_plan(name) for name in args.methods])
-    networks, model = load_networks(args.metrics, str(sd.device)), identity(sd) | fingerprint(sd)
+    sd = common.load(args, [blank_plan(name) for name in args.methods])
+    networks, model = load_networks(args.metrics, str(sd.device)), common.identity(sd) | fingerprint(sd)
     options: dict[str, Any] = {"metrics": args.metrics, "seed": args.seed, "identity": model, "networks": networks}
-    options |= {"save_pictures": args.save_pictures, "track": tracker(args.quiet)}
+    options |= {"save_pictures": args.save_pictures, "track": common.tracker(args.quiet)}
     rows = evaluate(sd, items, runs, args.output, **options)
     failed = [row for row in rows if "error" in row]
     report = {"dataset": args.dataset.name, "items": len(items), "edits": len(rows), "failed": len(failed)}
-    report |= {"seed": args.seed, "metrics": list(args.metrics), "model": model, "versions": versions()}
+    report |= {"seed": args.seed, "metrics": list(args.metrics), "model": model, "versions": common.versions()}
     report["runs"] = summary = summarise(rows, runs)
     write_json(args.output / "summary.json", report)
     if "fid" in networks:
@@ -227,7 +210,8 @@ def run_eval(args: argparse.Namespace) -> dict[str, Any]:
     if args.plots and len(failed) < len(rows):
         plot(summary, args.output / "summary.png")
     errors = [{"item": row["item"], "method": row["run"]["method"], "error": row["error"]} for row in failed[:10]]
-    return report | {"output": str(args.output), "model": describe(sd), "errors": errors, "exit": 1 if failed else 0}
+    report |= {"output": str(args.output), "model": common.describe(sd), "errors": errors}
+    return report | {"exit": 1 if failed else 0}
 
 
 def say_eval(result: dict[str, Any]) -> str:
@@ -236,14 +220,14 @@ def say_eval(result: dict[str, Any]) -> str:
         figures = run["kinds"]["all"].items()
         means = "  ".join(f"{name} {one['mean']:.4g}" for name, one in figures if one["mean"] is not None)
         lines.append(f"{run['name']}: {run['done']} done, {run['failed']} failed  {means}")
-    lines += [shown(f"failed: {one['item']} ({one['method']}): {one['error']}") for one in result["errors"]]
+    lines += [common.shown(f"failed: {one['item']} ({one['method']}): {one['error']}") for one in result["errors"]]
     lines += ["and more, in edits.jsonl"] if result["failed"] > len(result["errors"]) else []
-    return "\n".join([*lines, shown(f"{result['output']}: edits.jsonl, summary.json")])
+    return "\n".join([*lines, common.shown(f"{result['output']}: edits.jsonl, summary.json")])
 
 
 BATCH = ('batch photos --target "a zebra" -o edited', "batch list.csv --strength .6 -o edited")
 EVAL = ("eval weights/mini/scenes --methods diffedit masactrl --model mini",)
 COMMANDS = {
-    "batch": Command("edit many pictures; goes on where it stopped", add_batch, run_batch, say_batch, BATCH),
-    "eval": Command("edit a data set and measure; goes on where it stopped", add_eval, run_eval, say_eval, EVAL),
+    "batch": common.Command("edit many pictures; goes on where it stopped", add_batch, run_batch, say_batch, BATCH),
+    "eval": common.Command("edit a data set and measure; goes on where it stopped", add_eval, run_eval, say_eval, EVAL),
 }

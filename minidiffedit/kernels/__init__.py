@@ -1,5 +1,8 @@
 """GPU kernels in Triton, each beside its plain-torch twin. Importing this package does not import Triton.
 
+Two neighbours are no kernels, but know nothing of the package either: `once.py` keeps what calls of the model have in
+common, `together.py` makes one call of several runs' calls.
+
 Nothing here falls back: a call that cannot run raises and says why. Who wants torch's attention in its place asks for
 it; the choice is made in attention.py.
 """

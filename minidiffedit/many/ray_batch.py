@@ -18,7 +18,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from .batch import Editor, Outcome
+from .batch import Editor, Outcome, at_once
 from .manifest import Row
 
 STORE = 200 * 2**20  # bytes of the object store where Ray is started here; only lines of text pass through it
@@ -31,11 +31,13 @@ class Worker:
         self.editor, self.groups = editor, groups
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
-        return {"results": [json.dumps([*self.editor(self.groups[i])]) for i in batch["id"].tolist()]}
+        some = [self.groups[i] for i in batch["id"].tolist()]
+        made = at_once(self.editor, some, len(some)) if len(some) > 1 else self.editor(some[0])
+        return {"results": [json.dumps([*made])]}
 
 
-def ray_results(editor: Editor, groups: list[list[Row]], workers: int) -> Iterator[Outcome]:
-    """Each row's outcome as the workers finish its picture. editor, groups: as in `batch`; picklable.
+def ray_results(editor: Editor, groups: list[list[Row]], workers: int, together: int = 1) -> Iterator[Outcome]:
+    """Each row's outcome as the workers finish `together` pictures. editor, groups: as in `batch`; picklable.
 
     Starts Ray on this machine, or joins the cluster of RAY_ADDRESS, unless Ray runs in this process already. Raises
     ValueError where Ray is not installed, RuntimeError for what prevents every row.
@@ -53,8 +55,8 @@ def ray_results(editor: Editor, groups: list[list[Row]], workers: int) -> Iterat
     gpus = int(ray.cluster_resources().get("GPU", 0) > 0)
     ids = [{"id": i} for i in range(len(groups))]  # no table to read: its tasks would want a CPU besides the workers'
     crew: dict[str, Any] = {"compute": ray.data.ActorPoolStrategy(size=workers), "num_cpus": 1, "num_gpus": gpus}
-    items = ray.data.from_items(ids, override_num_blocks=len(groups))
-    pictures = items.map_batches(Worker, fn_constructor_args=(editor, groups), batch_size=1, **crew)
+    items = ray.data.from_items(ids, override_num_blocks=-(-len(groups) // together))
+    pictures = items.map_batches(Worker, fn_constructor_args=(editor, groups), batch_size=together, **crew)
     try:
         for picture in pictures.iter_rows():
             yield from map(tuple, json.loads(picture["results"]))

@@ -6,7 +6,9 @@ counted  UNet rows of an edit at the defaults / diffusers', and of a further edi
 prefix   a guided pair that shares what lies before the first cross-attention / the two rows on their own
 bf16     the UNet, and the VAE's decoder, in bfloat16 / in float32
 layout   the VAE's decoder, channels_last, and as `load` gives it / contiguous weights and input, bfloat16
-compile  the UNet compiled / not, bfloat16 (only when asked for: takes minutes once)
+compile  the UNet, and the VAE's decoder, compiled / not, bfloat16 (only when asked for: takes minutes once)
+once     a guided call that keeps what it made of timestep and texts / one that makes it anew, bfloat16
+profile  where the time of one row, one guided pair and one decoding goes, by kind of operation (no ratio)
 
 Ratios: median of pairs A B A B with their range. Random full-size weights in a temporary folder.
 """
@@ -86,10 +88,68 @@ def compiled(folder: Path, size: int, pairs: int) -> None:
     apart = (torch.cat(got).float() - torch.cat(expected).float()).norm() / torch.cat(expected).float().norm()
     found = alternate(lambda: fast.eps(x, 500, texts), lambda: plain.eps(x, 500, texts), pairs, warm=False)
     print(row("", f"UNet compiled / not (first call {first:.0f} s, error {apart:.0e})", found))
+    start = time.perf_counter()
+    fast.decode(x)
+    first = time.perf_counter() - start
+    found = alternate(lambda: fast.decode(x), lambda: plain.decode(x), pairs)
+    print(row("", f"VAE decoder compiled / not (first call {first:.0f} s)", found))
+
+
+def once(folder: Path, size: int, pairs: int) -> None:
+    sd, (x, texts) = load(folder, BF16), inputs(size)
+    text = torch.cat(texts).to(BF16)
+    a, b = (lambda: sd.eps(x, 500, texts)), (lambda: sd.unet(x.to(BF16), 500, text))
+    print(row("", "UNet that keeps what it made of t and texts", alternate(a, b, pairs)))
+
+
+# By kind, the names of torch's operations, without aten:: and the _ of those in place; the rest goes by its own name.
+KINDS = {
+    "convolutions": "mkldnn_convolution _convolution convolution conv2d thnn_conv2d _slow_conv2d_forward",
+    "products": "addmm mm bmm baddbmm linear mkldnn_linear matmul",
+    "attention": "scaled_dot_product_attention _scaled_dot_product_flash_attention_for_cpu",
+    "GroupNorm": "native_group_norm group_norm",
+    "LayerNorm": "native_layer_norm layer_norm",
+    "SiLU, GELU, gates": "silu gelu mul",
+    "sums": "add",
+    "copies, layout": "copy cat clone contiguous to _to_copy upsample_nearest2d empty empty_strided resize fill zeros",
+    "views": "as_strided transpose t view _unsafe_view reshape expand flatten unflatten unsqueeze chunk split slice",
+}
+KIND_OF = {name: kind for kind, names in KINDS.items() for name in names.split()}
+
+
+def by_kind(call: Callable[[], object]) -> str:
+    """A line for each kind of operation: its share of the call, milliseconds, how often (what wraps another, too)."""
+    call()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+        call()
+    found: dict[str, list[float]] = {}
+    for one in seen.key_averages():
+        name = one.key.removeprefix("aten::").removesuffix("_")
+        sums = found.setdefault(KIND_OF.get(name, name), [0.0, 0])
+        sums[0] += one.self_cpu_time_total / 1000
+        sums[1] += one.count
+    whole = sum(ms for ms, _ in found.values())
+    ordered = sorted(found.items(), key=lambda each: -each[1][0])
+    lines = [f"{kind:28} {ms / whole:6.1%} {ms:9.1f} ms {count:6.0f}" for kind, (ms, count) in ordered[:12]]
+    rest = sum(ms for _, (ms, _) in ordered[12:])
+    lines += [f"{'others':28} {rest / whole:6.1%} {rest:9.1f} ms", f"{'in all':28} {whole:16.1f} ms"]
+    return "\n".join(f"      {line}" for line in lines)
+
+
+def profile(folder: Path, size: int, pairs: int) -> None:
+    sd, (x, texts) = load(folder, BF16), inputs(size)
+    image = torch.zeros(1, 3, size, size)
+    calls: dict[str, Callable[[], object]] = {
+        "UNet, a row": lambda: sd.eps(x, 500, texts[:1]), "UNet, a guided pair": lambda: sd.eps(x, 500, texts),
+        "VAE, decoding": lambda: sd.decode(x), "VAE, encoding": lambda: sd.encode(image),
+    }  # fmt: skip
+    for name, call in calls.items():
+        print(f"    {name}, bfloat16\n{by_kind(call)}", flush=True)
 
 
 STEPS: dict[str, Callable[[Path, int, int], None]] = {
-    "counted": counted, "prefix": prefix, "bf16": bf16, "layout": layout, "compile": compiled,
+    "counted": counted, "prefix": prefix, "bf16": bf16, "layout": layout, "compile": compiled, "once": once,
+    "profile": profile,
 }  # fmt: skip
 
 
