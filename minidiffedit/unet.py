@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import Attend, Feature, Hooks, Place, Site, join_heads, sdpa, split_heads, unchanged
+from .kernels.gradients import made_again
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,12 @@ class ResBlock(nn.Module):
         self.conv_shortcut = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
 
     def forward(self, x: Tensor, time: Tensor, hooks: Hooks) -> Tensor:
+        return self.conv_shortcut(x) + hooks.feature(self.site, made_again(self.branch, x, time))
+
+    def branch(self, x: Tensor, time: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x), inplace=True))
         h = h + self.time_emb_proj(time)[:, :, None, None]
-        h = self.conv2(F.silu(self.norm2(h), inplace=True))
-        return self.conv_shortcut(x) + hooks.feature(self.site, h)
+        return self.conv2(F.silu(self.norm2(h), inplace=True))
 
 
 class Attention(nn.Module):
@@ -117,7 +120,7 @@ class TransformerBlock(nn.Module):
         x = x + self.attn1(h, h, hooks)
         x = fan_out(x, len(text))  # at the first cross-attention of all, where the rows begin to differ
         x = x + self.attn2(self.norm2(x), text, hooks)
-        return x + self.ff(self.norm3(x))
+        return x + made_again(lambda y: self.ff(self.norm3(y)), x)
 
 
 class SpatialTransformer(nn.Module):
@@ -247,9 +250,7 @@ class UNet(nn.Module):
         for level, (c_in, c_out) in enumerate(zip((widths[0], *widths), widths)):
             self.down_blocks.append(DownBlock(c_in, c_out, time_width, config, level))
             skip_widths += [c_out] * (n if level == len(widths) - 1 else n + 1)
-
         self.mid_block = MidBlock(widths[-1], time_width, config, len(widths) - 1)
-
         self.up_blocks = nn.ModuleList()
         c_in = widths[-1]
         for level in reversed(range(len(widths))):
@@ -265,9 +266,8 @@ class UNet(nn.Module):
     ) -> Tensor:
         """x (b, 4, h, w) noisy latents of any h, w >= 1, or (b, 8 or 9, h, w) where the UNet takes more; t one timestep
         0..999, or (b,) if k = 1; text (k b, 77, width) from CLIP, in x's dtype. attend, feature: see attention.py; each
-        site is seen once, in the order of computation. Returns the predicted noise (k b, 4, h, w), in x's dtype.
-
-        With k > 1 every latent is asked under k texts, in the order of x.repeat(k): what lies before the first
+        site is seen once, in the order of computation. Returns the predicted noise (k b, 4, h, w), in x's dtype. With
+        k > 1 every latent is asked under k texts, in the order of x.repeat(k): what lies before the first
         cross-attention is computed once for all of them (exact, 5 % of a row at 512 x 512).
         """
         (b, c), rows = x.shape[:2], len(text)

@@ -5,20 +5,21 @@ from functools import partial
 import pytest
 import tiny
 import torch
+from conftest import MINI
 from mutants import mutant, run
 from proofs import edited
 from stubs import latent
 from tiny import box
 from torch import nn
 
-from minidiffedit import UNetConfig, edit
+from minidiffedit import StableDiffusion, edit
 from minidiffedit.attention import sdpa
 from minidiffedit.cost import fused
 from minidiffedit.diffedit import masked_decode
 from minidiffedit.methods import around as A
 from minidiffedit.methods import sige as S
 from minidiffedit.methods.inversions import ddim_paper
-from minidiffedit.unet import UNet
+from minidiffedit.unet import UNet, UNetConfig
 from minidiffedit.views.witness import Witness
 
 BOX, SIZE = (4, 8, 16, 20), (24, 28)  # of a UNet of three levels
@@ -114,7 +115,8 @@ def test_it_is_the_unet_with_the_source_put_back_at_each_layer():
         torch.testing.assert_close(one.eps(source, 481, [null], tap=around.attend)[0], first, rtol=1e-4, atol=1e-5)
 
 
-def test_it_comes_nearer_as_the_rectangle_grows(mini):
+def test_it_comes_nearer_as_the_rectangle_grows():
+    mini = StableDiffusion.load(str(MINI), device="cpu", dtype="float32")
     x0, mask = latent(1, 4, 16, 16, dtype=torch.float32), masked(7, 7, 9, 9, size=(16, 16))
     source, null, target = 0.7 * x0, mini.text([""]), mini.text(["a photo of a zebra on a grass field"])
     x, errors = source + mask * latent(1, 4, 16, 16, seed=1, dtype=torch.float32), []
@@ -128,24 +130,28 @@ def test_it_comes_nearer_as_the_rectangle_grows(mini):
 
 
 def test_what_is_kept_at_full_size():
-    """Of SD v1 under the smallest mask; nothing is computed on the meta device."""
+    """Of SD v1 under a small mask and a large one; on the meta device nothing is computed."""
     with torch.device("meta"):
         unet, x, text = UNet(UNetConfig()), torch.empty(1, 4, 64, 64), torch.empty(1, 77, 768)
-    kept = {}
-    for cells in ((31, 31, 33, 33), (8, 8, 56, 56)):
+    totals = []
+    for cells, side in (((31, 31, 33, 33), 16), ((8, 8, 56, 56), 48)):
         around = A.Around(S.rectangle(masked(*cells, size=(64, 64)), 0, 8), (64, 64))
         with torch.no_grad(), around:
             unet(x, 500, text, partial(around.attend, fused))
-        kept[cells] = [sum(one.numel() for entry in around.kept for one in entry if isinstance(one, torch.Tensor)
-                           and one.ndim == n) for n in (4,)]  # fmt: skip
-    print(kept)
+        frames, keys = (sum(one.numel() for entry in around.kept if isinstance(entry, kind) for one in entry
+                            if isinstance(one, torch.Tensor) and one.ndim == 4) for kind in (list, tuple))  # fmt: skip
+        outside = [(64 // 2**level) ** 2 - (side // 2**level) ** 2 for level in range(4)]
+        layers = zip((5, 5, 5, 1), outside, (320, 640, 1280, 1280))
+        assert keys == 2 * sum(count * cells * width for count, cells, width in layers)
+        totals.append(frames + keys)
+    assert 0 < totals[1] < totals[0] < 24e6  # as the docstring says
 
 
 def test_on_a_picture(sd, picture):
     done = edited(sd, picture, "sige", target="a zebra", source="a horse")
     assert done.evaluations == {"mask": 20, "decode": 9 + 16} and done.verdict == "found"
     masked = edited(sd, picture, "sige", target="a zebra", mask=box(), paste=False)
-    assert masked.verdict == "given" and masked.latent_mask.mean() < 0.2
+    assert masked.verdict == "given" and masked.latent_mask.mean() < 0.3
     assert torch.equal(masked.latent[masked.latent_mask.expand_as(masked.latent) == 0],
                        masked.x0[masked.latent_mask.expand_as(masked.latent) == 0])  # fmt: skip
 

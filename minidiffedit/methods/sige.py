@@ -11,9 +11,9 @@ queries in R look at all keys. So the network runs as if at each layer the sourc
 What that misses: that an edit changes what lies around it, and that the target's text speaks there, too. If R is the
 whole picture nothing is missed.
 
-Kept for each level, of SD v1 at 64 x 64: at most 23 million keys and values, and up to 4 million in frames. Model rows:
-K + 1 to encode, 2 K of which R alone is computed. Left out: blocks in the place of one rectangle, kernels, the
-autoencoder.
+Kept for each level, of SD v1 at 64 x 64: up to 24 million values, 46 MiB in half precision, fewer for a larger R. Model
+rows: K + 1 to encode, 2 K of which R alone is computed. Left out: blocks in the place of one rectangle, kernels, the
+autoencoder, a negative text, weights that read more than the latent.
 """
 
 from typing import Annotated, Any
@@ -45,8 +45,11 @@ def sige(
     grey: Grey = "level",
     margin: Margin = 2,
 ) -> Tensor:
-    """x0 (b, 4, h, w); mask (b or 1, 1, h, w), not empty: one rectangle holds those of all pictures."""
-    x, M, (t, a), K = working(x0), checked_mask(mask, x0).to(x0), levels(steps), level_at(strength, steps)
+    """x0 (b, 4, h, w); mask (b or 1, 1, h, w): one rectangle holds those of all pictures; an empty one is free."""
+    x, (t, a), K = working(x0), levels(steps), level_at(strength, steps)
+    M = checked_mask(mask, x)
+    if K == 0 or not M.any():
+        return x
     box = rectangle(M, margin, 2 ** (coarsest + 1))
     path, kept = [x], list[Around]()
     for j in range(K + 1):
