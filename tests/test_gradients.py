@@ -1,7 +1,6 @@
 """What is computed again where gradients flow: the same bits, and less that is kept, counted at full size."""
 
 import pytest
-import tiny
 import torch
 from stubs import latent
 from torch.autograd.graph import saved_tensors_hooks
