@@ -334,10 +334,13 @@ def losses(args: argparse.Namespace) -> None:
                 made.append(found)
             success = "yes" if right(judge, np.asarray(done.image), one.after) else "no"
             end = f"{success} | {sd.gradients - before} | {time.perf_counter() - start:.1f} |"
-            for place, values in made[1].items() or {"none": [float("nan")]}.items():
-                without = np.mean(made[0].get(place, values))
-                said = f"{name} | {number} | {place} | {len(values)} | {without:.4g} | {np.mean(values):.4g}"
-                lines.append(f"| {said} | {end}")
+            without, with_it = made
+            for place, values in with_it.items():
+                both = " | ".join(f"{np.mean(some[place]):.4g}" for some in (without, with_it))
+                lines.append(f"| {name} | {number} | {place} | {len(values)} | {both} | {end}")
+                print(lines[-1], flush=True)
+            if not with_it:
+                lines.append(f"| {name} | {number} | none | 0 | | | {end}")
                 print(lines[-1], flush=True)
     (args.output / "losses.md").write_text("\n".join(lines) + "\n")
 

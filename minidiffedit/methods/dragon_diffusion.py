@@ -11,7 +11,8 @@ latent's size, of whose energies the mean is taken; M: the mask, without one the
 themselves, as features differ more the less noise there is: what they hold back shows against a walk without them.
 
 Model rows: 3 K, the first ones with gradient, and the inversion's. One picture at a time. Left out: objects that are
-resized or replaced, features of whole regions, DiffEditor's noise and repeats.
+resized or replaced, features of whole regions, the top level's latent of the start copied onto the goal, the term that
+empties the start, DiffEditor's noise and repeats.
 """
 
 from collections.abc import Sequence
