@@ -316,7 +316,9 @@ def heard(sd: StableDiffusion, still: bool) -> Iterator[dict[str, list[float]]]:
 
 
 def losses(args: argparse.Namespace) -> None:
-    """Each method twice on a scene, as it is and with gradients of 0, under the same noises: a line for each loss."""
+    """Each method twice on a scene, as it is and with gradients of 0, under the same noises: a line for each loss. Of
+    what drags without a target, success is that the thing and the place are still the same.
+    """
     sd, judge, _ = networks(args.model, args.judge)
     names = [name for name, row in SYSTEMS.items() if row.letter == "B" and row.weights == "base"]
     lines = ["| method | scene | loss | asked at | without it | with it | success | rows with gradient | seconds |"]
@@ -332,15 +334,16 @@ def losses(args: argparse.Namespace) -> None:
                     warnings.simplefilter("ignore")
                     done = edit(sd, Image.fromarray(one.source), name, **arguments)
                 made.append(found)
-            success = "yes" if right(judge, np.asarray(done.image), one.after) else "no"
+            wanted = one.after if "target" in arguments else one.before
+            success = "yes" if right(judge, np.asarray(done.image), wanted) else "no"
             end = f"{success} | {sd.gradients - before} | {time.perf_counter() - start:.1f} |"
             without, with_it = made
-            for place, values in with_it.items():
-                both = " | ".join(f"{np.mean(some[place]):.4g}" for some in (without, with_it))
-                lines.append(f"| {name} | {number} | {place} | {len(values)} | {both} | {end}")
-                print(lines[-1], flush=True)
-            if not with_it:
-                lines.append(f"| {name} | {number} | none | 0 | | | {end}")
+            said = [
+                f"{place} | {len(values)} | {np.mean(without.get(place, np.nan)):.4g} | {np.mean(values):.4g}"
+                for place, values in with_it.items()
+            ]
+            for loss in said or ["none | 0 | | "]:
+                lines.append(f"| {name} | {number} | {loss} | {end}")
                 print(lines[-1], flush=True)
     (args.output / "losses.md").write_text("\n".join(lines) + "\n")
 
