@@ -59,7 +59,7 @@ def test_the_gradient_is_the_finite_difference(sd64):
     sd, x0, z0 = sd64, latent(1, 4, 4, 4), latent(1, 4, 4, 4)
     null, target, source = texts(sd)
     plain, pulled = (C.cds(sd.eps, x0, null, target, source, iterations=1, seed=3, contrast=c) for c in (0.0, 3.0))
-    gradient = (plain - pulled) / (RATE * 3 * 4 * 4 / 2000)
+    gradient = (plain - pulled) / (RATE * 3 * 4096 / 2000)
     generator = torch.Generator().manual_seed(3)
     t, n = int(torch.randint(50, 949, (), generator=generator)), torch.randn(1, 4, 4, 4, generator=generator).double()
 

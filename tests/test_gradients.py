@@ -9,7 +9,7 @@ from minidiffedit.kernels import gradients
 from minidiffedit.methods.descent import slopes
 from minidiffedit.unet import UNet, UNetConfig
 
-NEVER = 10**9
+NEVER, LARGE = 10**9, gradients.LARGE
 
 
 class Fused(torch.autograd.Function):
@@ -79,6 +79,6 @@ def kept(large, monkeypatch):
 
 
 def test_less_is_kept(monkeypatch):
-    without, with_it = kept(NEVER, monkeypatch), kept(gradients.LARGE, monkeypatch)
+    without, with_it = kept(NEVER, monkeypatch), kept(LARGE, monkeypatch)
     print(without / 2**30, with_it / 2**30)
     assert with_it < 0.6 * without

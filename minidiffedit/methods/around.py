@@ -4,7 +4,7 @@ The UNet is not written a second time: while the mode below is on, its own code 
 and convolution (torch.overrides.TorchFunctionMode); self-attention comes by the tap. Model rows: none of its own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -27,10 +27,8 @@ class Around(TorchFunctionMode):
     def __init__(self, box: Box, size: Sequence[int]):
         super().__init__()
         self.whole, self.size, self.last = box == (0, 0, *size), tuple(size), torch.empty(0)
-        self.kept, self.known = (
-            list[Any](),
-            iter(()),
-        )  # in the order of the layers; what the second call has yet to read
+        self.kept = list[Any]()  # in the order of the layers
+        self.known: Iterator[Any] = iter(())  # of it, what a call inside has yet to read
         self.inside, self.boxes = False, dict[tuple[int, ...], Box]()
         for level in range(10):  # halved, and rounded up
             h, w, bottom, right = (-(-side // 2**level) for side in (*size, *box[2:]))

@@ -3,10 +3,10 @@
 Section 4: DDS's difference (dds.py) and beside it PatchNCE (Park et al., 2007.15651) on the outputs of the decoder's
 self-attentions, under the texts: at `positions` places, and again after pooling by 2, the feature of z_t shall be
 nearest to that of the picture at the same place, apart from the others, by the cross-entropy of cosines / .07. Its
-gradient goes through the UNet to z. z <- z - rate (difference + contrast h w / 2000 gradient), as the authors' loss has
-the difference times 2000 / (h w). PatchNCE is least where nothing is edited yet, so it rises with the edit; what it
-holds back shows against DDS at the same noises. With contrast = 0 it is DDS, bit for bit. Model rows: 4 b for each
-iteration, 2 b of them with gradient. The authors ask the target twice, once for each term, and let the picture's
+gradient goes through the UNet to z. z <- z - rate (difference + contrast 4096 / 2000 gradient), as the authors' loss
+has the difference times 2000 / 4096. PatchNCE is least where nothing is edited yet, so it rises as the edit goes on;
+what it holds back shows against DDS at the same noises, which is what contrast = 0 is, bit for bit. Model rows: 4 b for
+each iteration, 2 b of them with gradient. The authors ask the target twice, once for each term, and let the picture's
 features look for the edit's, where here, as in PatchNCE, the edit's look for the picture's.
 """
 
@@ -26,7 +26,7 @@ from .descent import wide
 from .guidance import cfg
 from .sdedit import vp_noised
 
-TEMPERATURE = 0.07
+SHARE, TEMPERATURE = 4096 / 2000, 0.07
 Contrast = Annotated[float, Within(0, 1000, "how strictly the picture's structure is kept; 0: DDS")]
 Positions = Annotated[int, Within(2, 4096, "places whose features are told apart, of each attention")]
 
@@ -63,7 +63,7 @@ def cds(
             if contrast > 0:
                 with torch.enable_grad():
                     (pull,) = torch.autograd.grad(contrasted(seen.maps, wanted.maps, positions, places), y)
-                difference = difference + contrast * z.shape[2] * z.shape[3] / 2000 * pull
+                difference = difference + contrast * SHARE * pull
             z = z - rate * difference
         found.append(z)
     return finite(torch.cat(found), "the descent")
