@@ -102,16 +102,17 @@ def test_it_is_the_unet_with_the_source_put_back_at_each_layer():
     source, null = latent(1, 4, *SIZE, dtype=torch.float32), one.text([""])
     x, texts = source.clone(), one.text(["", "a zebra"])
     x[INSIDE] += latent(1, 4, 12, 12, seed=1, dtype=torch.float32)
-    with (around := A.Around(BOX, SIZE)):
+    around, kept = A.Around(BOX, SIZE), []
+    with around.keeping(kept):
         first = one.eps(source, 481, [null], tap=around.attend)[0]
     assert torch.equal(first, one.eps(source, 481, [null])[0])  # a first call is as any
-    with around.again():
+    with around.reading(kept):
         found = torch.cat(one.eps(x, 481, [*texts.split(1)], tap=around.attend))
     assert next(around.known, None) is None  # all was read
     expected = PutBack(other.unet, SIZE, BOX)(x, source, 481, null, texts)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     assert (found - torch.cat(one.eps(x, 481, [*texts.split(1)]))).abs().max() > 1e-3  # it is no more than near
-    with around.again():  # what is as it was gives what was
+    with around.reading(kept):  # what is as it was gives what was
         torch.testing.assert_close(one.eps(source, 481, [null], tap=around.attend)[0], first, rtol=1e-4, atol=1e-5)
 
 
@@ -122,9 +123,10 @@ def test_it_comes_nearer_as_the_rectangle_grows():
     x, errors = source + mask * latent(1, 4, 16, 16, seed=1, dtype=torch.float32), []
     dense = mini.eps(x, 481, [target])[0]
     for margin in (0, 3, 4):  # boxes of 8 x 8, 16 x 16
-        with (around := A.Around(S.rectangle(mask, margin, 4), (16, 16))):
+        around, kept = A.Around(S.rectangle(mask, margin, 4), (16, 16)), []
+        with around.keeping(kept):
             mini.eps(source, 481, [null], tap=around.attend)
-        with around.again():
+        with around.reading(kept):
             errors.append(float(((mini.eps(x, 481, [target], tap=around.attend)[0] - dense) * mask).abs().sum()))
     assert errors[0] >= errors[1] >= errors[2] == 0 and errors[0] > 0
 
@@ -135,10 +137,10 @@ def test_what_is_kept_at_full_size():
         unet, x, text = UNet(UNetConfig()), torch.empty(1, 4, 64, 64), torch.empty(1, 77, 768)
     totals = []
     for cells, side in (((31, 31, 33, 33), 16), ((8, 8, 56, 56), 48)):
-        around = A.Around(S.rectangle(masked(*cells, size=(64, 64)), 0, 8), (64, 64))
-        with torch.no_grad(), around:
+        around, kept = A.Around(S.rectangle(masked(*cells, size=(64, 64)), 0, 8), (64, 64)), []
+        with torch.no_grad(), around.keeping(kept):
             unet(x, 500, text, partial(around.attend, fused))
-        frames, keys = (sum(one.numel() for entry in around.kept if isinstance(entry, kind) for one in entry
+        frames, keys = (sum(one.numel() for entry in kept if isinstance(entry, kind) for one in entry
                             if isinstance(one, torch.Tensor) and one.ndim == 4) for kind in (list, tuple))  # fmt: skip
         outside = [(64 // 2**level) ** 2 - (side // 2**level) ** 2 for level in range(4)]
         layers = zip((5, 5, 5, 1), outside, (320, 640, 1280, 1280))

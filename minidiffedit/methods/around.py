@@ -20,22 +20,27 @@ Box = tuple[int, int, int, int]  # top, left, bottom, right
 
 
 class Around(TorchFunctionMode):
-    """Within it a call of the network keeps what lies around a box; after `again()` a call makes the box alone of it,
-    and puts that into the first call's result. size: (h, w) of the latent.
+    """`with around.keeping(kept)` a call of the network fills a list with what lies around a box, and is as any; `with
+    around.reading(kept)` a call makes the box alone, and puts that into the other's result. size: (h, w) of the latent.
     """
 
     def __init__(self, box: Box, size: Sequence[int]):
         super().__init__()
-        self.whole, self.size, self.last = box == (0, 0, *size), tuple(size), torch.empty(0)
-        self.kept = list[Any]()  # in the order of the layers
-        self.known: Iterator[Any] = iter(())  # of it, what a call inside has yet to read
-        self.inside, self.boxes = False, dict[tuple[int, ...], Box]()
+        self.whole, self.size, self.inside = box == (0, 0, *size), tuple(size), False
+        self.kept = list[Any]()  # the output of the latest convolution, then what is kept in the order of the layers
+        self.known: Iterator[Any] = iter(())  # of that what has yet to be read
+        self.cells, self.boxes = dict[tuple[int, ...], Tensor](), dict[tuple[int, ...], Box]()
         for level in range(10):  # halved, and rounded up
             h, w, bottom, right = (-(-side // 2**level) for side in (*size, *box[2:]))
             self.boxes.setdefault((h, w), (box[0] >> level, box[1] >> level, bottom, right))
 
-    def again(self) -> "Around":
-        self.inside, self.known = True, iter(self.kept)
+    def keeping(self, kept: list[Any]) -> "Around":
+        self.kept, self.inside = kept, False
+        kept[:] = [None]
+        return self
+
+    def reading(self, kept: list[Any]) -> "Around":
+        self.kept, self.inside, self.known = kept, True, iter(kept[1:])
         return self
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -48,10 +53,10 @@ class Around(TorchFunctionMode):
     def convolution(self, x: Tensor, weight: Tensor, bias: Tensor, stride: Any, *how: Any) -> Tensor:
         if not self.inside:
             frame = self.framed(x)
-            self.kept.append([frame[:, :, :1], frame[:, :, 1:-1, :1], frame[:, :, 1:-1, -1:], frame[:, :, -1:]])
-            self.kept[-1] = [side.clone() for side in self.kept[-1]]
-            self.last = F.conv2d(x, weight, bias, stride, *how)
-            return self.last
+            sides = frame[:, :, :1], frame[:, :, 1:-1, :1], frame[:, :, 1:-1, -1:], frame[:, :, -1:]
+            self.kept.append([side.clone() for side in sides])
+            self.kept[0] = F.conv2d(x, weight, bias, stride, *how)
+            return self.kept[0]  # type: ignore[no-any-return]
         kept = next(self.known)
         top, left, right, bottom = (fan_out(side, len(x)) for side in kept)
         first = x.shape[2:] == self.size  # of the network: it is handed all of the latent
@@ -59,7 +64,7 @@ class Around(TorchFunctionMode):
         made = F.conv2d(frame, weight, bias, stride)
         if kept is not self.kept[-1]:
             return made
-        whole, (high, low, end, far) = fan_out(self.last, len(made)).clone(), self.boxes[self.size]
+        whole, (high, low, end, far) = fan_out(self.kept[0], len(made)).clone(), self.boxes[self.size]
         whole[:, :, high:end, low:far] = made
         return whole
 
@@ -70,9 +75,11 @@ class Around(TorchFunctionMode):
 
     def outside(self, size: Sequence[int], device: torch.device) -> Tensor:
         """The numbers of the cells outside the box."""
-        cells, (top, left, bottom, right) = torch.ones(*size, dtype=torch.bool), self.boxes[tuple(size)]
-        cells[top:bottom, left:right] = False
-        return cells.flatten().nonzero().flatten().to(device)
+        if (size := tuple(size)) not in self.cells:
+            cells, (top, left, bottom, right) = torch.ones(*size, dtype=torch.bool), self.boxes[size]
+            cells[top:bottom, left:right] = False
+            self.cells[size] = cells.flatten().nonzero().flatten().to(device)
+        return self.cells[size]
 
     def norm(self, x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
         """The statistics of the box and of what lies outside are put together by their numbers (Chan et al., 1979)."""

@@ -50,17 +50,16 @@ def sige(
     M = checked_mask(mask, x)
     if K == 0 or not M.any():
         return x
-    box = rectangle(M, margin, 2 ** (coarsest + 1))
-    path, kept = [x], list[Around]()
+    around = Around(rectangle(M, margin, 2 ** (coarsest + 1)), x.shape[2:])
+    path, kept = [x], [list[Any]() for _ in range(K + 1)]
     for j in range(K + 1):
-        kept.append(around := Around(box, x.shape[2:]))
-        with around:
+        with around.keeping(kept[j]):
             e = eps(x, t[j], [null], tap=around.attend)[0]
         if j < K:
             x = move(x, e, a[j], a[j + 1])
             path.append(x)
     for j in range(K, 0, -1):
-        with (around := kept.pop()).again():
+        with around.reading(kept.pop()):
             e_null, e_text = eps(x, t[j], [null, target], tap=around.attend)
         x = move(x, e_null + guidance_scale * (e_text - e_null), a[j], a[j - 1])
         m = mask_at(M, j - 1, K, grey)
