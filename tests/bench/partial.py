@@ -5,7 +5,8 @@
 
 Masks are squares in the middle. Both ways encode the picture and decode it under the mask, in turn on the same threads;
 the dense one walks the same path (`ddim_paper`). Error: root mean square of the latents' difference under the mask, and
-beside it of what the edit changed there. PSNR: of the two pictures, and of the dense one against the source.
+beside it of what the edit changed there; with random weights it means nothing. PSNR: of the two pictures, and of the
+dense one against the source.
 """
 
 import argparse
@@ -65,7 +66,8 @@ def rms(x):
 
 
 def psnr(one, other):
-    return -10 * math.log10(max(float((one - other).square().mean()), 1e-12))
+    error = float((one - other).square().mean())
+    return f"{-10 * math.log10(error):.1f} dB" if error else "equal"
 
 
 @torch.no_grad()
@@ -102,7 +104,7 @@ def main():
         inside = mask[0, 0] > 0
         errors = [rms((a - b)[..., inside]) for a, b in ((one, other), (one, x0))]
         seen = [decode(z) for z in (one, other, x0)] if decode else []
-        said = [f"{psnr(seen[0], z):.1f} dB" for z in seen[1:]] or ["", ""]
+        said = [psnr(seen[0], z) for z in seen[1:]] or ["", ""]
         cells = (f"{float(mask.mean()):.1%}", f"{(bottom - top) * (right - left) / side**2:.1%}")
         print("|", " | ".join([*cells, f"{before:.2f}", f"{after:.2f}", *(f"{e:.4f}" for e in errors), *said]), "|")
 
