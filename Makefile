@@ -14,7 +14,7 @@ RUN := $(VENV)/bin/python
 # Threads that wait asleep: spinning ones bring small models to a halt on a machine that is busy otherwise.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test test-long check test-browser clean parity-full load-peak full-size-edit diffusers-edit bench-gpu bench-mini table tour lock matrix evidence evidence-quick lines bench bench-peers bench-steps bench-busy figures batch-1000 test-scale fuzz faults mutants test-versions audit same-results lint bench-openvino bench-costs bench-partial
+.PHONY: demo test test-long check test-browser clean parity-full load-peak full-size-edit diffusers-edit bench-gpu bench-mini table tour lock matrix evidence evidence-quick lines bench bench-peers bench-steps bench-busy figures batch-1000 test-scale fuzz faults mutants test-versions audit same-results lint bench-openvino bench-costs
 
 demo: $(VENV)/run.stamp
 	$(RUN) -m weights.demo --model $(MODEL)
@@ -62,6 +62,7 @@ bench-openvino: $(VENV)/test.stamp  ## the UNet and an edit against OpenVINO on 
 	$(RUN) -c 'import openvino' 2>/dev/null || $(RUN) -m pip install --quiet openvino
 	$(RUN) tests/bench/against_openvino.py $(OPENVINO)
 
+.PHONY: bench-partial
 bench-partial: $(VENV)/run.stamp  ## DiffEdit decoded in a rectangle against the whole, error and seconds by size of mask; PARTIAL="--full --steps 4"
 	$(RUN) tests/bench/partial.py $(PARTIAL)
 
