@@ -62,6 +62,10 @@ bench-openvino: $(VENV)/test.stamp  ## the UNet and an edit against OpenVINO on 
 	$(RUN) -c 'import openvino' 2>/dev/null || $(RUN) -m pip install --quiet openvino
 	$(RUN) tests/bench/against_openvino.py $(OPENVINO)
 
+.PHONY: bench-partial
+bench-partial: $(VENV)/run.stamp  ## DiffEdit decoded in a rectangle against the whole, error and seconds by size of mask; PARTIAL="--full --steps 4"
+	$(RUN) tests/bench/partial.py $(PARTIAL)
+
 bench-costs: $(VENV)/run.stamp  ## every method against the bare model calls that it makes; COSTS="--only masactrl" for others
 	$(RUN) tests/bench/method_costs.py $(COSTS)
 

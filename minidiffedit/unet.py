@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import Hooks, Place, Site, anew, join_heads, split_heads
+from .kernels.gradients import made_again
 
 
 @dataclass(frozen=True)
@@ -58,10 +59,12 @@ class ResBlock(nn.Module):
         self.conv_shortcut = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
 
     def forward(self, x: Tensor, time: Tensor, hooks: Hooks) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x), inplace=True))
-        h = h + hooks.once(self.time_emb_proj, time)[:, :, None, None]
-        h = self.conv2(F.silu(self.norm2(h), inplace=True))
+        h = made_again(self.branch, x, hooks.once(self.time_emb_proj, time))
         return self.conv_shortcut(x) + hooks.feature(self.site, h)
+
+    def branch(self, x: Tensor, shift: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x), inplace=True)) + shift[:, :, None, None]
+        return self.conv2(F.silu(self.norm2(h), inplace=True))
 
 
 class Attention(nn.Module):
@@ -112,7 +115,7 @@ class TransformerBlock(nn.Module):
         x = x + self.attn1(h, h, hooks)
         x = fan_out(x, len(text))  # at the first cross-attention of all, where the rows begin to differ
         x = x + self.attn2(self.norm2(x), text, hooks)
-        return x + self.ff(self.norm3(x))
+        return x + made_again(lambda y: self.ff(self.norm3(y)), x)
 
 
 class SpatialTransformer(nn.Module):
@@ -234,9 +237,7 @@ class UNet(nn.Module):
         for level, (c_in, c_out) in enumerate(zip((widths[0], *widths), widths)):
             self.down_blocks.append(DownBlock(c_in, c_out, time_width, config, level))
             skip_widths += [c_out] * (n if level == len(widths) - 1 else n + 1)
-
         self.mid_block = MidBlock(widths[-1], time_width, config, len(widths) - 1)
-
         self.up_blocks = nn.ModuleList()
         c_in = widths[-1]
         for level in reversed(range(len(widths))):

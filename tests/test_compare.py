@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from stubs import Model
 
@@ -160,3 +161,28 @@ def test_the_tables_by_hand():
         "| diffedit | refused (of 1) | refused |",
     ]  # fmt: skip
     assert C.table(rows, ["replay"], ["ddim", "noise"], C.price).endswith("| 150, 1.5 s | 1,100, 1.0 s (of 1) |")
+
+
+def test_losses_are_heard_and_gradients_are_stilled():
+    """Of calls at one timestep the last; afterwards all is as it was."""
+    sd, grad, made = Model(), torch.autograd.grad, {}
+    for still in (True, False):
+        x, made[still] = torch.ones(1, 4, 2, 2, requires_grad=True), []
+        with C.heard(sd, still) as found:
+            for factor, t in ((1, 3), (2, 3), (3, 4)):
+                sd.eps(x, t, [sd.text([""])])
+                made[still] += torch.autograd.grad(factor * x.sum(), x)
+        ((place, losses),) = found.items()
+        assert place.startswith("test_compare:") and losses == [32.0, 48.0]
+        assert torch.autograd.grad is grad and "eps" not in vars(sd)
+    assert not any(one.any() for one in made[True]) and [float(one.max()) for one in made[False]] == [1, 2, 3]
+
+
+def test_the_losses_of_a_method_beside_a_walk_without_gradients(tmp_path, capsys):
+    args = SimpleNamespace(model="model", judge="judge", numbers="0", only=["pix2pix-zero", "dds"], output=tmp_path)
+    C.losses(args)
+    one, other = (line.split(" | ") for line in (tmp_path / "losses.md").read_text().splitlines()[2:])
+    assert one[0] == "| pix2pix-zero" and one[2].startswith("pix2pix_zero:") and one[3] == "50"
+    assert float(one[5]) < float(one[4])  # it falls
+    assert one[6:8] == ["yes", "100"] and other[2:4] == ["none", "0"]
+    assert len(capsys.readouterr().out.splitlines()) == 2

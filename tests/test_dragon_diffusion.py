@@ -91,11 +91,11 @@ def test_the_gradient_is_the_finite_difference():
 
     def edit(x):
         alike = [cosines(h[..., 4:7, 3:6], s[..., 1:4, 1:4]).mean() for s, h in features(x)]
-        return sum(1 / (1 + 4 * one) for one in alike)
+        return sum(1 / (1 + 4 * one) for one in alike) / 2  # levels
 
     def content(x):
         alike = [(cosines(s, h) * (1 - mask[:, 0])).sum() / (1 - mask).sum() for s, h in features(x)]
-        return 2 * sum(1 / (1 + 4 * one) for one in alike)
+        return 2 * sum(1 / (1 + 4 * one) for one in alike) / 2
 
     for part, where in ((edit, mask), (content, 1 - mask)):
         (gradient,) = torch.autograd.grad(part(y := path[1].clone().requires_grad_()), y)

@@ -16,7 +16,7 @@ SD = tiny.model()
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (512, 512, 3), dtype=np.uint8))
 ATTENTION = ["prompt-to-prompt", "masactrl", "masactrl-union", "tic-inversion", "plug-and-play", "pfb-diff",
              "pix2pix-zero", "ti-guided-edit", "tf-icon", "cross-image-attention", "words+diffedit",
-             "ledits++"]  # fmt: skip
+             "ledits++", "sige"]  # fmt: skip
 GIVEN = {"source": "a horse", "target": "a zebra", "reference": PICTURE, "mask": np.ones((64, 64), np.uint8) * 255,
          "edits": [("a horse", "a zebra")]}  # fmt: skip
 AT_WORK = {"steps": 2, "maps": 1, "first_step": 0, "appearance_after": 0.0, "exchange_after": 0.0, "seed": 0,

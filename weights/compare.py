@@ -3,6 +3,7 @@
     python -m weights.compare matrix --scenes 40     # `make matrix`: every inversion before every editor that takes one
     python -m weights.compare gallery                # every method on three scenes, side by side
     python -m weights.compare samplers               # how many steps DDIM and DPM-Solver++ need for the same
+    python -m weights.compare losses                 # what every method with gradients makes of its loss
 
 Each method runs at the defaults of its row but for --steps, without pasting; what costs most on two scenes only. A run
 is one JSON line in the folder, written as its task is done, and a second run of the command goes on where the first
@@ -12,9 +13,12 @@ mask. Drawing scenes needs the Noto emoji font.
 
 import argparse
 import multiprocessing
+import sys
+import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -292,7 +296,75 @@ def parts(*tensors: Tensor, size: int = 8) -> Iterable[Sequence[Tensor]]:
     return [tensor.split(size) for tensor in tensors]
 
 
-COMMANDS = {"matrix": matrix, "gallery": gallery, "samplers": samplers}
+# ---------------------------------------------------------------- losses
+
+
+@contextmanager
+def heard(sd: StableDiffusion, still: bool) -> Iterator[dict[str, list[float]]]:
+    """By the place in the code that asks for a gradient, the losses that it was asked of: of calls one after another at
+    one timestep the last. still: all gradients are 0, so that nothing is learned or led.
+    """
+    found, steps, now = dict[str, list[float]](), dict[str, int](), [-1]
+    grad, eps = torch.autograd.grad, sd.eps
+
+    def asked(x: Tensor, t: int, *given: Any, **hooks: Any) -> Any:
+        now[0] = t
+        return eps(x, t, *given, **hooks)
+
+    def listening(loss: Any, *given: Any, **how: Any) -> Any:
+        frame = sys._getframe(1)
+        while frame.f_back and frame.f_globals["__name__"].endswith(".descent"):
+            frame = frame.f_back
+        place = f"{frame.f_globals['__name__'].rpartition('.')[2]}:{frame.f_lineno}"
+        losses, slopes = found.setdefault(place, []), grad(loss, *given, **how)
+        if losses and steps[place] == now[0]:
+            losses.pop()
+        losses.append(float(loss.detach()))
+        steps[place] = now[0]
+        return tuple(torch.zeros_like(one) for one in slopes) if still else slopes
+
+    sd.eps, torch.autograd.grad = asked, listening  # type: ignore[method-assign, assignment]
+    try:
+        yield found
+    finally:
+        del sd.eps  # the class has the method
+        torch.autograd.grad = grad
+
+
+def losses(args: argparse.Namespace) -> None:
+    """Each method twice on a scene, as it is and with gradients of 0, under the same noises: a line for each loss. Of
+    what drags without a target, success is that the thing and the place are still the same.
+    """
+    sd, judge, _ = networks(args.model, args.judge)
+    names = [name for name, row in SYSTEMS.items() if row.letter == "B" and row.weights == "base"]
+    lines = ["| method | scene | loss | asked at | without it | with it | success | rows with gradient | seconds |"]
+    lines.append("|---|" + 8 * "---|")
+    for number in map(int, args.numbers.split(",")):
+        one = pair(number, KINDS[0])
+        for name in args.only or names:
+            arguments = given(blank_plan(name), one) | {"seed": 0, "paste": False}
+            made = list[dict[str, list[float]]]()
+            for still in (True, False):
+                before, start = sd.gradients, time.perf_counter()
+                with heard(sd, still) as found, warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    done = edit(sd, Image.fromarray(one.source), name, **arguments)
+                made.append(found)
+            wanted = one.after if "target" in arguments else one.before
+            success = "yes" if right(judge, np.asarray(done.image), wanted) else "no"
+            end = f"{success} | {sd.gradients - before} | {time.perf_counter() - start:.1f} |"
+            without, with_it = made
+            said = [
+                f"{place} | {len(values)} | {np.mean(without.get(place, np.nan)):.4g} | {np.mean(values):.4g}"
+                for place, values in with_it.items()
+            ]
+            for loss in said or ["none | 0 | | "]:
+                lines.append(f"| {name} | {number} | {loss} | {end}")
+                print(lines[-1], flush=True)
+    (args.output / "losses.md").write_text("\n".join(lines) + "\n")
+
+
+COMMANDS = {"matrix": matrix, "gallery": gallery, "samplers": samplers, "losses": losses}
 
 
 def main() -> None:
@@ -300,7 +372,10 @@ def main() -> None:
     parser.add_argument("what", choices=COMMANDS)
     parser.add_argument("--scenes", type=int, default=40, metavar="N", help="how many (%(default)s)")
     parser.add_argument("--steps", type=int, default=0, metavar="N", help="of each method in the matrix (its default)")
-    parser.add_argument("--numbers", default="0,1,2", metavar="N,N,N", help="scenes of the gallery (%(default)s)")
+    parser.add_argument(
+        "--numbers", default="0,1,2", metavar="N,N,N", help="scenes of gallery and losses (%(default)s)"
+    )
+    parser.add_argument("--only", nargs="+", metavar="METHOD", help="of the methods with a loss (all)")
     parser.add_argument("--wide", type=int, default=10, metavar="N", help="pictures in its lines (%(default)s)")
     add_options(parser, ".compare")
     args = parser.parse_args()

@@ -4,8 +4,10 @@ Section 4: DDS's difference (dds.py) and beside it PatchNCE (Park et al., 2007.1
 self-attentions, under the texts: at `positions` places, and again after pooling by 2, the feature of z_t shall be
 nearest to that of the picture at the same place, apart from the others, by the cross-entropy of cosines / .07. Its
 gradient goes through the UNet to z. z <- z - rate (difference + contrast 4096 / 2000 gradient), as the authors' loss
-has the difference times 2000 / 4096. With contrast = 0 it is DDS, bit for bit. Model rows: 4 b for each iteration, 2 b
-of them with gradient. The authors ask the target twice, once for each term.
+has the difference times 2000 / 4096. PatchNCE is least where nothing is edited yet, so it rises as the edit goes on;
+what it holds back shows against DDS at the same noises, which is what contrast = 0 is, bit for bit. Model rows: 4 b for
+each iteration, 2 b of them with gradient. The authors ask the target twice, once for each term, and let the picture's
+features look for the edit's, where here, as in PatchNCE, the edit's look for the picture's.
 """
 
 from typing import Annotated, Any

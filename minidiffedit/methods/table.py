@@ -38,6 +38,7 @@ UNION = {"look": "union", "null_look": "union"}
 LEDITS = {"steps": 40, "strength": 0.85, "sampler": "dpmsolver++"}
 SKIP, CROSS = {"steps": 100, "guidance_scale": 15.0}, {"steps": 100, "strength": 0.68}
 WATCH = "watch_your_steps:watch_your_steps"
+NEAR = "DiffEdit, decoded in one rectangle around its mask: faster where that is small; approximate"
 READING, LORA = "our reading of its abstract", "by LoRA, where its authors train all weights"
 STYLE, DISENTANGLED = HARNESS | {"cross_steps": 0.6, "self_steps": 0.8}, "disentanglement:disentanglement"
 RATED = "weights for SD 1.5; to the conditional ones say '..., image quality is five out of five'"
@@ -74,6 +75,7 @@ SYSTEMS = {
     "proxedit": System("2306.05414", "proxedit:proxedit", "negative-prompt"),
     "sde-diffedit": System("2311.01410", "sde_diffedit:decode", "cycle-sde", mask="contrast"),
     "sde-drag": System("2311.01410", "sde_drag:sde_drag", note="without the LoRA that its authors train"),
+    "sige": System("2211.02048", "sige:sige", mask="contrast", note=NEAR),
     # attention, features, words
     "masactrl": System("2304.08465", MASA, "direct"),
     "masactrl-union": System("2304.08465", MASA, "direct", UNION, note="looks at itself, too"),
@@ -122,7 +124,6 @@ SYSTEMS = {
     "blended-diffusion": todo("2111.14818", "D", CLIP_IMAGE + "; its own model is one of pixels"),
     "style-diffusion-wang": todo("Wang et al., ICCV 2023", "D", CLIP_IMAGE + "; no code was published"),
     "b-lora": todo("2403.14572", "D", "trains two blocks of SDXL's UNet, which SD v1 does not have"),
-    "sige": todo("2211.02048", "A", "an engine for edits of small regions, not a method"),
     # other networks
     "dream-inpainter": blocked("2312.03771", "its trained weights were not published"),
     "moe-controller": blocked("2309.04372", "neither code nor the experts' weights were published"),

@@ -86,9 +86,9 @@ class Witness:
     def look(
         self, under: dict[str, list[int]], now: tuple[str, int], size: Sequence[int], site: Site, q: Tensor, k: Tensor
     ) -> None:
-        if site.kind != "cross" or site.place == "mid":
-            return
         grid = [-(-side // 2**site.level) for side in size]
+        if site.kind != "cross" or site.place == "mid" or q.shape[2] != grid[0] * grid[1]:  # of a part: no map
+            return
         for prompt, rows in under.items():
             columns = self.known[prompt][1]
             map = weights(q[rows].detach(), k[rows, :, : len(columns)].detach()).float().mean((0, 1)) @ columns
