@@ -23,7 +23,7 @@ from .checkpoint import build
 from .diffedit import default_chunk
 from .fast import decode_by_rows
 from .files.images import read_mask
-from .run import GIVEN, Plan, Result, blank_plan, execute, execute_without_picture, inputs_of, plan
+from .run import GIVEN, Plan, Result, blank_plan, execute, execute_without_picture, function_at, inputs_of, plan
 from .tokenizer import Tokenizer
 from .unet import UNetConfig
 
@@ -43,12 +43,10 @@ class Counter:
         self.t, self.size, self.patterns = -1, 0.0, dict[Any, Tensor]()
         self.seen: dict[tuple[int, ...], Tensor] = {}
         self.generator = torch.Generator().manual_seed(0)
-        self._tokenizer: Tokenizer | None = None
 
     @property
     def tokenizer(self) -> Tokenizer:
-        self._tokenizer = self._tokenizer or Tokenizer()
-        return self._tokenizer
+        return function_at("words:tokenizer")()  # one for all, which the plan's check has made
 
     def clock(self) -> float:
         return 0.0
