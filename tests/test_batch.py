@@ -440,7 +440,7 @@ def test_shards_make_the_same_files_together(here, folder, capsys):
     assert timeless(table("out/results.jsonl")) == timeless(together)
 
 
-# A row of each family: noises of the picture's own, attention, gradients, learned weights and points, copied places; and
+# A row of each family: noises of a picture's own, attention, gradients, learned weights and points, copied places; and
 # those whose weights are of another kind, by the channels of their UNet.
 FAMILIES = {
     4: [

@@ -146,8 +146,8 @@ class Rows:
         return range(max(2, round(count * self.scale)))
 
     def some(self, values: Any, count: int) -> list[Any]:
-        """So many of them at scale 1, drawn."""
-        values = [*values]
+        """So many of them at scale 1, drawn; of a set the same ones in every process."""
+        values = sorted(values) if isinstance(values, set | frozenset) else [*values]
         return self.rng.sample(values, min(len(values), len(self.n(count))))
 
     # ---------------------------------------------------------------- what a case does
@@ -266,7 +266,8 @@ class Rows:
         many = prompts.TEXTS | LONG
         for method in METHODS:
             sure = "any" if method in OF_WORDS else "done"
-            for name in takes(method).keys() & {*TEXTS}:
+            own = [name for name in TEXTS if name in takes(method)]
+            for name in own:
                 for kind, text in many.items():
                     draw = self.rng.random()
                     if draw < 0.2 * self.scale:
@@ -275,7 +276,6 @@ class Rows:
                         yield self.planned(f"{name}: {kind}", method, sure, **{name: text})
                 for bad in self.some((7, b"a", ["a"], "\ud800", 1.5, {"a": 1}, True), 4):
                     yield self.planned(f"{name} is {bad!r}", method, "refused", "must be text", **{name: bad})
-            own = takes(method).keys() & {*TEXTS}
             for _ in self.n(4) if own else ():
                 drawn = {name: self.rng.choice([*many.values()]) for name in own}
                 syntax = self.rng.choice(("plain", "a1111", "compel"))
@@ -443,10 +443,11 @@ class Rows:
                 yield self.real(said, method, "any", see=paid, **given)
 
     def names(self) -> Iterator[Case]:
-        parts = ([*INVERSIONS], [*MASKS], METHODS)
         for _ in self.n(220):
-            inversion, mask, method = map(self.rng.choice, parts)
-            name = "+".join(self.rng.choice(([inversion, method], [mask, method], [inversion, mask, method])))
+            method = self.rng.choice(METHODS)
+            before = [self.rng.choice([*INVERSIONS])] * (bool(SYSTEMS[method].inversion) or self.rng.random() < 0.1)
+            before += [self.rng.choice([*MASKS])] * (self.rng.random() < (0.6 if "mask" in takes(method) else 0.05))
+            name = "+".join([*before, method])
             given = {one: SOUND[one] for one in takes(method)} | {
                 "source": SOUND["source"],
                 "target": SOUND["target"],
@@ -473,7 +474,9 @@ class Rows:
     def weights(self) -> Iterator[Case]:
         """Models of another kind than the row's."""
         for method in METHODS:
-            for kind in {"base", "instruct", "inpainting", "example"} - {SYSTEMS[method].weights}:
+            for kind in (
+                one for one in ("base", "instruct", "inpainting", "example") if one != SYSTEMS[method].weights
+            ):
                 settled = plan(method, **self.arguments(method))
 
                 def call(sd: Any, settled: Any = settled, kind: str = kind) -> None:
@@ -602,7 +605,7 @@ class Rows:
             "x" * 5000,
         )
         for method in METHODS:
-            for other in self.some(self.base, 3):
+            for other in self.some(self.base, 2):
                 few = {
                     name: value
                     for name, value in self.arguments(other).items()
@@ -610,9 +613,9 @@ class Rows:
                 }
                 argv = ["edit", "in.png", "--like", "like.png", "--method", other, "--dry-run", *self.flags(few)]
                 yield self.command(f"{other} like {method}", argv, "done", make=self.picture_of(method))
-            for _ in self.n(6):
+            for _ in self.n(4):
                 name, value = (
-                    self.rng.choice([*own_options(method), *takes(method), "method", "steering"]),
+                    self.rng.choice(sorted({*own_options(method), *takes(method), "method", "steering"})),
                     self.rng.choice(odd),
                 )
                 needed = {
@@ -710,8 +713,8 @@ class Rows:
         for method in self.some(self.base, 30):
             row = {"image": "in.png", "output": "b.png", "method": method, **self.arguments(method)}
             for name, value, expect in (
-                ("steps", 2, "done"), (self.rng.choice([*{*every} - own_options(method)]), 1, "refused"),
-                (self.rng.choice([*SOUND.keys() - takes(method).keys() - {*TEXTS}]), "x", "refused"),
+                ("steps", 2, "done"), (self.rng.choice(sorted({*every} - own_options(method))), 1, "refused"),
+                (self.rng.choice(sorted(SOUND.keys() - takes(method).keys() - {*TEXTS})), "x", "refused"),
             ):  # fmt: skip
                 content = manifests.FIRST + json.dumps(row | {name: value}).encode() + b"\n"
                 call = manifests.batch(self.world, "m.jsonl", sound_first=True)
