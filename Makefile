@@ -69,7 +69,7 @@ VERSIONS ?= .versions
 test-versions:  ## the fast tests with the lowest declared versions and the newest, on the Pythons here; TRIED="--only lowest" for others
 	$(PYTHON) tests/versions.py --into $(VERSIONS) --workers $(WORKERS) $(TRIED)
 
-fuzz: $(VENV)/test.stamp  ## bad input of every kind, over 5,000 cases, counts by category; FUZZ="--seed 1 --only masks" for others
+fuzz: $(VENV)/test.stamp  ## bad input of every kind, over 15,000 cases, counts by category; FUZZ="--seed 1 --only masks" for others
 	$(RUN) tests/fuzz $(FUZZ)
 
 MINUTES ?= 3
