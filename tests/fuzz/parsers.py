@@ -245,8 +245,8 @@ def inputs(corpus: list[bytes], target: Target, rng: random.Random) -> Iterator[
     while True:
         content = corpus[max(rng.randrange(len(corpus)), rng.randrange(len(corpus)))]
         for _ in range(2 ** rng.randrange(4)):
-            content = changed(content, corpus, target, rng)
-        yield content[:LONGEST]
+            content = changed(content, corpus, target, rng)[:LONGEST]
+        yield content
 
 
 def changed(content: bytes, corpus: list[bytes], target: Target, rng: random.Random) -> bytes:
@@ -301,7 +301,7 @@ def holders(value: Any) -> Iterator[Any]:
 
 def tried_on(target: Target, content: bytes, folder: Path) -> tuple[bool, str]:
     """Whether a new edge was reached, and what is wrong."""
-    watched, before, fault = {module.__file__ for module in target.modules}, len(target.reached), ""
+    watched, before = {module.__file__ for module in target.modules}, len(target.reached)
     last: dict[int, int] = {}
 
     def trace(frame: FrameType, event: str, _: Any) -> Any:
@@ -313,7 +313,15 @@ def tried_on(target: Target, content: bytes, folder: Path) -> tuple[bool, str]:
             last[id(frame)] = frame.f_lineno
         return trace
 
-    start = time.process_time()
+    took, fault = timed(target, content, folder, trace)
+    if took > SLOW and (took := timed(target, content, folder, None)[0]) > SLOW:  # following the lines is slow, too
+        fault = fault or f"slow: {took:.0f} s"
+    return len(target.reached) > before, fault
+
+
+def timed(target: Target, content: bytes, folder: Path, trace: Any) -> tuple[float, str]:
+    """Seconds, and what it raised that no reader may."""
+    start, fault = time.process_time(), ""
     sys.settrace(trace)
     try:
         target.see(content, folder)
@@ -323,6 +331,4 @@ def tried_on(target: Target, content: bytes, folder: Path) -> tuple[bool, str]:
         fault = traceback.format_exc(limit=-3)
     finally:
         sys.settrace(None)
-    if (took := time.process_time() - start) > SLOW:
-        fault = fault or f"slow: {took:.0f} s"
-    return len(target.reached) > before, fault
+    return time.process_time() - start, fault
