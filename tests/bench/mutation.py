@@ -31,7 +31,7 @@ from cosmic_ray.work_db import WorkDB, use_db
 ROOT = Path(__file__).parents[2]
 TESTS = {
     "diffedit": "diffedit grey",
-    "ddim": "ddim diffedit run",
+    "ddim": "ddim diffedit",
     "sd": "prediction hook parity prompts",
     "unet": "parity hook checkpoint fast",
     "attention": "hook parity",
