@@ -147,8 +147,9 @@ def report(drawn: list[Mutant], tried: dict[str, int], left: list[Mutant]) -> No
 
     for name in sorted(tried):
         print(share(name, [name]))
-    print(share("core", [name for name in tried if name in TESTS]))
-    print(share("methods", [name for name in tried if name not in TESTS]))
+    for kind, some in (("core", tried.keys() & TESTS.keys()), ("methods", tried.keys() - TESTS.keys())):
+        if some:
+            print(share(kind, [*some]))
     print(f"{sum(tried.values())} of {len(drawn)} tried")
 
 
