@@ -14,7 +14,7 @@ RUN := $(VENV)/bin/python
 # Threads that wait asleep: spinning ones bring small models to a halt on a machine that is busy otherwise.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test test-long check test-browser clean parity-full load-peak full-size-edit diffusers-edit bench-gpu bench-mini table tour lock matrix compare evidence evidence-quick lines bench bench-peers bench-steps bench-busy figures batch-1000 test-scale fuzz faults mutants test-versions audit same-results lint bench-openvino bench-costs
+.PHONY: demo test test-long check test-browser clean parity-full load-peak full-size-edit diffusers-edit bench-gpu bench-mini table tour lock matrix compare evidence evidence-quick lines bench bench-peers bench-steps bench-busy figures batch-1000 test-scale fuzz faults mutants test-versions audit same-results lint bench-openvino bench-costs fuzz-parsers
 
 demo: $(VENV)/run.stamp
 	$(RUN) -m weights.demo --model $(MODEL)
@@ -73,8 +73,12 @@ VERSIONS ?= .versions
 test-versions:  ## the fast tests with the lowest declared versions and the newest, on the Pythons here; TRIED="--only lowest" for others
 	$(PYTHON) tests/versions.py --into $(VERSIONS) --workers $(WORKERS) $(TRIED)
 
-fuzz: $(VENV)/test.stamp  ## bad input of every kind, over 5,000 cases, counts by category; FUZZ="--seed 1 --only masks" for others
+fuzz: $(VENV)/test.stamp  ## bad input of every kind, over 15,000 cases, counts by category; FUZZ="--seed 1 --only masks" for others
 	$(RUN) tests/fuzz $(FUZZ)
+
+MINUTES ?= 3
+fuzz-parsers: $(VENV)/test.stamp  ## the readers of headers, states, manifests and prompts, guided by the lines they run
+	$(RUN) tests/fuzz --parsers $(MINUTES) $(FUZZ)
 
 faults: $(VENV)/test.stamp  ## runs cut short by signals, memory and disk; FAULTS="--seed 1" for other moments
 	$(RUN) tests/faults $(FAULTS)

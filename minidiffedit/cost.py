@@ -23,8 +23,7 @@ from .checkpoint import build
 from .diffedit import default_chunk
 from .fast import decode_by_rows
 from .files.images import read_mask
-from .run import GIVEN, Plan, Result, blank_plan, execute, execute_without_picture, inputs_of, plan
-from .tokenizer import Tokenizer
+from .run import GIVEN, Plan, Result, blank_plan, execute, execute_without_picture, function_at, inputs_of, plan
 from .unet import UNetConfig
 
 CELLS = 8  # a side of the latent that is counted on
@@ -43,12 +42,8 @@ class Counter:
         self.t, self.size, self.patterns = -1, 0.0, dict[Any, Tensor]()
         self.seen: dict[tuple[int, ...], Tensor] = {}
         self.generator = torch.Generator().manual_seed(0)
-        self._tokenizer: Tokenizer | None = None
 
-    @property
-    def tokenizer(self) -> Tokenizer:
-        self._tokenizer = self._tokenizer or Tokenizer()
-        return self._tokenizer
+    tokenizer = property(lambda self: function_at("words:tokenizer")())  # one for all, which the plan's check has made
 
     def clock(self) -> float:
         return 0.0
@@ -188,19 +183,16 @@ def one_thread() -> Iterator[None]:
 
 
 def count_one(settled: Plan, counter: Counter, reuse: Sequence[Result]) -> Result:
-    small: dict[str, Any] = {"size": 64} if "size" in settled.settings else {}
-    given = dict(settled.given)
+    given, picture = dict(settled.given), Image.new("RGB", (64, 64), "grey")
     if given.get("mask") is not None:
         some = torch.ones if read_mask(given["mask"]).any() else torch.zeros
         given["mask"] = some(1, 1, CELLS, CELLS)
-    shown = {name for name, one in given.items() if GIVEN[name].kind == "picture" and one is not None}
-    given |= dict.fromkeys(shown, Image.new("RGB", (64, 64), "grey"))
+    given |= {name: picture for name, one in given.items() if GIVEN[name].kind == "picture" and one is not None}
     if "points" in given:
         given["points"] = "0,0=>63,63"
-    tiny = replace(settled, settings=settled.settings | small | {"paste": False}, given=given)
+    tiny = replace(settled, settings=settled.settings | {"size": 64, "paste": False}, given=given)
     if "x_T" in inputs_of(settled.system.edit):
         return execute_without_picture(tiny, counter, (64, 64))  # type: ignore[arg-type]
-    picture = Image.new("RGB", (64, 64), "grey")
     if not settled.settings.get("crop"):
         return execute(tiny, counter, picture, reuse=reuse)  # type: ignore[arg-type]
     # The mask may be known, the path of a square never is, nor is it handed on.

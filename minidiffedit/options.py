@@ -75,8 +75,8 @@ class Option:
         if self.numeric:
             low, high = (-1e9, 1e9) if self.low is None or self.high is None else (self.low, self.high)
             return (whole if self.type is int else real)(self.name, value, *map(self.type, (low, high)))
-        if not isinstance(value, self.type):
-            wanted = "True or False" if self.type is bool else "text"
+        if not (is_text(value) if self.type is str else isinstance(value, self.type)):
+            wanted = "True or False" if self.type is bool else "text (UTF-8)"
             raise ValueError(f"{self.name} must be {wanted}, got {value!r}")
         return value
 
@@ -94,6 +94,11 @@ class Option:
         except ValueError:
             wanted = ("a whole number" if self.type is int else "a number") + (" or none" if self.none else "")
             raise ValueError(f"{self.name} must be {wanted}, got {text!r}") from None
+
+
+def is_text(value: Any) -> bool:
+    """Whether a value is text that UTF-8 can hold."""
+    return isinstance(value, str) and value == value.encode(errors="ignore").decode()
 
 
 def options_of(function: Callable[..., Any]) -> dict[str, Option]:

@@ -31,6 +31,7 @@ from .tokenizer import BOS, EOS, LENGTH, Tokenizer
 ROOM = LENGTH - 2  # tokens of a chunk beside its begin and end
 MOST = 24  # chunks of a text
 NEAR = 20  # so far from a full chunk's end a comma is looked for
+DEEPEST = 200  # brackets that are open at once
 
 # Parts of a text and their weights, in order; None in the place of a text: a new chunk begins.
 Parts = list[tuple[str | None, float]]
@@ -40,9 +41,10 @@ Chunk = list[tuple[int, float, int]]
 
 # ---------------------------------------------------------------- reading
 
-A1111 = re.compile(r"\\[()\[\]\\]?|[(\[]|:\s*([+-]?(?:\d+\.?\d*|\.\d+))\s*\)|[)\]]|[^\\()\[\]:]+|:")
-SCHEDULE = re.compile(r"\[[^\[\]()\\]*(?:\||:\s*[\d.]+\s*)\]|\[[^\[\]()\\]*\|[^\[\]]*\]|\bAND\b")
-LORA = re.compile(r"<(?:lora|lyco|hypernet):[^>]*>")
+# Each in a time that grows as the text does: no part of a text may be read in two ways.
+A1111 = re.compile(r"\\[()\[\]\\]?|[(\[]|:\s*([+-]?(?:\d+(?:\.\d*)?|\.\d+))\s*\)|[)\]]|[^\\()\[\]:]+|:")
+SCHEDULE = re.compile(r"\[[^\[\]()\\]*(?:\||:\s*[\d.]+\s*)\]|\[[^\[\]()\\|]*\|[^\[\]]*\]|\bAND\b")
+LORA = re.compile(r"<(?:lora|lyco|hypernet):[^<>]*>")
 
 
 def parts_of(text: str, syntax: str) -> Parts:
@@ -81,13 +83,15 @@ def read_a1111(text: str) -> Parts:
         if part[0] == "\\":
             parts.append((part[1:], 1.0))
         elif part in opened:
+            if sum(map(len, opened.values())) == DEEPEST:
+                raise ValueError(f"the brackets of {text[:40]!r}... are nested too deeply")
             opened[part].append(len(parts))
         elif opened["("] and (number or part == ")"):
             weigh("(", float(number or 1.1))
         elif opened["["] and part == "]":
             weigh("[", 1 / 1.1)
         else:
-            for i, one in enumerate(re.split(r"\s*\bBREAK\b\s*", part)):
+            for i, one in enumerate(re.split(r"(?<!\s)\s*\bBREAK\b\s*", part)):
                 parts += [(None, 1.0)] * (i > 0) + [(one, 1.0)]
     for bracket, factor in (("(", 1.1), ("[", 1 / 1.1)):  # those never closed hold to the end
         while opened[bracket]:
@@ -173,7 +177,7 @@ def spoken(text: str, syntax: str) -> str:
 
 
 WEIGHTED = re.compile(
-    r"\([^()]*:\s*[+-]?[\d.]+\s*\)|\(\(|\[[^\]]+\]|\{[^{}]*\|[^{}]*\}|\b(?:BREAK|AND)\b|[)\"][+-]|\)\d|\w(?:\+\+|--)(?!\S)"
+    r"\([^()]*:\s*[+-]?[\d.]+\s*\)|\(\(|\[[^\[\]]+\]|\{[^{}|]*\|[^{}]*\}|\b(?:BREAK|AND)\b|[)\"][+-]|\)\d|\w(?:\+\+|--)(?!\S)"
 )
 
 

@@ -36,7 +36,7 @@ from .diffedit import finite
 from .files import images
 from .files.masks import HAZE, Steering, digest, largest_piece
 from .methods.table import INVERSIONS, MASKS, SYSTEMS, System
-from .options import About, Option, Seed, Within, options_of
+from .options import About, Option, Seed, Within, is_text, options_of
 from .path import Path
 
 if TYPE_CHECKING:
@@ -211,7 +211,7 @@ def plan(
 
 def told_mask(found: Plan, mask_from: str | None) -> dict[str, Any]:
     """MASK:TEXT -> the text as the option of the mask's function that is a text. Raises ValueError where none is."""
-    source, colon, text = (mask_from or "").partition(":")
+    source, colon, text = str(mask_from or "").partition(":")
     if not colon:
         return {}
     texts = [name for name, one in options_of(function_at(found.functions["mask"])).items() if one.type is str]
@@ -222,8 +222,8 @@ def told_mask(found: Plan, mask_from: str | None) -> dict[str, Any]:
 
 def blank_plan(method: str, inversion: str | None = None, mask_from: str | None = None) -> Plan:
     """A method with its defaults, what it needs left out as None. Raises ValueError as `plan`."""
-    own, mask, method = parts_of(method)
-    source = (mask_from or "").partition(":")[0] or mask
+    own, mask, method = parts_of(str(method))
+    source = str("" if mask_from is None else mask_from).partition(":")[0] or mask
     if mask not in ("", source):
         raise ValueError(f"the method's name asks for the mask {mask!r}, and besides {source!r} is given")
     if source and source not in MASKS:
@@ -231,7 +231,7 @@ def blank_plan(method: str, inversion: str | None = None, mask_from: str | None 
     mask = source
     if own and inversion not in (None, own):
         raise ValueError(f"the method's name asks for the inversion {own!r}, and besides {inversion!r} is given")
-    inversion, system = inversion or own, known_system(method)
+    inversion, system = str(own if inversion in (None, "") else inversion), known_system(method)
     if not system.edit:
         raise ValueError(f"{method} does not work yet: {system.note or system.status}")
     if inversion and (inversion not in INVERSIONS or not system.inversion):
@@ -333,7 +333,7 @@ def check_given(name: str, value: Any) -> Any:
     they are opened.
     """
     kind = GIVEN[name].kind
-    if kind == "text" and (not isinstance(value, str) or value != value.encode(errors="ignore").decode()):
+    if kind == "text" and not is_text(value):
         raise ValueError(f"{name} must be text (UTF-8), got {value!r}")
     if kind == "pairs":
         pairs = [pair.split("=>") for pair in value.split(";")] if isinstance(value, str) else value
@@ -527,7 +527,7 @@ NOTHING = {
 
 
 def nothing_to_edit(plan: Plan, verdict: str) -> str:
-    if verdict == "no difference" and plan.given.get("target") == plan.given.get("source"):
+    if verdict == "no difference" and "target" in plan.given and plan.given["target"] == plan.given.get("source"):
         return f"the prompts do not differ: both are {plan.given['target'][:60]!r}"
     return NOTHING.get(verdict, "no pair of prompts finds a cell")
 
@@ -1064,7 +1064,8 @@ def changed(old: Plan, changes: dict[str, Any], mask: Any = None) -> tuple[Plan,
     wanted = {*fresh.needs} - {*old.needs}  # "", where a text may be left out, is none that was given
     given = {n: one for n, one in old.given.items() if n in fresh.given and (one or n not in wanted) and n != "mask"}
     arguments = {**given, **{name: value for name, value in old.settings.items() if name in fresh.options}, **changes}
-    return plan(method, **arguments, mask=old.given.get("mask") if kept else mask), kept
+    mask = old.given.get("mask") if kept else mask  # None in a plan that was read from a file
+    return plan(method, mask=mask, **arguments), kept
 
 
 def picture_mask(sd: "StableDiffusion", image: Picture, method: str = "diffedit", **arguments: Any) -> Result:

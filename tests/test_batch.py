@@ -5,12 +5,15 @@ import csv
 import json
 import os
 import shutil
+import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
 import pytest
+import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -435,6 +438,46 @@ def test_shards_make_the_same_files_together(here, folder, capsys):
     assert timeless(together) == timeless(table("whole/results.jsonl"))
     assert ran(capsys, folder)["already there"] == 6  # one process more makes one table of them
     assert timeless(table("out/results.jsonl")) == timeless(together)
+
+
+# A row of each family: noises of a picture's own, attention, gradients, learned weights and points, copied places; and
+# those whose weights are of another kind, by the channels of their UNet.
+FAMILIES = {
+    4: [
+        {"method": "edit-friendly-ddpm", "target": "a zebra", "source": "a horse"},
+        {"method": "masactrl", "target": "a zebra"},
+        {"method": "null-text-inversion", "target": "a zebra", "source": "a horse", "inner_steps": 1},
+        {"method": "drag-diffusion", "points": "9,9=>40,30", "iterations": 1, "lora_steps": 1, "batch": 1},
+        {"method": "sde-drag", "points": "9,9=>40,30", "moves": 1},
+    ],
+    8: [{"method": "instruct-pix2pix", "instruction": "make it snow"}],
+    9: [{"method": "sd-inpainting", "mask": "m.png", "target": "a zebra"}],
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("channels", FAMILIES)
+def test_each_family_in_shards_and_after_a_kill(channels, here, folder, capsys):
+    """The same files, bit for bit: in one run here, in two shards, and begun by a process that is killed half-way."""
+    folder = folder if channels == 4 else tiny.write_folder(here / "weights", channels=channels, unet=tiny.QUICK)
+    rows = [row | {"image": image, "steps": 2, "seed": 3} for image in ("a.png", "b.png") for row in FAMILIES[channels]]
+    jsonl("m.jsonl", rows)
+    whole = ran(capsys, folder, out="whole")
+    assert whole["made"] == len(rows) == len(files("whole"))
+    for i in (1, 2):
+        ran(capsys, folder, "--shard", f"{i}/2", out="shards")
+    assert files("shards") == files("whole")
+    command = [sys.executable, "-m", "minidiffedit", "batch", "m.jsonl", "-o", "killed", *FAST, "--model", str(folder)]
+    environment = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not [*Path("killed").glob("*.png")]:
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    there = len([*Path("killed").glob("*.png")])
+    assert there and ran(capsys, folder, out="killed")["made"] <= len(rows) - there + 1
+    made = {name: content for name, content in files("killed").items() if not name.endswith(".part")}
+    assert made == files("whole")
 
 
 def test_more_shards_than_pictures(here, folder, capsys):

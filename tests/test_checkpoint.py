@@ -25,6 +25,16 @@ PARAMETERS = {"unet": 859_520_964, "vae": 83_653_863, "text_encoder": 123_060_48
 # ---------------------------------------------------------------- full size, without data
 
 
+@pytest.mark.parametrize("network", tiny.FILES)
+def test_the_numbers_of_sd_v1_are_the_published_ones(network):
+    """Also those that no tensor's shape tells: heads, groups, the latents' scale (which the VAE's file leaves out)."""
+    said = {"scaling_factor": 0.18215} | json.loads((CONFIGS / "v1-5" / network / "config.json").read_text())
+    own = vars(KINDS[network]())
+    assert {name: list(one) if isinstance(one, tuple) else one for name, one in own.items()} == {
+        name: said[name] for name in own
+    }
+
+
 @pytest.mark.parametrize("name", SHAPES)
 def test_names_and_shapes_equal_the_manifests(name, tmp_path):
     entries = manifest(name)

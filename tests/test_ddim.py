@@ -94,6 +94,22 @@ def test_level_warnings_and_errors():
             ddim.level_at(strength, 50)
 
 
+def test_the_ends_of_a_range_are_in_it():
+    assert len(ddim.levels(1).t) == 2 and len(ddim.levels(999).t) == 1000
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert [ddim.level_at(strength, 10) for strength in (0, 0.05, 1)] == [0, 1, 10]
+    for seed in (0, 2**63 - 1):
+        ddim.noises((1, 1, 1), 1, seed)
+    for seed in (-1, 2**63):
+        with pytest.raises(ValueError, match="seed must be"):
+            ddim.noises((1, 1, 1), 1, seed)
+    assert len(ddim.Trajectory([latent(1, 4, 1, 1)] * 4, 3)) == 4
+    with pytest.raises(ValueError, match="1 to 4 levels, got 5"):
+        ddim.Trajectory([latent(1, 4, 1, 1)] * 5, 3)
+    assert ddim.real("x", 1, 1, 1) == 1.0 == ddim.whole("x", 1, 1, 1)
+
+
 @settings(max_examples=20)
 @given(st.integers(0, 2**63 - 1), st.integers(1, 6))
 def test_noises_come_one_by_one_from_a_generator_of_their_own(seed, count):

@@ -325,6 +325,28 @@ def test_what_is_given_must_fit_the_weights(channels, given, words):
     assert sd.evaluations == 0
 
 
+def test_the_ends_of_what_a_model_takes():
+    sd = model()
+    for t in (0, 999):
+        sd.eps(X, t, TEXTS)
+    for t in (-1, 1000):
+        with pytest.raises(ValueError, match="t must be a whole number from 0 to 999"):
+            sd.eps(X, t, TEXTS)
+    for value, fits in ((1.0, True), (-1.0005, True), (1.0015, False), (-1.0015, False), (torch.nan, False)):
+        image = torch.full((1, 3, 8, 8), value)
+        if fits:
+            sd.encode(image)
+        else:
+            with pytest.raises(ValueError, match=r"floats in \[-1, 1\]"):
+                sd.encode(image)
+    for shape in ((1, 3, 8, 12), (1, 3, 0, 8), (1, 4, 8, 8), (3, 8, 8)):
+        with pytest.raises(ValueError, match="sides multiples of 8"):
+            sd.encode(torch.zeros(shape))
+    for shape in ((1, 4, 0, 8), (1, 3, 8, 8), (4, 8, 8)):
+        with pytest.raises(ValueError, match="latent must be"):
+            sd.decode(torch.zeros(shape))
+
+
 # ---------------------------------------------------------------- gradients
 
 

@@ -31,6 +31,12 @@ def edited(eps=SD.eps, x0=X0, text=TEXT, **options):
     return P.instruct_pix2pix(eps, x0, x0 / SD.scale, NULL, text, **{"steps": N} | options)
 
 
+def test_an_instruction_that_says_nothing():
+    with pytest.warns(UserWarning, match="nothing to edit: the prompts do not differ on this picture"):
+        done = R.edit(SD, PICTURE, "watch-your-steps", instruction="", steps=2, seed=0)
+    assert done.verdict == "no difference" and done.image.tobytes() == PICTURE.tobytes()
+
+
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory):
     folder = tiny.write_folder(tmp_path_factory.mktemp("instruct") / "tiny", channels=8)

@@ -3,8 +3,10 @@
 tests/bench/addons.py made the numbers of compel 2.5.1, on the tiny model.
 """
 
+import contextlib
 import json
 import sys
+import time
 import warnings
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from stubs import Model
 from minidiffedit import StableDiffusion, cli, edit, load_state, resume, save_state
 from minidiffedit.cost import cost
 from minidiffedit.fast import CompiledUNet
-from minidiffedit.prompts import chunks_of, parts_of, same_length, spoken
+from minidiffedit.prompts import check_texts, chunks_of, parts_of, same_length, spoken
 from minidiffedit.run import execute, plan
 from minidiffedit.tokenizer import BOS, EOS
 
@@ -334,6 +336,28 @@ def test_a_state_of_a_long_text_comes_back(folder, picture, tmp_path):
 
 def test_a_stand_in_takes_the_syntax(picture):
     assert edit(Model(), picture, **QUICK, target="a (zebra:1.4)", prompt_syntax="a1111").image.size == picture.size
+
+
+@pytest.mark.parametrize("syntax", ["plain", "a1111", "compel"])
+@pytest.mark.parametrize("text", [
+    ":" + "1" * 100_000, "[" + "|" * 100_000, "{" + "|" * 100_000, "<lora:" * 20_000, "a" + " " * 100_000 + "b",
+    "[" * 100_000, "(a" * 30_000, "(a[" * 60 + "b" * 100_000, "[a:" * 30_000, "\\" * 100_000, '"' * 100_000,
+    "a,b" * 30_000, "<lora:x" + "a" * 100_000,
+], ids=lambda text: text[:9])  # fmt: skip
+def test_hostile_texts_are_read_in_a_time_that_grows_as_they_do(text, syntax):
+    """A millisecond for each of these, some minutes where it grows with the square of their length."""
+    start = time.process_time()
+    with contextlib.suppress(ValueError), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        check_texts([text], syntax)
+    assert time.process_time() - start < 5
+
+
+def test_brackets_that_are_nested_too_deeply():
+    assert len(parts_of("(a" * 70, "a1111")) == 70
+    assert parts_of("([" * 100 + "a", "a1111") == [("a", pytest.approx(1))]
+    with pytest.raises(ValueError, match=r"the brackets of .* are nested too deeply"):
+        parts_of("([" * 100 + "(a", "a1111")
 
 
 # ---------------------------------------------------------------- each test can fail

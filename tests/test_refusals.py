@@ -80,6 +80,16 @@ def cast(dtype):
     return lambda entries: {key: (e[0], dtype) for key, e in entries.items()}
 
 
+@pytest.mark.parametrize("shape", [
+    [10**30, ""], [10**9, "x" * 99], ["1"], [True, 2], [2.0], [10**300] * 999, [1] * 10**5, "12", {"1": 2}, None,
+], ids=lambda shape: f"{shape!s:.9}")  # fmt: skip
+def test_a_shape_is_some_whole_numbers(shape, tmp_path):
+    """What a text times a number would be, or a product of thousands, is not computed."""
+    path = raw(tmp_path / "a.safetensors", {"a": {"dtype": "F32", "shape": shape, "data_offsets": [0, 8]}}, bytes(8))
+    with pytest.raises(ValueError, match="its header is not sound"):
+        read_header(path)
+
+
 def named(*keys, shape=(4, 768)):
     return lambda entries: {key: ([*shape], "F32") for key in keys}
 

@@ -18,7 +18,7 @@ from PIL import Image
 from stubs import ALPHA_BAR, Model
 from tiny import box
 
-from minidiffedit import encode, find_mask, levels, masked_decode, noises, sample
+from minidiffedit import encode, find_mask, levels, masked_decode, noises, sample, threshold_maps
 from minidiffedit import run as R
 from minidiffedit.files.images import latent_mask
 from minidiffedit.files.masks import Steering
@@ -77,6 +77,10 @@ def near(one, other):
     ("diffedit-regions", {"edits": [("a", "b", "c")]}, "pairs"), ("diffedit-regions", {"edits": [("a", None)]}, "text"),
     ("diffedit-regions", {"edits": [("a", "\udcff")]}, "UTF-8"), ("diffedit", {"target": "\ud800"}, "UTF-8"),
     ("diffedit", {"target": 5}, "target must be text"), ("diffedit", {"target": "a", "source": b"b"}, "source"),
+    (7, {}, "no method '7'"), (None, {}, "no method 'None'"), (["diffedit"], {}, r"no method .\['diffedit'\]"),
+    ("masactrl", {"target": "a", "inversion": ["ddim"]}, "inversion must be one of"),
+    ("diffedit", {"target": "a", "mask_from": 7}, "a mask can come from .*got '7'"),
+    ("mag-edit", {"source": "a", "target": "b", "mask": box(), "edited_words": "\ud800"}, "edited_words must be text"),
 ])  # fmt: skip
 def test_what_a_plan_refuses(method, arguments, why):
     with pytest.raises(ValueError, match=why):
@@ -121,6 +125,21 @@ def test_a_plan_is_settled():
     drawn = {R.plan(target="a", seed=None).settings["seed"] for _ in range(9)}
     assert len(drawn) == 9 and all(type(seed) is int and 0 <= seed < 2**32 for seed in drawn)
     assert R.plan(target="a", seed=0).settings["seed"] == 0
+
+
+def test_the_defaults_are_the_papers():
+    """2210.11427, section 4 and its appendix; maps are cut at three times their mean."""
+    paper = {"steps": 50, "strength": 0.8, "mask_strength": 0.5, "maps": 10, "mask_threshold": 0.5, "mask_clip": 3.0}
+    paper |= {"guidance_scale": 7.5, "refine": 1, "encode_text": "null", "sampler": "ddim", "paste": True}
+    for method in ("diffedit", "mask-only", "diffedit-regions"):
+        made = R.blank_plan(method).settings
+        assert {name: made[name] for name in paper if name in made} == {n: paper[n] for n in paper if n in made}
+        assert {"mask_clip", "mask_threshold", "maps", "guidance_scale"} <= made.keys()
+    cut, maps = 210 / 13, torch.zeros(1, 1, 1, 16)  # three times the mean of what follows
+    maps[..., :4] = torch.tensor([60, 10, 0.52 * cut, 0.48 * cut])
+    found = threshold_maps(maps, torch.zeros(1))
+    assert torch.allclose(found.heat[0, 0, 0, :5], torch.tensor([1, 10 / cut, 0.52, 0.48, 0]))
+    assert found.mask[0, 0, 0, :5].tolist() == [True, True, True, False, False]
 
 
 def test_inversions_by_either_way_of_naming():

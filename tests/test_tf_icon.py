@@ -117,6 +117,13 @@ def test_pictures_in_a_batch_are_as_alone():
     assert error(together, alone) <= 1e-4
 
 
+def test_texts_of_several_chunks():
+    """Attention sees no difference between a text and the same said twice, nor may the exceptional prompt make one."""
+    null, target = (torch.cat([one] * 2, dim=1) for one in (NULL, TARGET))
+    twice = P.tf_icon(SD.eps, X0, PLACED, MASK, ODD, null, target, SHAPE, steps=N, seed=4)
+    assert error(twice, made()) < 1e-5
+
+
 def test_the_exceptional_prompt():
     """One token at all positions, none of their embeddings: the peer's layers without them."""
     found, clip = SD.exceptional(), SD.clip

@@ -30,6 +30,7 @@ from minidiffedit.commands import common, editing
 from minidiffedit.files import images
 from minidiffedit.files import states as state
 from minidiffedit.many import batch, manifest
+from minidiffedit.run import Job
 
 PACKAGE = Path(minidiffedit.__file__).parent
 ROOT = PACKAGE.parent
@@ -86,6 +87,15 @@ def any_words(patch):
     patch.setattr(tokenizer, "read_words", lambda _: mock.ANY)
 
 
+def paste_everything(patch):
+    patch.setattr(images, "paste_mask", lambda _, size: Image.new("L", size, 255))
+
+
+def any_texts_path(patch):
+    """What was computed under one text is taken for what another asks for."""
+    patch.setattr(Job, "text", lambda job, text: (job.texts[text], ""))
+
+
 # What is taken out of the package; the category and the cases that must turn red.
 BLIND = {
     "weights may be NaN": ("checkpoints", "unet: NaN", believing),
@@ -102,6 +112,8 @@ BLIND = {
     "an error of another kind": (
         "options", "seed", lambda patch: patch.setattr(kinds, "whole", lambda *_: {}["a bug"])
     ),
+    "all is pasted": ("methods", "mask: half", paste_everything),
+    "any text's path": ("methods", " after ", any_texts_path),
 }  # fmt: skip
 
 

@@ -53,10 +53,8 @@ class Row:
         """
         method = self.own.get("method", self.defaults.get("method", "diffedit"))
         defaults = {} if "method" in self.own else self.defaults  # a default inversion belongs to the default method
-        others = {
-            name: None if one is None else str(one) for name in PARTS for one in [(defaults | self.own).get(name)]
-        }
-        blank = blank_plan(str(method), **others)
+        others = {name: (defaults | self.own).get(name) for name in PARTS}
+        blank = blank_plan(method, **others)
         taken = {*blank.given, *blank.options, *((*SHAPING, *LAID_OVER) if blank.steerable else ())}
         found = {name: value for name, value in self.defaults.items() if name in taken}
         found |= told_mask(blank, others["mask_from"]) | self.own

@@ -7,7 +7,7 @@ from importlib import import_module
 # Category -> how many cases the short form draws; those of `environments` each start a process.
 SHORT = {
     "checkpoints": 12, "pictures": 12, "masks": 12, "prompts": 12, "options": 25, "states": 12, "manifests": 12,
-    "environments": 12,
+    "environments": 12, "methods": 40,
 }  # fmt: skip
 CATEGORIES = tuple(SHORT)
 

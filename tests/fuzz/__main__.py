@@ -1,4 +1,6 @@
-"""`python tests/fuzz [--seed N] [--scale S] [--only CATEGORY]`: every case; what failed, then the counts by category."""
+"""`python tests/fuzz [--seed N] [--scale S] [--only CATEGORY]`: every case; what failed, then the counts by category.
+`python tests/fuzz --parsers MINUTES`: instead, the readers of foreign text alone, guided by what they run.
+"""
 
 import argparse
 import sys
@@ -9,6 +11,7 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT.parent)]
 
 from fuzz import run_all  # noqa: E402
+from fuzz.parsers import run_readers  # noqa: E402
 
 
 def main() -> int:
@@ -16,7 +19,10 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scale", type=float, default=1.0, help="share of the drawn cases")
     parser.add_argument("--only", help="one category")
+    parser.add_argument("--parsers", type=float, metavar="MINUTES", help="the readers of foreign text, so long")
     args = parser.parse_args()
+    if args.parsers is not None:
+        return int(run_readers(60 * args.parsers, args.seed, args.only, say=lambda line: print(line, flush=True)) > 0)
     start = time.monotonic()
     table = run_all(args.seed, args.scale, args.only, say=lambda line: print(line, flush=True))
     print(f"\n{'category':<14}{'cases':>7}{'refused':>9}{'done':>7}{'faults':>8}")

@@ -30,6 +30,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from PIL import Image
 
 from minidiffedit import StableDiffusion, cli
+from minidiffedit.commands.common import shown
 
 from .forked import Child, Server
 
@@ -177,7 +178,7 @@ class World:
                 case.call(self.sd)
             return 0
         except (ValueError, OSError, ArithmeticError) as error:
-            print("error:", " ".join(str(error).split()), file=__import__("sys").stderr)
+            print("error:", shown(str(error)), file=__import__("sys").stderr)  # as the command line does
             return 1
         except BaseException as error:  # to be judged
             return f"{type(error).__name__} escaped: {error}"
@@ -250,7 +251,7 @@ class World:
         except ValueError as error:
             yield f"no JSON, or NaN in it: {error}"
             return
-        if "coverage" in said and not 0 <= said["coverage"] <= 1:
+        if said.get("coverage") is not None and not 0 <= said["coverage"] <= 1:
             yield f"a coverage of {said['coverage']}"
 
 
@@ -261,7 +262,8 @@ def one_model(folder: Path, sd: StableDiffusion) -> Iterator[None]:
 
     def load(model: Any, **options: Any) -> StableDiffusion:
         sound = str(model) == str(folder) and options.get("dtype", "auto") in ("auto", "float32")
-        sound = sound and options.get("device") in ("auto", "cpu") and not options.get("variant")
+        sound = sound and options.get("device") in ("auto", "cpu")
+        sound = sound and not any(options.get(name) for name in ("variant", "vae", "lora", "embeddings"))
         return sd if sound else real(model, **options)
 
     StableDiffusion.load = load  # type: ignore[method-assign, assignment]
