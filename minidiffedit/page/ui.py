@@ -43,7 +43,9 @@ MOST_VISITS, LARGEST = 50, "64mb"  # the upload of one picture
 FIND_ANEW = "These options ask for another mask: find it anew."
 COLOURS = {  # with enough contrast, in light and dark
     "button_primary_background_fill": "#b3431a",
+    "button_primary_background_fill_dark": "#b3431a",
     "button_primary_background_fill_hover": "#8f3412",
+    "button_primary_background_fill_hover_dark": "#8f3412",
     "button_primary_text_color": "#fff",
     "button_cancel_background_fill": "#b00020",
     "button_cancel_text_color": "#fff",
@@ -53,6 +55,7 @@ COLOURS = {  # with enough contrast, in light and dark
     "block_title_text_color": "#292524",
     "body_text_color_subdued": "#57534e",
     "body_text_color_subdued_dark": "#c4beb4",
+    "link_text_color_dark": "#93b4ff",
     "slider_color": "#b3431a",
 }
 # What Gradio's own page would ask other machines for.
@@ -714,7 +717,7 @@ def served(studio: Studio, setup: Setup, host: str = "127.0.0.1", port: int | No
             **COLOURS
         )
         app = {"middleware": [Middleware(Local)], "docs_url": None, "redoc_url": None}
-        looks = {"theme": theme, "css": part("page.css"), "footer_links": []}
+        looks = {"theme": theme, "css": part("page.css"), "js": part("page.js"), "footer_links": []}
         limits = {"max_file_size": LARGEST, "strict_cors": True, "share": False, "ssr_mode": False}
         _, url, _ = blocks.launch(
             server_name=host, server_port=port, quiet=True, prevent_thread_lock=True, app_kwargs=app, **looks, **limits
