@@ -16,7 +16,7 @@ from minidiffedit import StableDiffusion, Steering, cli, edit, find_mask
 from minidiffedit.files.images import latent_mask, read_picture
 from minidiffedit.methods.table import SYSTEMS
 from minidiffedit.page import visit as visits
-from minidiffedit.page.runs import Ended, NeedsModel, Seen, Stopped, Studio, Watcher, hearing
+from minidiffedit.page.runs import Choice, Ended, NeedsModel, Seen, Stopped, Studio, Watcher, hearing
 from minidiffedit.page.visit import Visit, settings_of, settle, strokes
 from minidiffedit.run import blank_plan, execute, execute_mask, plan
 
@@ -368,7 +368,7 @@ def test_one_run_at_a_time_and_one_model_in_memory():
         def __del__(self):
             alive.remove(self.name)
 
-    studio, order = Studio(lambda model, lora: Model(model), ("a", ())), []
+    studio, order = Studio(lambda choice: Model(choice.model), Choice("a")), []
 
     def work(name):
         def run(sd, watch):
@@ -381,7 +381,7 @@ def test_one_run_at_a_time_and_one_model_in_memory():
         return run
 
     def visitor(name, model):
-        (looked, ended) = studio.run(threading.Event(), (model, ()), work(name))
+        (looked, ended) = studio.run(threading.Event(), Choice(model), work(name))
         assert isinstance(looked, Seen) and ended == Ended(name, [])
 
     threads = [threading.Thread(target=visitor, args=(i, "ab"[i % 2])) for i in range(4)]
@@ -406,7 +406,7 @@ def test_a_visitor_who_leaves_stops_the_run():
         finally:
             ended.set()
 
-    run = Studio(lambda *_: object(), ("a", ())).run(stop, ("a", ()), work)
+    run = Studio(lambda _: object(), Choice("a")).run(stop, Choice("a"), work)
     next(run)
     assert began.is_set() and not ended.is_set()
     run.close()  # as Gradio does when the browser is gone
@@ -414,18 +414,18 @@ def test_a_visitor_who_leaves_stops_the_run():
 
 
 def test_errors_of_a_run_reach_its_visitor_and_free_the_model():
-    studio = Studio(lambda *_: object(), ("a", ()))
+    studio = Studio(lambda _: object(), Choice("a"))
 
     def fails(sd, watch):
         raise ValueError("got 1, expected 2")
 
     with pytest.raises(ValueError, match="got 1"):
-        [*studio.run(threading.Event(), ("a", ()), fails)]
-    assert [*studio.run(threading.Event(), ("a", ()), lambda *_: 5)] == [Ended(5, [])]
+        [*studio.run(threading.Event(), Choice("a"), fails)]
+    assert [*studio.run(threading.Event(), Choice("a"), lambda *_: 5)] == [Ended(5, [])]
     stopped = threading.Event()
     stopped.set()
     with pytest.raises(Stopped):
-        [*studio.run(stopped, ("a", ()), fails)]
+        [*studio.run(stopped, Choice("a"), fails)]
 
 
 def test_warnings_are_heard_once_and_only_those_of_the_thread():
