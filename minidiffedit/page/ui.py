@@ -14,7 +14,6 @@ from dataclasses import replace
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 from PIL import Image
 from torch import Tensor
@@ -38,28 +37,11 @@ from .visit import SHAPING, Visit
 FIRST = ("seed", "steps", "strength", "guidance_scale")  # options that are shown at once
 MOST_VISITS, LARGEST = 50, "64mb"  # the upload of one picture
 FIND_ANEW = "These options ask for another mask: find it anew, or paint, which finds it first."
-COLOURS = {  # with enough contrast, in light and dark
-    "button_primary_background_fill": "#b3431a",
-    "button_primary_background_fill_dark": "#b3431a",
-    "button_primary_background_fill_hover": "#8f3412",
-    "button_primary_background_fill_hover_dark": "#8f3412",
-    "button_primary_text_color": "#fff",
-    "button_cancel_background_fill": "#b00020",
-    "button_cancel_text_color": "#fff",
-    "block_info_text_color": "#57534e",
-    "block_info_text_color_dark": "#c4beb4",
-    "block_label_text_color": "#44403c",
-    "block_title_text_color": "#292524",
-    "body_text_color_subdued": "#57534e",
-    "body_text_color_subdued_dark": "#c4beb4",
-    "link_text_color_dark": "#93b4ff",
-    "slider_color": "#b3431a",
-}
 # What Gradio's own page would ask other machines for.
 OTHERS = rb'<link\s+rel="preconnect"[^>]*>|<script\s+src="https?:[^>]*>\s*</script>'
 POLICY = b"default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'"
 BESIDE = "Before and after"
-HERE = ("127.0.0.1", "localhost", "::1")  # this machine, by any of its names
+OUR_NAMES = rb"(127\.0\.0\.1|localhost|\[::1\])(:\d+)?"  # of this machine
 
 
 class Setup(NamedTuple):
@@ -195,9 +177,8 @@ class Page:
         put, self.update = self.part, gr.update
         for key, one in put.items():
             one.elem_id = f"part-{key}" if isinstance(key, str) else f"option-{key[0]}-{key[1]}"
-        told = [
-            one for one in put.values() if not isinstance(one, gr.Button | gr.HTML) and one.interactive is not False
-        ]
+        mute = (gr.HTML, gr.Button)
+        told = [one for one in put.values() if not isinstance(one, mute) and one.interactive is not False]
         anything = {"concurrency_limit": None, "show_progress": "hidden", "trigger_mode": "always_last"}
         a_run = {"concurrency_limit": 1, "concurrency_id": "model", "show_progress": "minimal"}
 
@@ -283,9 +264,7 @@ class Page:
         settled, files = visits.settle(choices, values, photo)
         if "editor" in told:  # else as it was when it was last painted on
             visit.layers = (told["editor"] or {}).get("layers") or []
-        shaping: dict[str, Any] = {name: int(told[name] or 0) for name in ("dilate", "feather")}
-        shaping |= {name: bool(told[name]) for name in ("largest", "invert")}
-        steering = Steering(**shaping | visits.strokes(visit.layers, picture.size))
+        steering = Steering(**{name: told[name] for name in SHAPING} | visits.strokes(visit.layers, picture.size))
         return settled, files, steering if steering.settings() else None, self.choice(told)
 
     def choice(self, told: dict[Any, Any]) -> Choice:
@@ -572,11 +551,7 @@ def trusting_nothing(gr: Any) -> None:
     gr.blocks.Block.async_move_resource_to_block_cache = take_file
     gr.Image.preprocess = uploaded
     for kind in (gr.Slider, gr.Number, gr.Dropdown, gr.CheckboxGroup, gr.Checkbox, gr.Textbox):
-        kind.preprocess = as_it_is
-
-
-def as_it_is(_: Any, value: Any) -> Any:
-    return value
+        kind.preprocess = lambda _, value: value
 
 
 def uploaded(_: Any, payload: Any) -> tuple[str, str] | None:
@@ -653,9 +628,9 @@ class Local:
 
     def asked_by_us(self, headers: dict[bytes, bytes]) -> bool:
         """By the page itself, under a name of this machine: no other name leads here, whatever it resolves to."""
-        host, origin = (headers.get(name, b"").decode("latin-1") for name in (b"host", b"origin"))
-        named = not self.here or urlsplit(f"//{host}").hostname in HERE
-        return named and (not origin or urlsplit(origin).netloc == host)
+        host, origin = headers.get(b"host", b""), headers.get(b"origin")
+        named = not self.here or re.fullmatch(OUR_NAMES, host)
+        return bool(named) and origin in (None, b"http://" + host, b"https://" + host)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http" and not self.asked_by_us(dict(scope["headers"])):
@@ -690,11 +665,13 @@ def served(studio: Studio, setup: Setup, host: str = "127.0.0.1", port: int | No
 
         trusting_nothing(gr)
         blocks = Page(studio, setup, folder).build().queue(max_size=20)
-        theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]).set(
-            **COLOURS
-        )
-        app = {"middleware": [Middleware(Local, host in HERE)], "docs_url": None, "redoc_url": None}
-        looks = {"theme": theme, "css": part("page.css"), "js": part("page.js"), "footer_links": []}
+        theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+        app = {
+            "middleware": [Middleware(Local, host in ("127.0.0.1", "localhost", "::1"))],
+            "docs_url": None,
+            "redoc_url": None,
+        }
+        looks = {"theme": theme, "head": part("page.html"), "footer_links": []}
         limits = {"max_file_size": LARGEST, "strict_cors": True, "share": False, "ssr_mode": False}
         _, url, _ = blocks.launch(
             server_name=host, server_port=port, quiet=True, prevent_thread_lock=True, app_kwargs=app, **looks, **limits

@@ -301,9 +301,7 @@ def share_of(M: Tensor) -> str:
 
 def heat_picture(heat: Tensor, size: tuple[int, int]) -> Image.Image:
     """(1, 1, h, w) in [0, 1] in the colours of the report page."""
-    scale = LONGEST / max(LONGEST, *size)
-    at = round(size[0] * scale), round(size[1] * scale)
-    return coloured(heat[0, 0]).convert("RGB").resize(at, Image.Resampling.NEAREST)
+    return reduced(coloured(heat[0, 0]).convert("RGB").resize(size, Image.Resampling.NEAREST), LONGEST)
 
 
 # ---------------------------------------------------------------- places of a drag

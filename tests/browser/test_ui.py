@@ -271,6 +271,7 @@ def test_an_example_another_method_and_a_results_settings(server, come, tmp_path
 
 
 def choose(page, where, name):
+    """From a menu; a method brings its options at their defaults, so wait for one of its own before others are told."""
     page.locator(f"#part-{where} input").fill(name)
     page.get_by_role("option", name=name, exact=True).click()
 
@@ -279,8 +280,8 @@ def test_two_methods_side_by_side_the_second_on_what_the_first_paid(server, come
     page = come(server)
     fill(page)
     choose(page, "method", "masactrl")
-    page.locator("#option-steps-int input").first.fill("4")
     page.locator("#option-first_step-int input").first.fill("1")
+    page.locator("#option-steps-int input").first.fill("4")
     choose(page, "others", "prompt-to-prompt")
     page.keyboard.press("Escape")
     paint(page, "UNet rows")
@@ -302,9 +303,9 @@ def test_each_of_several_edits_is_shown_with_its_own_part(server, come):
     page = come(server)
     fill(page)
     choose(page, "method", "diffedit-regions")
+    page.locator("#part-edits textarea").fill(f"{HORSE}=>{ZEBRA}; grass=>sand")
     page.locator("#option-steps-int input").first.fill("10")
     page.locator("#option-maps-int input").first.fill("2")
-    page.locator("#part-edits textarea").fill(f"{HORSE}=>{ZEBRA}; grass=>sand")
     press(page, "Find the mask")
     status(page, "UNet rows")
     captions = page.locator("#part-regions .caption-label")
