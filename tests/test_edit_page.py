@@ -158,11 +158,10 @@ def test_strokes_add_and_take_away(visit, loaded):
 
 
 def test_each_of_several_edits_has_its_own_part(visit, loaded):
-    """As the method itself keeps them apart; another threshold pays nothing here too."""
+    """As the method itself keeps them apart; what is known is not paid again."""
     told = {"steps": 10, "maps": 2, "seed": 3, "edits": "a horse=>a zebra; grass=>sand"}
     visit.found = execute_mask(plan("diffedit-regions", **told), loaded, visit.photo)
-    settled = plan("diffedit-regions", **told, mask_threshold=0.3)
-    found = visit.mask(settled, None, loaded)
+    found = visit.mask(plan("diffedit-regions", **told), None, loaded)
     shown = visits.own_parts(found)
     assert found.rows == 0 and [text.split(": ")[0] for _, text in shown] == ["a horse → a zebra", "grass → sand"]
     cells = [int((M > 0).sum()) for M in found.found.each]
@@ -171,6 +170,8 @@ def test_each_of_several_edits_has_its_own_part(visit, loaded):
         changed = (np.asarray(picture).astype(int) != np.asarray(visit.picture)).any(axis=2)
         inside = np.asarray(Image.fromarray(M[0, 0].numpy()).resize((93, 75), Image.Resampling.NEAREST)) > 0
         assert changed[inside].any() and not changed[~inside].any()
+    with pytest.raises(NeedsModel):
+        visit.mask(plan("diffedit-regions", **told, mask_threshold=0.3), None, loaded)
     assert visits.own_parts(found_by(visit, loaded)) == []
 
 
@@ -298,10 +299,10 @@ def test_history_keeps_files_and_lets_go_of_old_latents(visit, loaded, monkeypat
 
 
 def test_other_methods_take_what_is_said_and_the_second_reuses_what_the_first_paid(visit, loaded):
-    settled = plan("masactrl", target="a zebra", source="a horse", steps=6, first_step=1, seed=3)
+    settled = plan("masactrl", target="a zebra", source="a horse", steps=10, first_step=1, seed=3)
     first, second, third = planned(settled, 1, ["prompt-to-prompt", "sdedit", "masactrl"])
     assert first is settled and (second.method, third.method) == ("prompt-to-prompt", "sdedit")
-    assert {one.settings["steps"] for one in (second, third)} == {6} and third.given["target"] == "a zebra"
+    assert {one.settings["steps"] for one in (second, third)} == {10} and third.given["target"] == "a zebra"
     assert second.settings["seed"] == 3 and "first_step" not in second.settings
     made = execute(first, loaded, visit.photo, bitwise=True)
     again = execute(second, loaded, visit.photo, reuse=[made], bitwise=True)

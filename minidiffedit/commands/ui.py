@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from ..page.runs import Choice
 
 NAMED = ("vae", "lora", "embedding", "device", "dtype", "attention", "variant", "revision", "cache_dir")
-FLAGS = ("compile", "low_memory")
+NAMED += ("compile", "low_memory")
 
 
 def add_ui(parser: argparse.ArgumentParser, words: list[str]) -> None:
@@ -43,7 +43,7 @@ def run_ui(args: argparse.Namespace) -> dict[str, Any]:
 
     def named(choice: Choice) -> tuple[list[str], str]:
         said = vars(chosen(args, choice))
-        known = {name: said[name] for name in NAMED + FLAGS if said[name] not in ("auto", None, False, [])}
+        known = {name: said[name] for name in NAMED if said[name] not in ("auto", None, False, [])}
         return in_a_command(choice.model, known), in_python(choice.model, known)
 
     studio = Studio(load, Choice(models[0], args.vae or "", tuple(args.lora)))

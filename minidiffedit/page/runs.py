@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ..sd import StableDiffusion
 
 EVERY = 0.3  # seconds between two looks at a run
+Work = Callable[[Any, Any], Any]  # what a run does with the model and a Watcher
 
 
 class Choice(NamedTuple):
@@ -120,9 +121,7 @@ class Studio:
             self.sd, self.choice = self.load(choice), choice
         return self.sd
 
-    def run(
-        self, stop: threading.Event, choice: Choice, work: Callable[["StableDiffusion", Watcher], Any]
-    ) -> Iterator[Any]:
+    def run(self, stop: threading.Event, choice: Choice, work: Work) -> Iterator[Any]:
         """Do the work in a thread: looks at it, whatever else it shows, and at last `Ended`. Raises what it raises."""
         shown: queue.SimpleQueue[Any] = queue.SimpleQueue()
 

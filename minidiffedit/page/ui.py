@@ -31,7 +31,7 @@ from ..views.witness import Witness
 from ..views.word_page import chosen as chosen_words
 from ..views.word_page import word_page
 from . import visit as visits
-from .runs import Choice, Ended, NeedsModel, Seen, Stopped, Studio
+from .runs import Choice, Ended, NeedsModel, Seen, Stopped, Studio, Work
 from .visit import SHAPING, Visit
 
 FIRST = ("seed", "steps", "strength", "guidance_scale")  # options that are shown at once
@@ -168,7 +168,7 @@ class Page:
             put["python"] = gr.Textbox("", label="Python, beside the files", **text)
         with gr.Accordion("Where each word of the source is looked for", open=False):
             put["words"] = gr.Button("Draw the word maps")
-            put["sheet"] = gr.Image(label="Word maps", visible=False, format="png", **seen)
+            put["sheet"] = gr.Image(label="Word maps", show_label=False, visible=False, format="png", **seen)
 
     # ------------------------------------------------------------ what happens
 
@@ -338,17 +338,13 @@ class Page:
         """The mask as the controls have it now, from what is known: no model row is paid."""
         try:
             settled, _, steering, _ = self.asked(visit, told)
-        except ValueError:
-            if visit.found is None:  # nothing to look at yet, nothing to complain about
-                return
-            raise
-        try:
-            found = visit.mask(settled, steering, self.studio.sd)
+            if (found := visit.mask(settled, steering, self.studio.sd)) is not None:
+                yield self.masked(visit, found)
         except NeedsModel:
             yield {"mask_said": said(FIND_ANEW, "alert")}
-            return
-        if found is not None:
-            yield self.masked(visit, found)
+        except ValueError:
+            if visit.found is not None:  # else there is nothing to look at yet, nothing to complain about
+                raise
 
     def masked(self, visit: Visit, found: Result | Tensor) -> dict[str, Any]:
         """What is shown of a mask, and of each edit's own where a result has several."""
@@ -377,9 +373,8 @@ class Page:
         for one in self.running(visit, choice, work):
             if isinstance(one, Ended):
                 visit.found = one.made
-                yield self.masked(visit, one.made) | {self.seed: str(one.made.seed), "status": said(noted(one))}
-            else:
-                yield one
+                one = self.masked(visit, one.made) | {self.seed: str(one.made.seed), "status": said(noted(one))}
+            yield one
 
     # ------------------------------------------------------------ handlers: the edit
 
@@ -410,17 +405,17 @@ class Page:
 
         for one in self.running(visit, choice, work):
             if isinstance(one, Result):
-                made.append(visit.keep(one, files, self.setup.named(choice), about_result(one)))
+                about = f"{one.method}, seed {one.seed}, {one.verdict}: {cost_of(one)}"
+                made.append(visit.keep(one, files, self.setup.named(choice), about))
                 found = self.masked(visit, one) if one.latent_mask is not None else {}
-                yield found | self.shown(visit, made[-1]) | {self.seed: str(settled.settings["seed"])}
+                one = found | self.shown(visit, made[-1]) | {self.seed: str(settled.settings["seed"])}
             elif isinstance(one, Ended):
                 label = f"Left by {plans[0].method}, right by {plans[-1].method}"
                 sides = self.beside(made[0].picture, made[-1].picture, label) if told["others"] else {}
-                yield sides | {"status": said(noted(one))}
-            else:
-                yield one
+                one = sides | {"status": said(noted(one))}
+            yield one
 
-    def running(self, visit: Visit, choice: Choice, work: Callable[[Any, Any], Any]) -> Iterator[Any]:
+    def running(self, visit: Visit, choice: Choice, work: Work) -> Iterator[Any]:
         """A run's looks as updates, whatever else it shows as it comes."""
         visit.stop.set()
         visit.stop = stop = type(visit.stop)()
@@ -476,8 +471,9 @@ class Page:
             return word_page(execute_path(settled, sd, photo, watch=watch, witness=seen), seen.looks[0], shown)
 
         for one in self.running(visit, self.choice(told), work):
-            ended = isinstance(one, Ended)
-            yield {"sheet": self.update(value=one.made, visible=True), "status": said(noted(one))} if ended else one
+            if isinstance(one, Ended):
+                one = {"sheet": self.update(value=one.made, visible=True), "status": said(noted(one))}
+            yield one
 
 
 # ---------------------------------------------------------------- controls
@@ -490,10 +486,9 @@ def kind_of(one: Option | None) -> Any:
 
 def all_options(methods: Sequence[str]) -> dict[Any, Option]:
     """Every option of these methods, of any inversion and any mask, the common ones first."""
-    places = [place for name in methods for place in (SYSTEMS[name].edit,)] + [*INVERSIONS.values(), *MASKS.values()]
     found = {kind_of(one): one for one in COMMON.values()}
-    for place in dict.fromkeys(places):
-        found |= {kind_of(one): one for one in options_of(function_at(place)).values() if kind_of(one) not in found}
+    for place in dict.fromkeys([*(SYSTEMS[name].edit for name in methods), *INVERSIONS.values(), *MASKS.values()]):
+        found = {kind_of(one): one for one in options_of(function_at(place)).values()} | found
     return found
 
 
@@ -566,8 +561,8 @@ def uploaded(_: Any, payload: Any) -> tuple[str, str] | None:
 def examples() -> dict[str, tuple[Path, str, str]]:
     """Scenes that the miniature was made for, as far as they are here: name -> picture, source, target."""
     scenes, shown = find_mini() / "scenes", dict[str, tuple[Path, str, str]]()
-    field, listed = "a photo of a {} on a grass field".format, scenes / "scenes.json"
-    known = [{"folder": "horse-zebra", "source": field("horse"), "target": field("zebra")}]
+    listed, text = scenes / "scenes.json", "a photo of a {} on a grass field"
+    known = [{"folder": "horse-zebra", "source": text.format("horse"), "target": text.format("zebra")}]
     for one in json.loads(listed.read_text(encoding="utf-8")) if listed.exists() else known:
         if (file := scenes / one["folder"] / "source.png").exists():
             shown[one["folder"].replace("-", " to ", 1)] = file, one["source"], one["target"]
@@ -609,10 +604,6 @@ def noted(one: Ended) -> str:
 def cost_of(one: Result) -> str:
     rows = ", ".join(f"{stage} {n}" for stage, n in one.evaluations.items())
     return f"UNet rows {one.rows} ({rows}), {sum(one.seconds.values()):.1f} s"
-
-
-def about_result(one: Result) -> str:
-    return f"{one.method}, seed {one.seed}, {one.verdict}: {cost_of(one)}"
 
 
 # ---------------------------------------------------------------- the server
@@ -666,11 +657,8 @@ def served(studio: Studio, setup: Setup, host: str = "127.0.0.1", port: int | No
         trusting_nothing(gr)
         blocks = Page(studio, setup, folder).build().queue(max_size=20)
         theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
-        app = {
-            "middleware": [Middleware(Local, host in ("127.0.0.1", "localhost", "::1"))],
-            "docs_url": None,
-            "redoc_url": None,
-        }
+        door = Middleware(Local, host in ("127.0.0.1", "localhost", "::1"))
+        app = {"middleware": [door], "docs_url": None, "redoc_url": None}
         looks = {"theme": theme, "head": part("page.html"), "footer_links": []}
         limits = {"max_file_size": LARGEST, "strict_cors": True, "share": False, "ssr_mode": False}
         _, url, _ = blocks.launch(
