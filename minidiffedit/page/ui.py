@@ -121,14 +121,15 @@ class Page:
 
     def build_mask(self, gr: Any) -> None:
         put = self.part
-        gr.HTML("<h2>1. The mask</h2>")
+        about = "Where the two texts disagree, and what you paint: orange adds, blue takes away."
+        gr.HTML(f"<h2>1. The mask</h2><p>{about}</p>")
         put["find"] = gr.Button("Find the mask", variant="primary")
-        put["mask_said"] = gr.HTML(said("Where the two texts disagree. Or paint your own."))
+        put["mask_said"] = gr.HTML(said(""))
         seen = {"interactive": False, "buttons": ["download", "fullscreen"]}
         with gr.Row():
             brush = gr.Brush(default_size="auto", colors=["#ff5814", "#1450ff"], color_mode="fixed")
             options: dict[str, Any] = {"type": "pil", "sources": [], "transforms": [], "layers": False}
-            put["editor"] = gr.ImageEditor(**options, brush=brush, label="Orange adds, blue takes away", height=420)
+            put["editor"] = gr.ImageEditor(**options, brush=brush, label="Paint", height=420)
             with gr.Column(min_width=200):
                 put["tinted"] = gr.Image(label="The mask", height=200, format="png", **seen)
                 put["heat"] = gr.Image(label="Heat map", height=200, format="png", **seen)
@@ -136,11 +137,11 @@ class Page:
         with gr.Row():
             self.build_options(gr, (key for key in self.options if key[0] in CUT))
         with gr.Row():
-            about = "grow by cells; below 0 shrink"
-            put["dilate"] = gr.Slider(-4, 8, 0, step=1, min_width=200, label="dilate", info=about)
+            put["dilate"] = gr.Slider(-4, 8, 0, step=1, min_width=200, label="dilate", info="below 0 it shrinks")
             put["feather"] = gr.Slider(0, 8, 0, step=1, min_width=200, label="feather", info="fade out over more cells")
-            put["largest"] = gr.Checkbox(False, label="largest piece only", min_width=120)
-            put["invert"] = gr.Checkbox(False, label="invert", min_width=120)
+        with gr.Row():
+            put["largest"] = gr.Checkbox(False, label="largest piece only")
+            put["invert"] = gr.Checkbox(False, label="invert")
 
     def build_result(self, gr: Any) -> None:
         put, seen = self.part, {"interactive": False, "buttons": ["download", "fullscreen"]}
@@ -306,6 +307,7 @@ class Page:
         made |= {name: values[name] for name in SHAPING if name in values}
         made |= {"about": about(told["method"]), "mask_from": self.update(visible=blank.steerable)}
         made["inversion"] = self.update(visible=bool(blank.system.inversion), value=inversion)
+        made["regions"] = self.update(visible=False)
         yield made
 
     def take_settings(self, visit: Visit, told: dict[Any, Any]) -> Iterator[Any]:
