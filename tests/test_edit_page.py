@@ -141,6 +141,7 @@ def test_strokes_add_and_take_away(visit, loaded):
     added, gone = painted((255, 88, 20, 255), (40, 30, 60, 50)), painted((20, 80, 255, 255), (50, 30, 93, 75))
     both = Image.alpha_composite(added, gone)
     made = strokes([both], (93, 75))
+    assert strokes([added, gone], (93, 75)) == made  # on one layer or on two
     assert np.asarray(made["union"])[40, 45] == 255 and np.asarray(made["union"])[40, 55] == 0
     assert np.asarray(made["subtract"])[40, 55] == 255 and np.asarray(made["subtract"]).sum() == 255 * 43 * 45
     assert strokes([Image.new("RGBA", (93, 75))], (93, 75)) == {} and strokes([], (93, 75)) == {}

@@ -10,8 +10,8 @@ from .common import Command, add_model, load_model, say_note
 if TYPE_CHECKING:
     from ..page.runs import Choice
 
-NAMED = ("vae", "lora", "embedding", "device", "dtype", "attention", "variant", "revision", "cache_dir")
-NAMED += ("compile", "low_memory")
+NAMED: tuple[str, ...] = ("vae", "lora", "embedding", "device", "dtype", "attention", "variant")
+NAMED += ("revision", "cache_dir", "compile", "low_memory")
 
 
 def add_ui(parser: argparse.ArgumentParser, words: list[str]) -> None:

@@ -261,17 +261,14 @@ def strokes(layers: Sequence[Image.Image], size: tuple[int, int]) -> dict[str, I
     """What was painted on the picture -> masks of its size: warm colours are added ("union"), cold ones taken away
     ("subtract"); none where nothing was painted.
     """
-    made: dict[str, Image.Image] = {}
+    whole = Image.new("RGBA", layers[0].size if layers else (1, 1))
     for layer in layers:
-        pixels = np.asarray(layer.convert("RGBA")).astype(int)
-        for name, there in (("union", pixels[..., 0] >= pixels[..., 2]), ("subtract", pixels[..., 0] < pixels[..., 2])):
-            inside = (pixels[..., 3] > 127) & there
-            if inside.any():
-                mask = Image.fromarray((255 * inside).astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
-                made[name] = (
-                    mask if name not in made else Image.fromarray(np.maximum(np.asarray(made[name]), np.asarray(mask)))
-                )
-    return made
+        whole.alpha_composite(layer.convert("RGBA").resize(whole.size))
+    pixels = np.asarray(whole)
+    there, warm = pixels[..., 3] > 127, pixels[..., 0] >= pixels[..., 2]
+    inside = {"union": there & warm, "subtract": there & ~warm}
+    made = {name: Image.fromarray((255 * one).astype(np.uint8)) for name, one in inside.items() if one.any()}
+    return {name: mask.resize(size, Image.Resampling.NEAREST) for name, mask in made.items()}
 
 
 def painted(steering: Steering | None) -> bool:
