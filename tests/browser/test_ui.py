@@ -290,6 +290,7 @@ def test_two_methods_side_by_side_the_second_on_what_the_first_paid(server, come
     first, second = captions.all_text_contents()
     assert "masactrl" in first and re.search(r"encode [1-9]", first) and re.search(r"[\d.]+ s$", first)
     assert "prompt-to-prompt" in second and "encode 0" in second
+    assert captions.first.evaluate("one => one.scrollWidth <= one.clientWidth")  # rows and seconds are not cut off
     expect(page.locator("#part-slider")).to_contain_text("Left by masactrl, right by prompt-to-prompt")
     expect(page.locator("#part-slider img")).to_have_count(2)
     words = shlex.split(code(page, "command"))
