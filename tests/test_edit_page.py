@@ -186,6 +186,7 @@ def test_places_of_a_drag_are_clicked_and_drawn():
     assert drawn.shape == (320, 640, 3) and visits.clicked(picture, (320, 160)) == (50, 25)
     assert visits.clicked(picture, (9999, -3)) == (99, 0)
     assert (drawn[160, 64] == visits.TINT).all() and (drawn[160, 200] == visits.TINT).all()  # the dot, the shaft
+    assert (drawn[[154, 166], [374, 374]] == visits.TINT).all()  # both halves of the head
     assert (drawn[256, 512] == visits.TINT).all() and not drawn[160, 512].any()  # the pending one; nothing beside
     assert not np.asarray(visits.arrows(picture, [])).any()
     assert np.asarray(visits.arrows(picture, [(5, 5), (5, 5)])).any()  # to where it is
