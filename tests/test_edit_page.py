@@ -1,10 +1,13 @@
 """The page of `minidiffedit ui` without a browser: what a visitor has, runs, costs, files; tests/browser drives it."""
 
+import asyncio
+import gc
 import io
 import shlex
 import threading
 import time
 import warnings
+import weakref
 
 import numpy as np
 import pytest
@@ -16,7 +19,8 @@ from minidiffedit import StableDiffusion, Steering, cli, edit, find_mask
 from minidiffedit.files.images import latent_mask, read_picture
 from minidiffedit.methods.table import SYSTEMS
 from minidiffedit.page import visit as visits
-from minidiffedit.page.runs import Ended, NeedsModel, Seen, Stopped, Studio, Watcher, hearing
+from minidiffedit.page.runs import Choice, Ended, NeedsModel, Seen, Stopped, Studio, Watcher, hearing
+from minidiffedit.page.ui import Local, planned
 from minidiffedit.page.visit import Visit, settings_of, settle, strokes
 from minidiffedit.run import blank_plan, execute, execute_mask, plan
 
@@ -137,6 +141,7 @@ def test_strokes_add_and_take_away(visit, loaded):
     added, gone = painted((255, 88, 20, 255), (40, 30, 60, 50)), painted((20, 80, 255, 255), (50, 30, 93, 75))
     both = Image.alpha_composite(added, gone)
     made = strokes([both], (93, 75))
+    assert strokes([added, gone], (93, 75)) == made  # on one layer or on two
     assert np.asarray(made["union"])[40, 45] == 255 and np.asarray(made["union"])[40, 55] == 0
     assert np.asarray(made["subtract"])[40, 55] == 255 and np.asarray(made["subtract"]).sum() == 255 * 43 * 45
     assert strokes([Image.new("RGBA", (93, 75))], (93, 75)) == {} and strokes([], (93, 75)) == {}
@@ -151,6 +156,42 @@ def test_strokes_add_and_take_away(visit, loaded):
     M = visit.mask(plan("diffedit", **QUICK), Steering(**made), loaded)
     assert torch.equal(M, torch.minimum(union, 1 - subtract))
     assert visit.mask(plan("diffedit", **QUICK), Steering(), loaded) is None
+
+
+def test_each_of_several_edits_has_its_own_part(visit, loaded):
+    """As the method itself keeps them apart; what is known is not paid again."""
+    told = {"steps": 10, "maps": 2, "seed": 3, "edits": "a horse=>a zebra; grass=>sand"}
+    with pytest.warns(UserWarning, match="edit 2 leaves 12 of its 16 cells"):
+        visit.found = execute_mask(plan("diffedit-regions", **told), loaded, visit.photo)
+    found = visit.mask(plan("diffedit-regions", **told), None, loaded)
+    shown = visits.own_parts(found)
+    assert found.rows == 0 and [text.split(": ")[0] for _, text in shown] == ["a horse → a zebra", "grass → sand"]
+    cells = [int((M > 0).sum()) for M in found.found.each]
+    assert [f", {n} of 80 cells" in text for n, (_, text) in zip(cells, shown)] == [True, True] and min(cells) > 0
+    for M, (picture, _) in zip(found.found.each, shown):
+        changed = (np.asarray(picture).astype(int) != np.asarray(visit.picture)).any(axis=2)
+        inside = np.asarray(Image.fromarray(M[0, 0].numpy()).resize((93, 75), Image.Resampling.NEAREST)) > 0
+        assert changed[inside].any() and not changed[~inside].any()
+    with pytest.raises(NeedsModel):
+        visit.mask(plan("diffedit-regions", **told, mask_threshold=0.3), None, loaded)
+    assert visits.own_parts(found_by(visit, loaded)) == []
+
+
+def test_places_of_a_drag_are_clicked_and_drawn():
+    assert visits.places_of("1,2=>3.5,4; 5,6=>") == [(1, 2), (3.5, 4), (5, 6)] and visits.places_of(None) == []
+    text = visits.points_of([(1, 2), (3.5, 4), (5, 6)])
+    assert text == "1,2=>3.5,4; 5,6" and visits.points_of([]) == ""
+    picture = Image.new("RGB", (100, 50))
+    drawn = np.asarray(visits.arrows(picture, [(10, 25), (60, 25), (80, 40)]))
+    assert drawn.shape == (320, 640, 3) and visits.clicked(picture, (320, 160)) == (50, 25)
+    assert visits.clicked(picture, (9999, -3)) == (99, 0)
+    assert (drawn[160, 64] == visits.TINT).all() and (drawn[160, 200] == visits.TINT).all()  # the dot, the shaft
+    assert (drawn[[154, 166], [374, 374]] == visits.TINT).all()  # both halves of the head
+    assert (drawn[256, 512] == visits.TINT).all() and not drawn[160, 512].any()  # the pending one; nothing beside
+    assert not np.asarray(visits.arrows(picture, [])).any()
+    assert np.asarray(visits.arrows(picture, [(5, 5), (5, 5)])).any()  # to where it is
+    with pytest.raises((TypeError, ValueError)):
+        visits.clicked(picture, ("a", None))
 
 
 # ---------------------------------------------------------------- results, made again to the same bytes
@@ -260,6 +301,35 @@ def test_history_keeps_files_and_lets_go_of_old_latents(visit, loaded, monkeypat
         visit.whole()
 
 
+def test_other_methods_take_what_is_said_and_the_second_reuses_what_the_first_paid(visit, loaded):
+    settled = plan("masactrl", target="a zebra", source="a horse", steps=10, first_step=1, seed=3)
+    first, second, third = planned(settled, 1, ["prompt-to-prompt", "sdedit", "masactrl"])
+    assert first is settled and (second.method, third.method) == ("prompt-to-prompt", "sdedit")
+    assert {one.settings["steps"] for one in (second, third)} == {10} and third.given["target"] == "a zebra"
+    assert second.settings["seed"] == 3 and "first_step" not in second.settings
+    made = execute(first, loaded, visit.photo, bitwise=True)
+    again = execute(second, loaded, visit.photo, reuse=[made], bitwise=True)
+    assert made.evaluations["encode"] > 0 and not again.evaluations.get("encode")
+    assert [one.settings["seed"] for one in planned(plan("diffedit", **QUICK), 3, [])] == [3, 4, 5]
+    with pytest.raises(ValueError, match="did you mean"):
+        planned(settled, 1, ["sdedti"])
+
+
+def test_memory_stays_flat_over_many_edits(visit, loaded, monkeypatch):
+    """As a visitor goes on and on: results and what they hold for reuse live only as long as history says."""
+    monkeypatch.setattr(visits, "MOST_MADE", 3)
+    alive = []
+    for seed in range(8):
+        known = visit.known(loaded, None)
+        done = execute(plan("diffedit", **QUICK | {"seed": seed}), loaded, visit.photo, reuse=known, bitwise=True)
+        alive.append(weakref.ref(done))
+        visit.keep(done, {}, ([], ""), "")
+        del done, known
+    gc.collect()
+    assert [one() is not None for one in alive] == [False] * 5 + [True] * 3
+    assert max(len(one().calls) for one in alive[5:]) <= 32
+
+
 def test_results_of_another_picture_or_model_are_not_reused(visit, loaded, sd, tmp_path):
     found_by(visit, loaded)
     assert visit.known(loaded, None) == [visit.found] and visit.known(sd, None) == [] and visit.known(loaded, 72) == []
@@ -320,6 +390,34 @@ def test_hostile_files_are_refused_in_a_sentence(tmp_path):
     assert not (tmp_path / "owned").exists()
 
 
+def answer(headers, here=True, **scope):
+    """What the page's door does with a request: its status, or "through"."""
+    sent = []
+
+    async def app(scope, receive, send):
+        sent.append({"status": "through"})
+
+    async def send(message):
+        sent.append(message)
+
+    asked = {"type": "http", "path": "/gradio_api/upload", "method": "POST"} | scope
+    asked["headers"] = [(name.encode(), value.encode()) for name, value in headers.items()]
+    asyncio.run(Local(app, here)(asked, None, send))
+    return sent[0]["status"]
+
+
+def test_requests_from_other_sites_and_under_other_names_are_refused():
+    own = "127.0.0.1:7860"
+    assert {answer({"host": own}), answer({"host": own, "origin": f"http://{own}"})} == {"through"}
+    assert {answer({"host": f"{name}:7860"}) for name in ("localhost", "[::1]")} == {"through"}
+    for origin in ("https://evil.example", "null", "http://127.0.0.1:7861", "http://localhost:7860"):
+        assert answer({"host": own, "origin": origin}) == 403
+    for host in ("evil.example", "evil.example:7860", "127.0.0.1.evil.example", "127.0.0.1@evil.example", "[", ""):
+        assert answer({"host": host}) == 403  # a name that someone lets lead to this machine
+    assert answer({"host": "studio.local:7860"}, here=False) == "through"  # the server was opened to others
+    assert answer({"host": "studio.local:7860", "origin": "https://evil.example"}, here=False) == 403
+
+
 def test_a_server_started_anew_says_that_the_picture_is_gone(visit):
     visit.photo.unlink()
     with pytest.raises(ValueError, match="started anew"):
@@ -368,7 +466,7 @@ def test_one_run_at_a_time_and_one_model_in_memory():
         def __del__(self):
             alive.remove(self.name)
 
-    studio, order = Studio(lambda model, lora: Model(model), ("a", ())), []
+    studio, order = Studio(lambda choice: Model(choice.model), Choice("a")), []
 
     def work(name):
         def run(sd, watch):
@@ -381,7 +479,7 @@ def test_one_run_at_a_time_and_one_model_in_memory():
         return run
 
     def visitor(name, model):
-        (looked, ended) = studio.run(threading.Event(), (model, ()), work(name))
+        (looked, ended) = studio.run(threading.Event(), Choice(model), work(name))
         assert isinstance(looked, Seen) and ended == Ended(name, [])
 
     threads = [threading.Thread(target=visitor, args=(i, "ab"[i % 2])) for i in range(4)]
@@ -406,7 +504,7 @@ def test_a_visitor_who_leaves_stops_the_run():
         finally:
             ended.set()
 
-    run = Studio(lambda *_: object(), ("a", ())).run(stop, ("a", ()), work)
+    run = Studio(lambda _: object(), Choice("a")).run(stop, Choice("a"), work)
     next(run)
     assert began.is_set() and not ended.is_set()
     run.close()  # as Gradio does when the browser is gone
@@ -414,18 +512,18 @@ def test_a_visitor_who_leaves_stops_the_run():
 
 
 def test_errors_of_a_run_reach_its_visitor_and_free_the_model():
-    studio = Studio(lambda *_: object(), ("a", ()))
+    studio = Studio(lambda _: object(), Choice("a"))
 
     def fails(sd, watch):
         raise ValueError("got 1, expected 2")
 
     with pytest.raises(ValueError, match="got 1"):
-        [*studio.run(threading.Event(), ("a", ()), fails)]
-    assert [*studio.run(threading.Event(), ("a", ()), lambda *_: 5)] == [Ended(5, [])]
+        [*studio.run(threading.Event(), Choice("a"), fails)]
+    assert [*studio.run(threading.Event(), Choice("a"), lambda *_: 5)] == [Ended(5, [])]
     stopped = threading.Event()
     stopped.set()
     with pytest.raises(Stopped):
-        [*studio.run(stopped, ("a", ()), fails)]
+        [*studio.run(stopped, Choice("a"), fails)]
 
 
 def test_warnings_are_heard_once_and_only_those_of_the_thread():

@@ -3,12 +3,15 @@
 import argparse
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .common import Command, add_model, load_model, say_note
 
-USUAL = {"device": "auto", "dtype": "auto", "attention": "auto"}
-NAMED = ("vae", "device", "dtype", "attention", "variant", "revision", "cache_dir")
+if TYPE_CHECKING:
+    from ..page.runs import Choice
+
+NAMED: tuple[str, ...] = ("vae", "lora", "embedding", "device", "dtype", "attention", "variant")
+NAMED += ("revision", "cache_dir", "compile", "low_memory")
 
 
 def add_ui(parser: argparse.ArgumentParser, words: list[str]) -> None:
@@ -28,45 +31,48 @@ def run_ui(args: argparse.Namespace) -> dict[str, Any]:
         raise ValueError('the page needs Gradio: pip install "minidiffedit[ui]", in a clone ".[ui]"') from None
     from ..files.hub import DEFAULT
     from ..files.images import read_picture
-    from ..page.runs import Studio
+    from ..page.runs import Choice, Studio
     from ..page.ui import Setup, served
 
     if args.picture:
         read_picture(args.picture)
-    models, loras = [args.model or DEFAULT, *args.other_model], tuple(args.lora)
+    models, unnamed = [args.model or DEFAULT, *args.other_model], not (args.model or args.other_model)
 
-    def load(model: str, lora: Any) -> Any:
-        args.lora, args.model = [*lora], model if args.model or args.other_model else None
-        return load_model(args)
+    def load(choice: Choice) -> Any:
+        return load_model(chosen(args, choice._replace(model="" if unnamed else choice.model)))
 
-    def named(choice: tuple[str, tuple[str, ...]]) -> tuple[list[str], str]:
-        return in_a_command(args, *choice), in_python(args, *choice)
+    def named(choice: Choice) -> tuple[list[str], str]:
+        said = vars(chosen(args, choice))
+        known = {name: said[name] for name in NAMED if said[name] not in ("auto", None, False, [])}
+        return in_a_command(choice.model, known), in_python(choice.model, known)
 
-    studio = Studio(load, (models[0], loras))
-    with served(studio, Setup(models, loras, named, args.picture), args.host, args.port) as url:
+    studio = Studio(load, Choice(models[0], args.vae or "", tuple(args.lora)))
+    setup = Setup(models, args.vae or "", args.lora, named, args.picture)
+    with served(studio, setup, args.host, args.port) as url:
         say_note(f"{url} shows the page; Ctrl-C ends it")
         while True:
             time.sleep(3600)
 
 
-def in_a_command(args: argparse.Namespace, model: str, lora: tuple[str, ...]) -> list[str]:
-    """The model's part of a command line."""
+def chosen(args: argparse.Namespace, choice: "Choice") -> argparse.Namespace:
+    said = {"model": choice.model or None, "vae": choice.vae or None, "lora": [*choice.loras]}
+    return argparse.Namespace(**vars(args) | said)
+
+
+def in_a_command(model: str, known: dict[str, Any]) -> list[str]:
+    """The model's part of a command line. known: its options, so far as they are not as usual."""
     said = ["--model", model]
-    for name in NAMED:
-        if (value := getattr(args, name)) != USUAL.get(name):
-            said += [f"--{name.replace('_', '-')}", str(value)]
-    said += [word for one in lora for word in ("--lora", one)]
-    said += [word for one in args.embedding for word in ("--embedding", one)]
-    return said + [f"--{name.replace('_', '-')}" for name in ("compile", "low_memory") if getattr(args, name)]
+    for name, value in known.items():
+        flag = f"--{name.replace('_', '-')}"
+        each = value if isinstance(value, list) else [value]
+        said += [flag] if value is True else [word for one in each for word in (flag, str(one))]
+    return said
 
 
-def in_python(args: argparse.Namespace, model: str, lora: tuple[str, ...]) -> str:
+def in_python(model: str, known: dict[str, Any]) -> str:
     """The same as a call."""
-    found = {name: value for name in NAMED if (value := getattr(args, name)) != USUAL.get(name)}
-    found |= {name: True for name in ("compile", "low_memory") if getattr(args, name)}
-    found |= {"lora": [*lora]} if lora else {}
-    found |= {"embeddings": args.embedding} if args.embedding else {}
-    words = [f"{name}={str(value) if isinstance(value, Path) else value!r}" for name, value in found.items()]
+    names = {"embedding": "embeddings"}
+    words = [f"{names.get(n, n)}={str(value) if isinstance(value, Path) else value!r}" for n, value in known.items()]
     return f"StableDiffusion.load({', '.join([repr(model), *words])})"
 
 

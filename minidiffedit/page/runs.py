@@ -26,7 +26,15 @@ if TYPE_CHECKING:
     from ..sd import StableDiffusion
 
 EVERY = 0.3  # seconds between two looks at a run
-Load = Callable[[str, Sequence[str]], "StableDiffusion"]
+Work = Callable[[Any, Any], Any]  # what a run does with the model and a Watcher
+
+
+class Choice(NamedTuple):
+    """A model by the names of the command line: itself, another VAE for it ("": its own), LoRAs."""
+
+    model: str
+    vae: str = ""
+    loras: tuple[str, ...] = ()
 
 
 class Stopped(Exception):
@@ -100,25 +108,20 @@ class Watcher:
 
 
 class Studio:
-    """The one model of all visitors. load: a model's name and its LoRAs -> the model; both were named at the start."""
+    """The one model of all visitors. choice: which comes first."""
 
-    def __init__(self, load: Load, choice: tuple[str, tuple[str, ...]]):
+    def __init__(self, load: Callable[[Choice], "StableDiffusion"], choice: Choice):
         self.load, self.lock, self.choice = load, threading.Lock(), choice
-        self.sd: StableDiffusion | None = load(*choice)
+        self.sd: StableDiffusion | None = load(choice)
 
-    def model(self, choice: tuple[str, tuple[str, ...]]) -> "StableDiffusion":
+    def model(self, choice: Choice) -> "StableDiffusion":
         """The chosen model; another one leaves the memory before it comes."""
         if self.sd is None or choice != self.choice:
             self.sd = None
-            self.sd, self.choice = self.load(*choice), choice
+            self.sd, self.choice = self.load(choice), choice
         return self.sd
 
-    def run(
-        self,
-        stop: threading.Event,
-        choice: tuple[str, tuple[str, ...]],
-        work: Callable[["StableDiffusion", Watcher], Any],
-    ) -> Iterator[Any]:
+    def run(self, stop: threading.Event, choice: Choice, work: Work) -> Iterator[Any]:
         """Do the work in a thread: looks at it, whatever else it shows, and at last `Ended`. Raises what it raises."""
         shown: queue.SimpleQueue[Any] = queue.SimpleQueue()
 

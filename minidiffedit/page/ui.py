@@ -1,18 +1,16 @@
 """The page itself: controls from signatures, and what happens when they are used. Gradio serves it from this machine.
 
-Every handler is a generator of {component: update}; what it raises is said as a sentence in the page.
+Every handler is a generator of {name of a component: update}; what it raises is said as a sentence in the page.
 """
 
-import inspect
 import json
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,62 +23,51 @@ from ..files.hub import find_mini
 from ..files.masks import Steering
 from ..methods.table import INVERSIONS, MASKS, SYSTEMS
 from ..options import Option, options_of
-from ..run import COMMON, GIVEN, Result, blank_plan, execute, execute_mask, execute_path, function_at, inputs_of
+from ..run import COMMON, GIVEN, Plan, Result, blank_plan, execute, execute_mask, execute_path, function_at, inputs_of
 from ..run import plan_words as words_of_a_text
 from ..views.report import CUT, part
-from ..views.sheet import candidates, draw_sheet, planned
+from ..views.sheet import candidates, plan_all
 from ..views.witness import Witness
 from ..views.word_page import chosen as chosen_words
 from ..views.word_page import word_page
 from . import visit as visits
-from .runs import Ended, NeedsModel, Seen, Stopped, Studio
+from .runs import Choice, Ended, NeedsModel, Seen, Stopped, Studio, Work
 from .visit import SHAPING, Visit
 
-Choice = tuple[str, tuple[str, ...]]
 FIRST = ("seed", "steps", "strength", "guidance_scale")  # options that are shown at once
-SHOWN = ["download", "fullscreen"]  # of a picture: no button that shares it
 MOST_VISITS, LARGEST = 50, "64mb"  # the upload of one picture
-FIND_ANEW = "These options ask for another mask: find it anew."
-COLOURS = {  # with enough contrast, in light and dark
-    "button_primary_background_fill": "#b3431a",
-    "button_primary_background_fill_hover": "#8f3412",
-    "button_primary_text_color": "#fff",
-    "button_cancel_background_fill": "#b00020",
-    "button_cancel_text_color": "#fff",
-    "block_info_text_color": "#57534e",
-    "block_info_text_color_dark": "#c4beb4",
-    "block_label_text_color": "#44403c",
-    "block_title_text_color": "#292524",
-    "body_text_color_subdued": "#57534e",
-    "body_text_color_subdued_dark": "#c4beb4",
-    "slider_color": "#b3431a",
-}
+FIND_ANEW = "These options ask for another mask: find it anew, or paint, which finds it first."
 # What Gradio's own page would ask other machines for.
 OTHERS = rb'<link\s+rel="preconnect"[^>]*>|<script\s+src="https?:[^>]*>\s*</script>'
 POLICY = b"default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'"
+BESIDE = "Before and after"
+OUR_NAMES = rb"(127\.0\.0\.1|localhost|\[::1\])(:\d+)?"  # of this machine
 
 
 class Setup(NamedTuple):
-    """What the command line names: models and LoRAs, how a command and Python name a choice of them, a picture."""
+    """What the command line names: models, another VAE ("": none), LoRAs, how a command and Python name a choice of
+    them, a picture.
+    """
 
     models: Sequence[str]
+    vae: str
     loras: Sequence[str]
     named: Callable[[Choice], tuple[list[str], str]]
     photo: Path | None
 
 
 class Page:
-    """The page of one server. Components are kept by the name of what they say."""
+    """The page of one server. part: its components by name, those of options by what `kind_of` says of one."""
 
     def __init__(self, studio: Studio, setup: Setup, folder: Path):
         self.studio, self.setup, self.folder = studio, setup, folder
         self.visits: dict[str, Visit] = {}
-        self.options: dict[Any, Any] = {}
-        self.part: dict[str, Any] = {}  # every other component
+        self.part: dict[Any, Any] = {}
         kinds = {studio.sd.kind} if studio.sd and len(setup.models) == 1 else {one.weights for one in SYSTEMS.values()}
         rows = {name: one for name, one in SYSTEMS.items() if one.edit and one.weights in kinds}
         self.methods = [name for name, one in rows.items() if "x_T" not in inputs_of(one.edit)]
-        self.examples = examples()
+        self.options, self.blank, self.examples = all_options(self.methods), blank_plan(self.methods[0]), examples()
+        self.seed = next(key for key in self.options if key[0] == "seed")
 
     # ------------------------------------------------------------ what stands on it
 
@@ -98,87 +85,79 @@ class Page:
             self.wire(gr, blocks)
         return blocks
 
+    def build_options(self, gr: Any, keys: Iterable[Any]) -> None:
+        for key in keys:
+            self.part[key] = control(gr, self.options[key], self.blank)
+
     def build_asking(self, gr: Any) -> None:
-        put, sources, photo = self.part, ["upload", "clipboard"], self.setup.photo
-        put["photo"] = gr.Image(
-            shutil.copy(photo, self.folder) if photo else None,
-            type="filepath",
-            image_mode=None,
-            sources=sources,
-            label="Picture",
-            height=320,
-        )
+        put, blank, setup = self.part, self.blank, self.setup
+        upload = {"type": "filepath", "image_mode": None, "sources": ["upload", "clipboard"]}
+        photo = shutil.copy(setup.photo, self.folder) if setup.photo else None
+        put["photo"] = gr.Image(photo, label="Picture", height=320, **upload)
         put["example"] = gr.Dropdown([*self.examples], value=None, label="Example", info="made for the miniature")
         put["method"] = gr.Dropdown(self.methods, value=self.methods[0], label="Method")
         put["about"] = gr.HTML(about(self.methods[0]))
-        blank = blank_plan(self.methods[0])
-        for name, (kind, said) in GIVEN.items():
-            common: dict[str, Any] = {"label": spoken(name), "visible": name in blank.given}
+        for name, (kind, meaning) in GIVEN.items():
+            shown = name in blank.given
             if kind in ("mask", "picture"):
-                common |= {"type": "filepath", "image_mode": None, "sources": sources, "height": 160}
-                put[name] = gr.Image(**common | {"label": f"{spoken(name)}: {said}"})
+                put[name] = gr.Image(label=f"{spoken(name)}: {meaning}", height=160, visible=shown, **upload)
             else:
-                info = said + (": A=>B; C=>D" if kind == "pairs" else "; click into the picture" * (kind == "points"))
-                put[name] = gr.Textbox(**common, info=info, max_lines=4)
-        found = all_options(self.methods)
-        for key in sorted(found, key=lambda key: FIRST.index(key[0]) if key[0] in FIRST else 9):
-            if key[0] in FIRST:
-                self.options[key] = control(gr, found[key], blank)
+                info = f"{meaning}{': A=>B; C=>D' * (kind == 'pairs')}"
+                put[name] = gr.Textbox(label=spoken(name), info=info, visible=shown, max_lines=4)
+        label = "Click a place, then where it goes"
+        put["places"] = gr.Image(label=label, interactive=False, visible=False, format="png", buttons=["fullscreen"])
+        put["back"] = gr.Button("Undo the last place", visible=False)
+        self.build_options(gr, sorted((k for k in self.options if k[0] in FIRST), key=lambda k: FIRST.index(k[0])))
         with gr.Accordion("More options", open=False):
             put["inversion"] = gr.Dropdown([("its own", ""), *INVERSIONS], value="", label="inversion")
             info = f"{', '.join(MASKS)}; or words:horse"
             put["mask_from"] = gr.Textbox("", label="mask from", info=info, visible=bool(blank.steerable))
-            for key, one in found.items():
-                if key[0] not in (*FIRST, *CUT):
-                    self.options[key] = control(gr, one, blank)
-            models, loras = self.setup.models, self.setup.loras
+            self.build_options(gr, (key for key in self.options if key[0] not in (*FIRST, *CUT)))
+            models, vae, loras = setup.models, setup.vae, setup.loras
             put["model"] = gr.Dropdown([*models], value=models[0], label="model", visible=len(models) > 1)
+            put["vae"] = gr.Dropdown([("its own", ""), vae], value=vae, label="VAE", visible=bool(vae))
             put["lora"] = gr.CheckboxGroup([*loras], value=[*loras], label="LoRA", visible=bool(loras))
         put["settings"] = gr.File(label="Take the settings of a result", file_types=["image"], height=110)
 
     def build_mask(self, gr: Any) -> None:
         put = self.part
-        gr.HTML("<h2>1. The mask</h2>")
+        about = "Where the two texts disagree, and what you paint: orange adds, blue takes away."
+        gr.HTML(f"<h2>1. The mask</h2><p>{about}</p>")
         put["find"] = gr.Button("Find the mask", variant="primary")
-        put["mask_said"] = gr.HTML(said("Where the two texts disagree. Or paint your own."))
+        put["mask_said"] = gr.HTML(said(""))
+        seen = {"interactive": False, "buttons": ["download", "fullscreen"]}
         with gr.Row():
             brush = gr.Brush(default_size="auto", colors=["#ff5814", "#1450ff"], color_mode="fixed")
-            seen = {"interactive": False, "height": 200, "format": "png", "buttons": SHOWN}
             options: dict[str, Any] = {"type": "pil", "sources": [], "transforms": [], "layers": False}
-            label = "Paint: orange adds, blue takes away"
-            put["editor"] = gr.ImageEditor(**options, brush=brush, label=label, height=420)
+            put["editor"] = gr.ImageEditor(**options, brush=brush, label="Paint", height=420)
             with gr.Column(min_width=200):
-                put["tinted"] = gr.Image(label="The mask", **seen)
-                put["heat"] = gr.Image(label="Heat map", **seen)
-        blank, found = blank_plan(self.methods[0]), all_options(self.methods)
+                put["tinted"] = gr.Image(label="The mask", height=200, format="png", **seen)
+                put["heat"] = gr.Image(label="Heat map", height=200, format="png", **seen)
+        put["regions"] = gallery(gr, "Each edit's own part", visible=False)
         with gr.Row():
-            for key, one in found.items():
-                if key[0] in CUT:
-                    self.options[key] = control(gr, one, blank)
+            self.build_options(gr, (key for key in self.options if key[0] in CUT))
         with gr.Row():
-            put["dilate"] = gr.Slider(
-                -4, 8, 0, step=1, min_width=200, label="dilate", info="grow by cells; below 0 shrink"
-            )
+            put["dilate"] = gr.Slider(-4, 8, 0, step=1, min_width=200, label="dilate", info="below 0 it shrinks")
             put["feather"] = gr.Slider(0, 8, 0, step=1, min_width=200, label="feather", info="fade out over more cells")
+        with gr.Row():
             put["largest"] = gr.Checkbox(False, label="largest piece only")
             put["invert"] = gr.Checkbox(False, label="invert")
 
     def build_result(self, gr: Any) -> None:
-        put = self.part
+        put, seen = self.part, {"interactive": False, "buttons": ["download", "fullscreen"]}
         gr.HTML("<h2>2. The edit</h2>")
         with gr.Row():
             put["count"] = gr.Number(1, precision=0, minimum=1, maximum=16, label="candidates", info="of one seed each")
+            about = "under the same settings, to compare"
+            put["others"] = gr.Dropdown(self.methods, value=[], multiselect=True, label="also by", info=about)
+        with gr.Row():
             put["paint"] = gr.Button("Paint", variant="primary")
             put["cancel"] = gr.Button("Cancel", variant="stop")
         put["status"] = gr.HTML(said(""))
-        put["preview"] = gr.Image(
-            label="What it is heading for", interactive=False, height=200, visible=False, buttons=SHOWN
-        )
-        put["slider"] = gr.ImageSlider(label="Before and after", interactive=False, max_height=560)
+        put["preview"] = gr.Image(label="What it is heading for", height=200, visible=False, **seen)
+        put["slider"] = gr.ImageSlider(label=BESIDE, interactive=False, max_height=560)
         put["made_said"] = gr.HTML(said(""))
-        put["gallery"] = gr.Gallery(
-            label="Results: choose one to go on from", columns=4, height=220, interactive=False, buttons=SHOWN
-        )
+        put["gallery"] = gallery(gr, "Results: choose one to go on from")
         with gr.Row():
             put["again"] = gr.Button("Take its settings")
             put["next"] = gr.Button("Edit this result")
@@ -188,59 +167,42 @@ class Page:
             text = {"interactive": False, "buttons": ["copy"], "lines": 2, "max_lines": 20}
             put["command"] = gr.Textbox("", label="command, beside the files", **text)
             put["python"] = gr.Textbox("", label="Python, beside the files", **text)
-        with gr.Accordion("Look closer", open=False):
-            put["words"] = gr.Button("Where each word of the source is looked for")
-            names = [*self.methods]
-            put["others"] = gr.Dropdown(names, value=[], multiselect=True, label="Method against method")
-            put["compare"] = gr.Button("Compare")
-            put["sheet"] = gr.Image(label="Page", interactive=False, visible=False, format="png", buttons=SHOWN)
+        with gr.Accordion("Where each word of the source is looked for", open=False):
+            put["words"] = gr.Button("Draw the word maps")
+            put["sheet"] = gr.Image(label="Word maps", show_label=False, visible=False, format="png", **seen)
 
     # ------------------------------------------------------------ what happens
 
     def wire(self, gr: Any, blocks: Any) -> None:
         """Which event calls which handler. Runs wait for one another in one queue, all else answers at once."""
         put, self.update = self.part, gr.update
-        for name, component in put.items():
-            component.elem_id = f"part-{name}"
-        for key, component in self.options.items():
-            component.elem_id = f"option-{key[0]}-{key[1]}"
-        inputs, outputs = {*put.values(), *self.options.values()}, [*put.values(), *self.options.values()]
-        inputs -= {put[name] for name in ("about", "mask_said", "status", "made_said", "tinted", "heat", "preview")}
-        inputs -= {put[name] for name in ("slider", "gallery", "files", "command", "python", "sheet")}
-        inputs -= {one for one in inputs if isinstance(one, gr.Button)}
+        for key, one in put.items():
+            one.elem_id = f"part-{key}" if isinstance(key, str) else f"option-{key[0]}-{key[1]}"
+        mute = (gr.HTML, gr.Button)
+        told = [one for one in put.values() if not isinstance(one, mute) and one.interactive is not False]
+        anything = {"concurrency_limit": None, "show_progress": "hidden", "trigger_mode": "always_last"}
+        a_run = {"concurrency_limit": 1, "concurrency_id": "model", "show_progress": "minimal"}
 
-        def on(handler: Callable[..., Iterator[Any]], *triggers: Any, run: bool = False, **how: Any) -> Any:
-            def call(data: dict[Any, Any], request: gr.Request) -> Iterator[Any]:
-                yield from self.spoken(handler, self.visit(request), data)
+        def on(handler: Callable[..., Iterator[Any]], *triggers: Any, how: Any = anything, **more: Any) -> Any:
+            def call(data: dict[Any, Any], request: gr.Request, event: gr.EventData) -> Iterator[Any]:
+                yield from self.spoken(handler, self.visit(request), data, event)
 
-            def call_with(data: dict[Any, Any], request: gr.Request, event: gr.SelectData) -> Iterator[Any]:
-                yield from self.spoken(partial(handler, event=event), self.visit(request), data)
-
-            if run:
-                how |= {
-                    "concurrency_limit": 1,
-                    "concurrency_id": "model",
-                    "show_progress": "minimal",
-                    "show_progress_on": put["status"],
-                }
-            else:
-                how |= {"concurrency_limit": None, "show_progress": "hidden", "trigger_mode": "always_last"}
-            asked = inputs if run or triggers == (put["editor"].change,) else inputs - {put["editor"]}
-            fn = call_with if "event" in inspect.signature(handler).parameters else call
-            return gr.on([*triggers], fn, asked, outputs, api_visibility="private", **how)
+            painting = how is a_run or triggers == (put["editor"].change,)
+            inputs = {one for one in told if painting or one is not put["editor"]}
+            return gr.on([*triggers], call, inputs, [*put.values()], api_visibility="private", **how, **more)
 
         on(self.take_photo, put["photo"].change, blocks.load)
         on(self.take_example, put["example"].input)
         on(self.take_method, put["method"].input, put["inversion"].input, put["mask_from"].submit)
         on(self.take_settings, put["settings"].upload)
-        on(self.take_point, put["photo"].select)
-        live = [put[name].input for name in SHAPING] + [put["mask"].change]
-        of_masks = {name for place in MASKS.values() for name in options_of(function_at(place))}
-        on(self.look, *live, *(one.input for key, one in self.options.items() if key[0] in of_masks - {*FIRST}))
-        names = ("find", "paint", "words", "compare")
+        on(self.take_place, put["places"].select)
+        on(self.drop_place, put["back"].click)
+        on(self.show_places, put["points"].change)
+        on(self.look, put["mask"].change, *(put[key].input for key in (*SHAPING, *self.options)))
         on(self.look, put["editor"].change)
-        runs = [on(getattr(self, name), put[name].click, run=True) for name in names]
-        on(self.cancel, put["cancel"].click, cancels=runs)
+        runs = [(self.find, put["find"]), (self.paint, put["paint"]), (self.words, put["words"])]
+        begun = [on(run, button.click, how=a_run, show_progress_on=put["status"]) for run, button in runs]
+        on(self.cancel, put["cancel"].click, cancels=begun)
         on(self.choose, put["gallery"].select)
         on(self.again, put["again"].click)
         on(self.next, put["next"].click)
@@ -265,33 +227,34 @@ class Page:
             one.stop.set()
             shutil.rmtree(one.folder, ignore_errors=True)
 
-    def spoken(self, handler: Callable[..., Iterator[Any]], visit: Visit, data: dict[Any, Any]) -> Iterator[Any]:
+    def spoken(self, handler: Callable[..., Iterator[Any]], visit: Visit, data: Any, event: Any) -> Iterator[Any]:
         """What a handler yields, by component; an error as a sentence in the status line."""
-        names = {component: name for name, component in self.part.items()}
-        names |= {component: key for key, component in self.options.items()}
-        told = {names[component]: value for component, value in data.items()}
+        told: dict[Any, Any] = {key: data[one] for key, one in self.part.items() if one in data}
+        told["index"] = event._data.get("index") if isinstance(event._data, dict) else None  # of what was clicked
 
         def hidden(text: str) -> str:
-            photo = told.get("photo")
-            text = text.replace(photo[0], photo[1]) if photo else text
+            text = text.replace(*told["photo"]) if told["photo"] else text
             return text.replace(f"{self.folder}/", "").replace(str(self.folder), "")
 
-        yield {self.part["status"]: self.update()}  # Gradio empties what is never answered
+        def sent(updates: dict[Any, Any]) -> dict[Any, Any]:
+            return {self.part[key]: one for key, one in updates.items()}
+
+        yield sent({"status": self.update()})  # Gradio empties what is never answered
         try:
-            for updates in handler(visit, told):
-                yield {self.part[key] if key in self.part else self.options[key]: one for key, one in updates.items()}
+            yield from map(sent, handler(visit, told))
+            return
         except Stopped:
-            yield {self.part["status"]: said("Cancelled."), self.part["preview"]: self.update(visible=False)}
+            line = said("Cancelled.")
         except NeedsModel:
-            yield {self.part["status"]: said(FIND_ANEW, "alert")}
+            line = said(FIND_ANEW, "alert")
         except Exception as error:
             line = said(escape(visits.sentence(error, hidden)), "alert")
-            yield {self.part["status"]: line, self.part["preview"]: self.update(visible=False)}
+        yield sent({"status": line, "preview": self.update(visible=False)})
 
     # ------------------------------------------------------------ handlers: what is asked for
 
-    def asked(self, visit: Visit, told: dict[Any, Any]) -> tuple[Any, dict[str, Path], Steering, Choice]:
-        """The plan, its files, the steering with what is painted, the model."""
+    def asked(self, visit: Visit, told: dict[Any, Any]) -> tuple[Plan, dict[str, Path], Steering | None, Choice]:
+        """The plan, its files, the steering with what is painted (None: neither), the model."""
         if visit.photo is None and told["photo"]:  # a visit that was forgotten
             visit.take(Path(told["photo"][0]), told["photo"][1])
         photo, picture = visit.at_hand
@@ -302,11 +265,14 @@ class Page:
         settled, files = visits.settle(choices, values, photo)
         if "editor" in told:  # else as it was when it was last painted on
             visit.layers = (told["editor"] or {}).get("layers") or []
-        shaping = {
-            name: bool(told[name]) if name in ("largest", "invert") else int(told[name] or 0) for name in SHAPING
-        }
-        steering = Steering(**shaping | visits.strokes(visit.layers, picture.size))  # type: ignore[arg-type]
-        return settled, files, steering, (told["model"], tuple(told["lora"] or ()))
+        steering = Steering(**{name: told[name] for name in SHAPING} | visits.strokes(visit.layers, picture.size))
+        return settled, files, steering if steering.settings() else None, self.choice(told)
+
+    def choice(self, told: dict[Any, Any]) -> Choice:
+        one, setup = Choice(told["model"], told["vae"] or "", tuple(told["lora"] or ())), self.setup
+        if one.model not in setup.models or one.vae not in ("", setup.vae) or {*one.loras} - {*setup.loras}:
+            raise ValueError("the model, its VAE and its LoRAs are those that the command line named")
+        return one
 
     def take_photo(self, visit: Visit, told: dict[Any, Any]) -> Iterator[Any]:
         photo = told["photo"]
@@ -314,11 +280,12 @@ class Page:
             return
         if visit.photo:
             visit.take(None)
-            yield dict.fromkeys(("editor", "tinted", "heat")) | {"mask_said": said("")}
+            yield dict.fromkeys(("editor", "tinted", "heat", "places")) | {"mask_said": said("")}
         if photo:
             visit.take(Path(photo[0]), photo[1])
             picture = visits.reduced(visit.at_hand[1], visits.LONGEST)
             yield {"editor": {"background": picture, "layers": [], "composite": None}, "status": said("")}
+            yield from self.show_places(visit, told)
 
     def take_example(self, visit: Visit, told: dict[Any, Any]) -> Iterator[Any]:
         if told["example"]:
@@ -332,6 +299,7 @@ class Page:
         values, made = values or {}, dict[Any, Any]()
         for name in GIVEN:
             made[name] = self.update(visible=name in blank.given, **({"value": values[name]} if name in values else {}))
+        made |= {name: self.update(visible="points" in blank.given) for name in ("places", "back")}
         for key in self.options:
             shown = kind_of(blank.options.get(key[0])) == key
             value = values.get(key[0], blank.settings.get(key[0]))
@@ -339,27 +307,32 @@ class Page:
         made |= {name: values[name] for name in SHAPING if name in values}
         made |= {"about": about(told["method"]), "mask_from": self.update(visible=blank.steerable)}
         made["inversion"] = self.update(visible=bool(blank.system.inversion), value=inversion)
+        made["regions"] = self.update(visible=False)
         yield made
 
     def take_settings(self, visit: Visit, told: dict[Any, Any]) -> Iterator[Any]:
         if told["settings"]:
-            yield from self.settings(visit, visits.settings_of(Path(told["settings"])))
+            yield from self.settings(visit, Path(told["settings"]))
 
-    def settings(self, visit: Visit, found: Any) -> Iterator[Any]:
-        (method, inversion, mask), values = found
+    def settings(self, visit: Visit, picture: Path) -> Iterator[Any]:
+        (method, inversion, mask), values = visits.settings_of(picture)
         told = {"method": method, "inversion": inversion, "mask_from": mask}
         if method not in self.methods:
             raise ValueError(f"these settings are of {method}, which does not run on this model")
         for made in self.take_method(visit, told, values):
             yield made | {"method": method, "mask_from": self.update(value=mask), "status": said("Settings taken.")}
 
-    def take_point(self, visit: Visit, told: dict[Any, Any], event: Any) -> Iterator[Any]:
+    def take_place(self, visit: Visit, told: dict[Any, Any]) -> Iterator[Any]:
         """Clicks into the picture: a place, then where it goes, and so on."""
-        if "points" in blank_plan(told["method"]).given and isinstance(event.index, list | tuple):
-            x, y = event.index[:2]
-            before = (told["points"] or "").strip()
-            joint = "" if not before else "=>" if before.count("=>") <= before.count(";") else "; "
-            yield {"points": f"{before}{joint}{x:g},{y:g}"}
+        place = visits.clicked(visit.at_hand[1], told["index"])
+        yield {"points": visits.points_of([*visits.places_of(told["points"]), place])}
+
+    def drop_place(self, visit: Visit, told: dict[Any, Any]) -> Iterator[Any]:
+        yield {"points": visits.points_of(visits.places_of(told["points"])[:-1])}
+
+    def show_places(self, visit: Visit, told: dict[Any, Any]) -> Iterator[Any]:
+        if visit.picture:
+            yield {"places": visits.arrows(visit.picture, visits.places_of(told["points"]))}
 
     # ------------------------------------------------------------ handlers: the mask
 
@@ -367,29 +340,26 @@ class Page:
         """The mask as the controls have it now, from what is known: no model row is paid."""
         try:
             settled, _, steering, _ = self.asked(visit, told)
-        except ValueError:
-            if visit.found is None:  # nothing to look at yet, nothing to complain about
-                return
-            raise
-        try:
-            found = visit.mask(settled, steering, self.studio.sd)
+            if (found := visit.mask(settled, steering, self.studio.sd)) is not None:
+                yield self.masked(visit, found)
         except NeedsModel:
             yield {"mask_said": said(FIND_ANEW, "alert")}
-            return
-        if found is not None:
-            yield self.masked(visit, found)
+        except ValueError:
+            if visit.found is not None:  # else there is nothing to look at yet, nothing to complain about
+                raise
 
     def masked(self, visit: Visit, found: Result | Tensor) -> dict[str, Any]:
-        M = found.latent_mask if isinstance(found, Result) else found
+        """What is shown of a mask, and of each edit's own where a result has several."""
+        M, picture = found.latent_mask if isinstance(found, Result) else found, visit.at_hand[1]
         assert M is not None
-        share = f"{float((M > 0).float().mean()):.1%} of the picture, {int((M > 0).sum())} of {M.numel()} cells."
+        line, heat, each = visits.share_of(M), None, list[Any]()
         if isinstance(found, Result):
-            share = "The two texts do not differ on this picture." if found.verdict == "no difference" else share
-            share += f" UNet rows paid for it: {found.evaluations.get('mask', 0)}."
-        heat = found.heat if isinstance(found, Result) else None
-        picture = visit.at_hand[1]
-        shown = None if heat is None else visits.heat_picture(heat, picture.size)
-        return {"tinted": visits.tinted(picture, M), "heat": shown, "mask_said": said(share)}
+            line = "The two texts do not differ on this picture" if found.verdict == "no difference" else line
+            line += f". UNet rows paid for it: {found.evaluations.get('mask', 0)}"
+            heat = None if found.heat is None else visits.heat_picture(found.heat, picture.size)
+            each = visits.own_parts(found)
+        regions = self.update(value=each, visible=bool(each))
+        return {"tinted": visits.tinted(picture, M), "heat": heat, "mask_said": said(f"{line}."), "regions": regions}
 
     def find(self, visit: Visit, told: dict[Any, Any]) -> Iterator[Any]:
         settled, _, steering, choice = self.asked(visit, told)
@@ -405,38 +375,31 @@ class Page:
         for one in self.running(visit, choice, work):
             if isinstance(one, Ended):
                 visit.found = one.made
-                yield self.masked(visit, one.made) | {self.seed: str(one.made.seed), "status": said(noted(one))}
-            else:
-                yield one
+                one = self.masked(visit, one.made) | {self.seed: str(one.made.seed), "status": said(noted(one))}
+            yield one
 
     # ------------------------------------------------------------ handlers: the edit
 
     def paint(self, visit: Visit, told: dict[Any, Any]) -> Iterator[Any]:
         """The edit under the mask as it is shown; a painted one becomes a file, so that a command can name it."""
         settled, files, steering, choice = self.asked(visit, told)
-        (photo, picture), size, shaping = (
-            visit.at_hand,
-            settled.settings["size"],
-            steering if steering.settings() else None,
-        )
-        if steering.union is not None or steering.subtract is not None:
+        (photo, picture), size, made = visit.at_hand, settled.settings["size"], list[visits.Made]()
+        if visits.painted(steering):
             if not settled.steerable:
                 raise ValueError(f"{settled.method} takes no painted mask: undo the strokes")
             M = visit.mask(settled, steering, self.studio.sd)
             M = M.latent_mask if isinstance(M, Result) else M
             assert M is not None  # painted
-            files["mask"] = visit.mask_file(M)
-            shaping, given = None, settled.given | {"mask": images.read_picture(files["mask"])}
-            settled = replace(settled, given=given)
-        count = int(told["count"] or 1)
-        plans = candidates(settled, count) if count != 1 else [settled]
+            files["mask"], steering = visit.mask_file(M), None
+            settled = replace(settled, given=settled.given | {"mask": images.read_picture(files["mask"])})
+        plans = planned(settled, int(told["count"] or 1), told["others"] or [])
 
         def work(sd: Any, watch: Any) -> Result | None:
-            known = visit.known(sd, size)
+            known, done = visit.known(sd, size), None
             watch.expect(plans, known)
             watch.sees(sd, picture, size, known)
-            done = None
             for one in plans:
+                shaping = steering if one.steerable or one is plans[0] else None  # else it is refused
                 done = execute(one, sd, photo, steering=shaping, reuse=known, watch=watch, bitwise=True)
                 known = [*known, done][-visits.MOST_REUSED :]
                 watch.show(done)
@@ -444,16 +407,18 @@ class Page:
 
         for one in self.running(visit, choice, work):
             if isinstance(one, Result):
-                made = visit.keep(one, files, self.setup.named(choice), about_result(one))
+                about = f"{one.method}, seed {one.seed}, {one.verdict}: {cost_of(one)}"
+                made.append(visit.keep(one, files, self.setup.named(choice), about))
                 found = self.masked(visit, one) if one.latent_mask is not None else {}
-                yield found | self.shown(visit, made) | {self.seed: str(plans[0].settings["seed"])}
-            else:
-                yield {"status": said(noted(one))} if isinstance(one, Ended) else one
+                one = found | self.shown(visit, made[-1]) | {self.seed: str(settled.settings["seed"])}
+            elif isinstance(one, Ended):
+                label = f"Left by {plans[0].method}, right by {plans[-1].method}"
+                sides = self.beside(made[0].picture, made[-1].picture, label) if told["others"] else {}
+                one = sides | {"status": said(noted(one))}
+            yield one
 
-    def running(self, visit: Visit, choice: Choice, work: Callable[[Any, Any], Any]) -> Iterator[Any]:
+    def running(self, visit: Visit, choice: Choice, work: Work) -> Iterator[Any]:
         """A run's looks as updates, whatever else it shows as it comes."""
-        if choice[0] not in self.setup.models or {*choice[1]} - {*self.setup.loras}:
-            raise ValueError("the model and its LoRAs are those that the command line named")
         visit.stop.set()
         visit.stop = stop = type(visit.stop)()
         yield {"status": said("Waiting for the model.")}
@@ -469,80 +434,48 @@ class Page:
         visit.stop.set()
         yield {"status": said("Cancelled."), "preview": self.update(value=None, visible=False)}
 
+    def beside(self, left: Path, right: Path, label: str) -> dict[str, Any]:
+        return {"slider": self.update(value=(str(left), str(right)) if left.exists() else None, label=label)}
+
     def shown(self, visit: Visit, made: visits.Made) -> dict[str, Any]:
         """A result, and all results beside it."""
         visit.shown = made
-        gallery = [(str(one.picture), one.about) for one in visit.made]
-        source = visit.folder / f"{made.picture.stem}-before.png"
-        if not source.exists() and made.source.exists():
-            images.write_picture(images.to_rgb(images.read_picture(made.source)), source)
-        sides = (str(source), str(made.picture)) if source.exists() else None
-        files = [str(one) for one in made.files]
-        told = {"slider": sides, "gallery": gallery, "made_said": said(escape(made.about)), "files": files}
+        results = [(str(one.picture), one.about) for one in visit.made]
+        told = {"gallery": results, "made_said": said(escape(made.about)), "files": [*map(str, made.files)]}
+        told |= self.beside(made.before, made.picture, BESIDE)
         return told | {"command": made.command, "python": made.python}
 
-    def choose(self, visit: Visit, told: dict[Any, Any], event: Any) -> Iterator[Any]:
-        if isinstance(event.index, int) and 0 <= event.index < len(visit.made):
-            made = self.shown(visit, visit.made[event.index])
-            yield {name: one for name, one in made.items() if name != "gallery"}
+    def choose(self, visit: Visit, told: dict[Any, Any]) -> Iterator[Any]:
+        if isinstance(told["index"], int) and 0 <= told["index"] < len(visit.made):
+            made = self.shown(visit, visit.made[told["index"]])
+            del made["gallery"]
+            yield made
 
     def again(self, visit: Visit, told: dict[Any, Any]) -> Iterator[Any]:
-        if visit.shown is None:
-            raise ValueError("there is no result yet")
-        yield from self.settings(visit, visits.settings_of(visit.shown.picture))
+        yield from self.settings(visit, visit.result.picture)
 
     def next(self, visit: Visit, told: dict[Any, Any]) -> Iterator[Any]:
-        if visit.shown is None:
-            raise ValueError("there is no result yet")
-        yield {"photo": str(visit.shown.picture), "status": said("This result is the picture now.")}
+        yield {"photo": str(visit.result.picture), "status": said("This result is the picture now.")}
 
     def whole(self, visit: Visit, told: dict[Any, Any]) -> Iterator[Any]:
-        yield {
-            "files": [str(one) for one in visit.whole().files],
-            "status": said("State and report are among the files."),
-        }
-
-    # ------------------------------------------------------------ handlers: to look closer
+        files = [str(one) for one in visit.whole().files]
+        yield {"files": files, "status": said("State and report are among the files.")}
 
     def words(self, visit: Visit, told: dict[Any, Any]) -> Iterator[Any]:
         photo, _ = visit.at_hand
         if not told["source"]:
             raise ValueError("say in the source what the picture shows: its words are looked for")
-        settled, seen = words_of_a_text(told["source"], size=told.get("size")), Witness()
+        settled, seen = words_of_a_text(told["source"]), Witness()
         shown = chosen_words(told["source"], None)
 
         def work(sd: Any, watch: Any) -> Image.Image:
             watch.expect([settled], [], "encode")
             return word_page(execute_path(settled, sd, photo, watch=watch, witness=seen), seen.looks[0], shown)
 
-        yield from self.page_of(visit, told, work)
-
-    def compare(self, visit: Visit, told: dict[Any, Any]) -> Iterator[Any]:
-        settled, _, _, _ = self.asked(visit, told)
-        photo, _ = visit.at_hand
-        names = list(dict.fromkeys([settled.method, *told["others"]]))
-        if len(names) < 2:
-            raise ValueError("choose at least one other method to compare with")
-        known = {name: one for name, one in settled.given.items() if one not in (None, "")}
-        axes = {"rows": ("method", names), "columns": ("seed", [settled.settings["seed"]])}
-        found = planned(settled.method, **axes, **known)
-
-        def work(sd: Any, watch: Any) -> Image.Image:
-            watch.expect(found.plans, [])
-            return draw_sheet(found, sd, photo, watch=watch).image
-
-        yield from self.page_of(visit, told, work)
-
-    def page_of(self, visit: Visit, told: dict[Any, Any], work: Callable[[Any, Any], Any]) -> Iterator[Any]:
-        for one in self.running(visit, (told["model"], tuple(told["lora"] or ())), work):
+        for one in self.running(visit, self.choice(told), work):
             if isinstance(one, Ended):
-                yield {"sheet": self.update(value=one.made, visible=True), "status": said(noted(one))}
-            else:
-                yield one
-
-    @property
-    def seed(self) -> Any:
-        return next(key for key in self.options if key[0] == "seed")
+                one = {"sheet": self.update(value=one.made, visible=True), "status": said(noted(one))}
+            yield one
 
 
 # ---------------------------------------------------------------- controls
@@ -555,10 +488,9 @@ def kind_of(one: Option | None) -> Any:
 
 def all_options(methods: Sequence[str]) -> dict[Any, Option]:
     """Every option of these methods, of any inversion and any mask, the common ones first."""
-    places = [place for name in methods for place in (SYSTEMS[name].edit,)] + [*INVERSIONS.values(), *MASKS.values()]
     found = {kind_of(one): one for one in COMMON.values()}
-    for place in dict.fromkeys(places):
-        found |= {kind_of(one): one for one in options_of(function_at(place)).values() if kind_of(one) not in found}
+    for place in dict.fromkeys([*(SYSTEMS[name].edit for name in methods), *INVERSIONS.values(), *MASKS.values()]):
+        found = {kind_of(one): one for one in options_of(function_at(place)).values()} | found
     return found
 
 
@@ -577,6 +509,22 @@ def control(gr: Any, one: Option, blank: Any) -> Any:
         return gr.Number(**common, precision=0 if one.type is int else None)
     empty = "; empty: another one" if one.name == "seed" else "; empty: none" if one.none else ""
     return gr.Textbox(**common | {"info": one.about + empty})
+
+
+def gallery(gr: Any, label: str, **more: Any) -> Any:
+    looks = {"columns": 4, "height": "auto", "object_fit": "contain", "buttons": ["download", "fullscreen"]}
+    return gr.Gallery(label=label, interactive=False, **looks, **more)
+
+
+def planned(settled: Plan, count: int, others: Sequence[str]) -> list[Plan]:
+    """The plan and the same by other methods, so far as each takes what is said; each under as many seeds."""
+    usual, plans = blank_plan(settled.method).settings, [settled]
+    if others:
+        known = {name: one for name, one in settled.given.items() if one not in (None, "")}
+        known |= {name: one for name, one in settled.settings.items() if name == "seed" or one != usual.get(name)}
+        names = dict.fromkeys((settled.method, *others))
+        plans += plan_all([{"method": name} | known for name in names])[1:]
+    return plans if count == 1 else [one for each in plans for one in candidates(each, count)]
 
 
 def boxed(one: Option, value: Any) -> Any:
@@ -600,11 +548,7 @@ def trusting_nothing(gr: Any) -> None:
     gr.blocks.Block.async_move_resource_to_block_cache = take_file
     gr.Image.preprocess = uploaded
     for kind in (gr.Slider, gr.Number, gr.Dropdown, gr.CheckboxGroup, gr.Checkbox, gr.Textbox):
-        kind.preprocess = as_it_is
-
-
-def as_it_is(_: Any, value: Any) -> Any:
-    return value
+        kind.preprocess = lambda _, value: value
 
 
 def uploaded(_: Any, payload: Any) -> tuple[str, str] | None:
@@ -619,15 +563,12 @@ def uploaded(_: Any, payload: Any) -> tuple[str, str] | None:
 def examples() -> dict[str, tuple[Path, str, str]]:
     """Scenes that the miniature was made for, as far as they are here: name -> picture, source, target."""
     scenes, shown = find_mini() / "scenes", dict[str, tuple[Path, str, str]]()
-    known = [{"folder": "horse-zebra"} | {side: f"a photo of a {one} on a grass field" for side, one in PAIR.items()}]
-    listed = scenes / "scenes.json"
+    listed, text = scenes / "scenes.json", "a photo of a {} on a grass field"
+    known = [{"folder": "horse-zebra", "source": text.format("horse"), "target": text.format("zebra")}]
     for one in json.loads(listed.read_text(encoding="utf-8")) if listed.exists() else known:
         if (file := scenes / one["folder"] / "source.png").exists():
             shown[one["folder"].replace("-", " to ", 1)] = file, one["source"], one["target"]
     return dict([*shown.items()][:6])
-
-
-PAIR = {"source": "horse", "target": "zebra"}
 
 
 # ---------------------------------------------------------------- words
@@ -667,20 +608,27 @@ def cost_of(one: Result) -> str:
     return f"UNet rows {one.rows} ({rows}), {sum(one.seconds.values()):.1f} s"
 
 
-def about_result(one: Result) -> str:
-    return f"{one.method}, seed {one.seed}, {one.verdict}: {cost_of(one)}"
-
-
 # ---------------------------------------------------------------- the server
 
 
 class Local:
-    """Between Gradio and the browser: the page asks no other machine for anything, and may not."""
+    """Between Gradio and the browser: the page asks no other machine for anything, and may not; nor is anything done
+    that another site's page asks for. here: whether the server is for this machine alone.
+    """
 
-    def __init__(self, app: Any):
-        self.app = app
+    def __init__(self, app: Any, here: bool):
+        self.app, self.here = app, here
+
+    def asked_by_us(self, headers: dict[bytes, bytes]) -> bool:
+        """By the page itself, under a name of this machine: no other name leads here, whatever it resolves to."""
+        host, origin = headers.get(b"host", b""), headers.get(b"origin")
+        named = not self.here or re.fullmatch(OUR_NAMES, host)
+        return bool(named) and origin in (None, b"http://" + host, b"https://" + host)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http" and not self.asked_by_us(dict(scope["headers"])):
+            await send({"type": "http.response.start", "status": 403, "headers": [(b"content-type", b"text/plain")]})
+            return await send({"type": "http.response.body", "body": b"this page answers its own requests alone"})
         if scope["type"] != "http" or scope["path"] != "/":
             return await self.app(scope, receive, send)
         sent: list[Any] = []
@@ -710,11 +658,10 @@ def served(studio: Studio, setup: Setup, host: str = "127.0.0.1", port: int | No
 
         trusting_nothing(gr)
         blocks = Page(studio, setup, folder).build().queue(max_size=20)
-        theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]).set(
-            **COLOURS
-        )
-        app = {"middleware": [Middleware(Local)], "docs_url": None, "redoc_url": None}
-        looks = {"theme": theme, "css": part("page.css"), "footer_links": []}
+        theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+        door = Middleware(Local, host in ("127.0.0.1", "localhost", "::1"))
+        app = {"middleware": [door], "docs_url": None, "redoc_url": None}
+        looks = {"theme": theme, "head": part("page.html"), "footer_links": []}
         limits = {"max_file_size": LARGEST, "strict_cors": True, "share": False, "ssr_mode": False}
         _, url, _ = blocks.launch(
             server_name=host, server_port=port, quiet=True, prevent_thread_lock=True, app_kwargs=app, **looks, **limits

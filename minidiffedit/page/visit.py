@@ -4,6 +4,7 @@ Nothing here knows Gradio. Texts and numbers are what the controls say, by name;
 itself put into its folder. A result's command and Python make the same bytes again.
 """
 
+import re
 import shlex
 import tempfile
 import threading
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ..files import images
@@ -25,11 +26,11 @@ from ..files.states import save_state
 from ..options import Option
 from ..run import GIVEN, Plan, Result, blank_plan, check_same, parts_of, plan
 from ..views.report import coloured, option, reduced, save_report, words
-from .runs import cut
+from .runs import NeedsModel, cut
 
 SHAPING = ("largest", "invert", "dilate", "feather")  # of a Steering, what sliders say
 TINT = (255, 88, 20)
-LONGEST = 1024  # pixels a side of what is shown and painted on
+LONGEST, DRAWN = 1024, 640  # pixels a side of what is shown and painted on, and of what arrows are drawn on
 MOST_MADE, MOST_REUSED = 24, 3
 
 
@@ -42,8 +43,7 @@ class Made:
     about: str
     command: str
     python: str
-    settings: dict[str, Any]
-    source: Path
+    before: Path
     result: Result | None = field(repr=False)
 
 
@@ -54,7 +54,8 @@ class Visit:
         self.folder = Path(tempfile.mkdtemp(dir=folder))
         self.photo: Path | None = None
         self.picture: Image.Image | None = None
-        self.name, self.count, self.stop = "", 0, threading.Event()
+        self.before = self.folder  # the picture as a file that a browser shows
+        self.name, self.count, self.taken, self.stop = "", 0, 0, threading.Event()
         self.found: Result | None = None
         self.layers: list[Image.Image] = []  # what is painted
         self.made: list[Made] = []
@@ -67,6 +68,9 @@ class Visit:
         if photo is not None:
             picture = images.to_rgb(images.read_picture(photo))
             images.working_size(picture.size, 512)
+            self.taken += 1
+            self.before = self.folder / f"before-{self.taken}.png"
+            images.write_picture(picture, self.before)
             self.photo, self.picture, self.name = photo, picture, Path(name or photo.name).name
 
     @property
@@ -78,11 +82,18 @@ class Visit:
             raise ValueError("the picture is no longer here, the server was started anew: choose it again")
         return self.photo, self.picture
 
+    @property
+    def result(self) -> Made:
+        """What is shown. Raises ValueError where there is none."""
+        if self.shown is None:
+            raise ValueError("there is no result yet")
+        return self.shown
+
     def known(self, sd: Any, size: int | None) -> list[Result]:
         """Earlier results on this picture by this model: what still holds of them is not paid twice."""
         found, (_, picture) = [], self.at_hand
         at = images.working_size(picture.size, size or sd.side, sd.factor)
-        latest = [one.result for one in self.made if one.result and one.source == self.photo][-MOST_REUSED:]
+        latest = [one.result for one in self.made if one.result and one.before == self.before][-MOST_REUSED:]
         for one in [self.found, *latest]:
             try:
                 if one is not None:
@@ -92,20 +103,22 @@ class Visit:
                 continue
         return found
 
-    def mask(self, settled: Plan, steering: Steering, sd: Any) -> Result | Tensor | None:
+    def mask(self, settled: Plan, steering: Steering | None, sd: Any) -> Result | Tensor | None:
         """The mask as the controls have it: of the maps that were found, or of a given or painted one the cells alone;
         None where nothing is known. Raises NeedsModel where it must be found anew.
         """
         _, picture = self.at_hand
-        given, painted = settled.given.get("mask"), steering.union is not None or steering.subtract is not None
+        given = settled.given.get("mask")
         if given is None and "mask" in settled.functions and self.found:
             return cut(self.found, settled, steering)
-        if given is None and not painted:
+        if given is None and not painted(steering):
             return None
+        if sd is None:  # another model could not be loaded
+            raise NeedsModel
         at = images.working_size(picture.size, settled.settings["size"] or sd.side, sd.factor)
         cells = torch.zeros(1, 1, at[1] // sd.factor, at[0] // sd.factor)
         M = cells if given is None else images.latent_mask(given, picture.size, at, sd.factor)
-        return steering.at(picture.size, at, sd.factor)(M)
+        return steering.at(picture.size, at, sd.factor)(M) if steering else M
 
     def mask_file(self, M: Tensor) -> Path:
         """A painted mask as a file, by which a command can name it."""
@@ -115,36 +128,32 @@ class Visit:
         return path
 
     def keep(self, done: Result, files: dict[str, Path], model: tuple[Sequence[str], str], about: str) -> Made:
-        """Write a result's picture and mask. files: what the plan was given as files, by name; model: how a command and
+        """Write a result's picture and mask. files: what plans were given as files, by name; model: how a command and
         how Python names it.
         """
         self.count += 1
-        photo, _ = self.at_hand
         path = self.folder / f"{Path(self.name).stem}-edited-{self.count}.png"
-        hashes = {name: model_hash(file) for name, file in files.items() if name in done.plan.given}
+        files = {name: file for name, file in files.items() if name in done.plan.given}
+        hashes = {name: model_hash(file) for name, file in files.items()}
         done.settings.update(hashes)
         record = done.settings | identity(done.sd)
         images.write_picture(done.image, path, metadata(record, prompt_of(record)))
-        beside = [file for file in files.values() if file != photo]
+        beside = [file for file in files.values() if file != self.photo]
         if done.mask and "mask" not in files:
             beside.append(path.with_name(f"{path.stem}-mask.png"))
             images.write_picture(done.mask, beside[-1], MARK)
-        names = {name: file.name for name, file in files.items() if file != photo}
+        names = {name: file.name for name, file in files.items() if file != self.photo}
         texts = command(done, self.name, names, model[0], path.name), python(done, self.name, names, hashes, model[1])
-        made = Made(
-            path, [path, *beside], about, texts[0], f'{texts[1]}done.save("{path.name}")\n', record, photo, done
-        )
-        self.made.append(made)
+        saved = f'{texts[1]}done.save("{path.name}")\n'
+        self.shown = Made(path, [path, *beside], about, texts[0], saved, self.before, done)
+        self.made.append(self.shown)
         for old in self.made[:-MOST_MADE]:
             old.result = None  # its files stay
-        self.shown = made
-        return made
+        return self.shown
 
     def whole(self) -> Made:
         """The result that is shown, with its state and its report page among the files."""
-        one = self.shown
-        if one is None:
-            raise ValueError("there is no result yet")
+        one = self.result
         if one.result is None:
             raise ValueError("only the picture of this result is left: its settings make it again")
         state, page = (one.picture.with_suffix(end) for end in (".safetensors", ".html"))
@@ -152,8 +161,7 @@ class Visit:
             if one.result.inside is None:  # an edit with crop cannot be gone on from
                 save_state(one.result, state)
                 one.files.append(state)
-            kept = state.name if state in one.files else None
-            save_report(one.result, page, picture=self.name, state=kept)
+            save_report(one.result, page, picture=self.name, state=state.name if state in one.files else None)
             one.files.append(page)
         return one
 
@@ -167,20 +175,16 @@ def settle(
     """A plan of what the controls say, and the files that it was given. choices: method, inversion, the mask's source
     ("": its own); said: texts, numbers and files by name. Raises ValueError as `plan` does.
     """
-    method, inversion, mask_from = (one or None for one in choices)
-    blank, files, arguments = (
-        blank_plan(method or "", inversion, (mask_from or "").partition(":")[0]),
-        dict[str, Path](),
-        dict[str, Any](),
-    )
+    method, inversion, mask_from = choices[0] or "", choices[1] or None, choices[2] or None
+    blank = blank_plan(method, inversion, (mask_from or "").partition(":")[0])
+    files, arguments = dict[str, Path](), dict[str, Any]()
     for name in blank.given:
         value = said.get(name)
-        if GIVEN[name].kind in ("mask", "picture"):
-            if value is None and name == "mask" and photo and images.has_hole(photo):
-                value = photo
-            if value is not None:
-                files[name] = Path(value)
-                arguments[name] = images.read_picture(value) if name == "mask" else Path(value)
+        if name == "mask" and value is None and photo and images.has_hole(photo):
+            value = photo
+        if value and GIVEN[name].kind in ("mask", "picture"):
+            files[name] = Path(value)
+            arguments[name] = images.read_picture(value) if name == "mask" else Path(value)
         elif value:
             arguments[name] = value
     for name, one in blank.options.items():
@@ -188,7 +192,7 @@ def settle(
             arguments[name] = typed(one, said[name])
         elif one.none and name in said:
             arguments[name] = None
-    return plan(method or "", inversion=inversion, mask_from=mask_from, **arguments), files
+    return plan(method, inversion=inversion, mask_from=mask_from, **arguments), files
 
 
 def typed(one: Option, value: Any) -> Any:
@@ -207,10 +211,6 @@ def settings_of(path: Path) -> tuple[tuple[str, str, str], dict[str, Any]]:
     settings = settings_in(path)
     if not isinstance(method := settings.get("method"), str):
         raise ValueError("this picture holds no settings of an edit: give one that minidiffedit wrote")
-    return said_by(settings, method)
-
-
-def said_by(settings: dict[str, Any], method: str) -> tuple[tuple[str, str, str], dict[str, Any]]:
     blank, said = blank_plan(method), dict[str, Any]()
     own, mask, name = parts_of(method)
     for given in blank.given:
@@ -230,23 +230,17 @@ def said_by(settings: dict[str, Any], method: str) -> tuple[tuple[str, str, str]
 # ---------------------------------------------------------------- how a result is made again
 
 
-def shaped(done: Result) -> dict[str, Any]:
-    return {name: value for name, value in (done.steering.settings() if done.steering else {}).items()}
-
-
 def command(done: Result, photo: str, files: dict[str, str], model: Sequence[str], output: str) -> str:
     """The command line that writes the same bytes, with the files beside it."""
-    said = words(done, photo, ())
-    for name in files.keys() & {"mask"}:
-        said += option(name, files[name])
-    for name, value in shaped(done).items():
+    said = words(done, photo, ()) + option("mask", files.get("mask"))
+    for name, value in (done.steering.settings() if done.steering else {}).items():
         said += option(name, value)
     return shlex.join([*said, *model, "-o", output])
 
 
 def python(done: Result, photo: str, files: dict[str, str], hashes: dict[str, str], load: str) -> str:
     """The same in Python, but for the line that saves it."""
-    settled, usual, shaping = done.plan, blank_plan(done.plan.method), shaped(done)
+    settled, usual, shaping = done.plan, blank_plan(done.plan.method), done.steering and done.steering.settings()
     said: dict[str, Any] = {n: v for n, v in settled.given.items() if GIVEN[n].kind in ("text", "pairs", "points")}
     said = {name: value for name, value in said.items() if value != usual.given[name]} | files
     said |= {name: v for name, v in settled.settings.items() if v != usual.settings.get(name) or name == "seed"}
@@ -267,32 +261,78 @@ def strokes(layers: Sequence[Image.Image], size: tuple[int, int]) -> dict[str, I
     """What was painted on the picture -> masks of its size: warm colours are added ("union"), cold ones taken away
     ("subtract"); none where nothing was painted.
     """
-    made: dict[str, Image.Image] = {}
+    whole = Image.new("RGBA", layers[0].size if layers else (1, 1))
     for layer in layers:
-        pixels = np.asarray(layer.convert("RGBA")).astype(int)
-        for name, there in (("union", pixels[..., 0] >= pixels[..., 2]), ("subtract", pixels[..., 0] < pixels[..., 2])):
-            inside = (pixels[..., 3] > 127) & there
-            if inside.any():
-                mask = Image.fromarray((255 * inside).astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
-                made[name] = (
-                    mask if name not in made else Image.fromarray(np.maximum(np.asarray(made[name]), np.asarray(mask)))
-                )
-    return made
+        whole.alpha_composite(layer.convert("RGBA").resize(whole.size))
+    pixels = np.asarray(whole)
+    there, warm = pixels[..., 3] > 127, pixels[..., 0] >= pixels[..., 2]
+    inside = {"union": there & warm, "subtract": there & ~warm}
+    made = {name: Image.fromarray((255 * one).astype(np.uint8)) for name, one in inside.items() if one.any()}
+    return {name: mask.resize(size, Image.Resampling.NEAREST) for name, mask in made.items()}
+
+
+def painted(steering: Steering | None) -> bool:
+    return steering is not None and (steering.union is not None or steering.subtract is not None)
 
 
 def tinted(picture: Image.Image, M: Tensor) -> Image.Image:
     """The mask laid over the picture, reduced to what is shown."""
     small = reduced(picture, LONGEST)
-    return Image.composite(
-        Image.new("RGB", small.size, TINT), small, images.grey_picture(M, small.size).point(lambda v: int(0.55 * v))
-    )
+    laid = images.grey_picture(M, small.size).point(lambda v: int(0.55 * v))
+    return Image.composite(Image.new("RGB", small.size, TINT), small, laid)
+
+
+def own_parts(found: Result) -> list[tuple[Image.Image, str]]:
+    """Of several edits in one picture each its own mask over it, with its name and how much it covers."""
+    assert found.source
+    named = zip(found.plan.given.get("edits") or (), getattr(found.found, "each", ()))
+    return [
+        (tinted(found.source, M), f"{source} \N{RIGHTWARDS ARROW} {target}: {share_of(M)}")
+        for (source, target), M in named
+    ]
+
+
+def share_of(M: Tensor) -> str:
+    return f"{float((M > 0).float().mean()):.1%} of the picture, {int((M > 0).sum())} of {M.numel()} cells"
 
 
 def heat_picture(heat: Tensor, size: tuple[int, int]) -> Image.Image:
     """(1, 1, h, w) in [0, 1] in the colours of the report page."""
-    scale = LONGEST / max(LONGEST, *size)
-    at = round(size[0] * scale), round(size[1] * scale)
-    return coloured(heat[0, 0]).convert("RGB").resize(at, Image.Resampling.NEAREST)
+    return reduced(coloured(heat[0, 0]).convert("RGB").resize(size, Image.Resampling.NEAREST), LONGEST)
+
+
+# ---------------------------------------------------------------- places of a drag
+
+
+def places_of(text: str) -> list[tuple[float, float]]:
+    """Every place of "x,y=>x,y; ..." as far as it is written."""
+    return [(float(x), float(y)) for x, y in re.findall(r"(\d+\.?\d*)\s*,\s*(\d+\.?\d*)", text or "")]
+
+
+def points_of(places: Sequence[tuple[float, float]]) -> str:
+    words = [f"{x:g},{y:g}" for x, y in places]
+    return "; ".join("=>".join(words[i : i + 2]) for i in range(0, len(words), 2))
+
+
+def clicked(picture: Image.Image, index: tuple[float, float]) -> tuple[float, float]:
+    """A click on what `arrows` draws -> the place in the picture."""
+    x, y = (min(max(v, 0) * max(picture.size) / DRAWN, side - 1) for v, side in zip(index, picture.size, strict=True))
+    return round(x, 1), round(y, 1)
+
+
+def arrows(picture: Image.Image, places: Sequence[tuple[float, float]]) -> Image.Image:
+    """The picture, DRAWN pixels on its longer side: a dot at each source, an arrow from there to where it goes."""
+    scale = DRAWN / max(picture.size)
+    drawn = picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.BICUBIC)
+    pen, at = ImageDraw.Draw(drawn), [scale * complex(x, y) for x, y in places]
+    for colour, width in (("white", 7), (TINT, 3)):
+        for start in at[::2]:
+            pen.circle((start.real, start.imag), 4 + width, colour)
+        for start, end in zip(at[::2], at[1::2]):
+            back = 20 * (start - end) / max(1, abs(start - end))
+            for tail in (start, end + back * (1 + 0.6j), end + back * (1 - 0.6j)):
+                pen.line((tail.real, tail.imag, end.real, end.imag), colour, width)
+    return drawn
 
 
 def sentence(error: BaseException, hidden: Callable[[str], str] = str) -> str:

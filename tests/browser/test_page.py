@@ -251,6 +251,84 @@ def test_the_scrubber_shows_each_level(sd, visit, page_path):
     assert page.inner_text("#play") == "Play" and page.inner_text("#level-value").startswith("0, t = 0")
 
 
+# ---------------------------------------------------------------- the brush, copies
+
+
+def middle(page, column, row):
+    """The middle of a cell on the screen."""
+    box = page.locator("#overlay").bounding_box()
+    return box["x"] + (column + 0.5) * box["width"] / 10, box["y"] + (row + 0.5) * box["height"] / 8
+
+
+def test_the_brush_paints_cells_which_are_undone_and_saved(sd, visit, page_path):
+    """By mouse and by keyboard, in both kinds; what is painted goes into the PNG and over every slider."""
+    made, page = made_up(sd), visit(page_path)
+    mask = made.latent_mask[0, 0].clone()
+    page.locator("#overlay").scroll_into_view_if_needed()
+    page.mouse.click(*middle(page, 1, 1))
+    assert page.evaluate(CURRENT) == mask.flatten().tolist()  # no brush is chosen
+    page.check("[name=brush][value='1']")
+    assert not page.locator(".by-options").first.is_hidden()
+    page.mouse.move(*middle(page, 1, 1))
+    page.mouse.down()
+    page.mouse.move(*middle(page, 4, 1), steps=12)
+    page.mouse.up()
+    mask[1, 1:5] = 1
+    assert page.evaluate(CURRENT) == mask.flatten().tolist()
+    assert page.locator(".by-options").first.is_hidden()  # options alone say no brush
+    after_one = mask.clone()
+    page.check("[name=brush][value='0']")
+    page.locator("#brush-size").fill("3")
+    page.mouse.click(*middle(page, 9, 7))  # at a corner: what lies outside is nothing
+    mask[6:8, 8:10] = 0
+    page.mouse.click(*middle(page, 5, 4))
+    mask[3:6, 4:7] = 0
+    assert page.evaluate(CURRENT) == mask.flatten().tolist()
+    assert torch.equal(latent_mask(saved_png(page), (93, 75), (80, 64))[0, 0], mask)
+    page.evaluate("minidiffedit.choose({threshold: 0.1})")
+    assert page.evaluate(CURRENT)[4 * 10 + 5] == 0  # what is painted stays
+    page.evaluate("minidiffedit.choose(minidiffedit.start)")
+    page.click("#undo")
+    page.click("#undo")
+    assert page.evaluate(CURRENT) == after_one.flatten().tolist()
+    page.locator("#brush-size").fill("1")
+    page.check("[name=brush][value='1']")
+    page.focus("#overlay")
+    page.keyboard.press("ArrowLeft")
+    assert page.inner_text("#said") == "Column 5 of 10, row 5 of 8."
+    page.keyboard.press("Space")
+    after_one[4, 4] = 1
+    assert page.evaluate(CURRENT) == after_one.flatten().tolist()
+    page.click("#reset")
+    assert page.evaluate(CURRENT) == made.latent_mask.flatten().tolist()
+
+
+def test_axe_finds_nothing_while_the_brush_is_in_hand(visit, page_path):
+    page = visit(page_path, bypass_csp=True)
+    page.check("[name=brush][value='1']")
+    page.focus("#overlay")
+    page.keyboard.press("ArrowLeft")
+    found = Axe().run(page)
+    assert found.violations_count == 0, found.generate_report()
+
+
+def test_commands_are_copied_by_a_button(visit, page_path):
+    """Where the browser lets a file write to its clipboard, and where it does not."""
+    page = visit(page_path)
+    names = page.locator("button.copy:visible").evaluate_all("all => all.map(b => b.ariaLabel)")
+    assert len(names) == page.locator("pre:visible").count() >= 2 and len({*names}) == len(names)
+    button, command = page.locator("button.copy").first, page.locator("pre").first.text_content()
+    page.evaluate("() => { navigator.clipboard.writeText = async (text) => { window.copied = text; }; }")
+    button.click()
+    expect(button).to_have_text("Copied")
+    assert page.evaluate("copied") == command and command.startswith("minidiffedit ")
+    expect(button).to_have_text("Copy", timeout=5000)
+    page.evaluate("() => { navigator.clipboard.writeText = async () => { throw new Error('not allowed'); }; }")
+    button.click()
+    expect(button).to_have_text("Marked: copy it by the keyboard")
+    assert page.evaluate("getSelection().toString()").strip() == command.strip()
+
+
 # ---------------------------------------------------------------- the mask as a file, the command lines
 
 
