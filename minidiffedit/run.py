@@ -1062,7 +1062,8 @@ def changed(old: Plan, changes: dict[str, Any], mask: Any = None) -> tuple[Plan,
     method = old.method if changes.get("inversion") is None else "+".join(filter(None, parts_of(old.method)[1:]))
     fresh = blank_plan(method, changes.get("inversion"))  # another inversion has other options
     wanted = {*fresh.needs} - {*old.needs}  # "", where a text may be left out, is none that was given
-    given = {n: one for n, one in old.given.items() if n in fresh.given and (one or n not in wanted) and n != "mask"}
+    unsaid = {name for name in wanted if isinstance(one := old.given.get(name), str) and not one}
+    given = {name: one for name, one in old.given.items() if name in fresh.given and name not in unsaid | {"mask"}}
     arguments = {**given, **{name: value for name, value in old.settings.items() if name in fresh.options}, **changes}
     mask = old.given.get("mask") if kept else mask  # None in a plan that was read from a file
     return plan(method, mask=mask, **arguments), kept

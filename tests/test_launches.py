@@ -59,6 +59,7 @@ def expected(config, texts, fused, again):
     return resblock * resblocks + shortcuts + up + transformer * transformers + resizing + time + 4 + repeated
 
 
+@pytest.mark.skipif(torch.__version__ < (2, 13), reason="counted on 2.13; older releases take some products apart")
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("texts", [1, 2])
 @pytest.mark.parametrize("config", [UNetConfig(), tiny.UNET], ids=["SD v1", "tiny"])

@@ -94,9 +94,12 @@ def test_each_mistake_is_seen(name, monkeypatch):
     assert grown(encoding(FEW, module=module), encoding(MANY, module=module))
 
 
+NEW = pytest.mark.skipif(torch.__version__ < (2, 13), reason="2.3 shows no operation in it that could be known")
+
+
 @pytest.mark.parametrize("call", [
     lambda x: bool(x.any()), lambda x: x.max().item(), lambda x: float(x[0]), lambda x: x.tolist(),
-    lambda x: x[x > 0], lambda x: x.nonzero(), lambda x: torch.tensor([3], device=x.device), lambda x: x.cpu(),
+    pytest.param(lambda x: x[x > 0], marks=NEW), lambda x: x.nonzero(), lambda x: torch.tensor([3], device=x.device), lambda x: x.cpu(),
     lambda x: torch.as_tensor(3, device=x.device), lambda x: x.numpy(),
 ])  # fmt: skip
 def test_what_waits_is_seen(call):
