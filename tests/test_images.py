@@ -619,9 +619,8 @@ def test_paint_of_one_colour_on_nothing_may_mean_either(tmp_path):
         with pytest.raises(ValueError, match="on nothing: is the paint edited or the rest"):
             images.latent_mask(tmp_path / "m.png", PICTURE, WORKING)
     layer.paste((255, 255, 255, 255), (48, 40, 120, 80))
-    assert images.read_mask(layer)[60, 60] == 1 and images.read_mask(layer).mean() == pytest.approx(
-        72 * 40 / (200 * 160)
-    )
+    read = images.read_mask(layer)
+    assert read[60, 60] == 1 and read.mean() == pytest.approx(72 * 40 / (200 * 160))
     hole = Image.new("RGBA", (200, 160), (255, 0, 0, 255))
     hole.paste((0, 0, 0, 0), (48, 40, 120, 80))
     np.testing.assert_array_equal(images.read_mask(hole), images.read_mask(layer))

@@ -99,8 +99,8 @@ NEW = pytest.mark.skipif(torch.__version__ < (2, 13), reason="2.3 shows no opera
 
 @pytest.mark.parametrize("call", [
     lambda x: bool(x.any()), lambda x: x.max().item(), lambda x: float(x[0]), lambda x: x.tolist(),
-    pytest.param(lambda x: x[x > 0], marks=NEW), lambda x: x.nonzero(), lambda x: torch.tensor([3], device=x.device), lambda x: x.cpu(),
-    lambda x: torch.as_tensor(3, device=x.device), lambda x: x.numpy(),
+    pytest.param(lambda x: x[x > 0], marks=NEW), lambda x: x.nonzero(), lambda x: x.cpu(), lambda x: x.numpy(),
+    lambda x: torch.tensor([3], device=x.device), lambda x: torch.as_tensor(3, device=x.device),
 ])  # fmt: skip
 def test_what_waits_is_seen(call):
     assert sum(counted(lambda: call(torch.ones(3))).values()) == 1
