@@ -91,8 +91,9 @@ def read_a1111(text: str) -> Parts:
         elif opened["["] and part == "]":
             weigh("[", 1 / 1.1)
         else:
-            for i, one in enumerate(re.split(r"(?<!\s)\s*\bBREAK\b\s*", part)):
-                parts += [(None, 1.0)] * (i > 0) + [(one, 1.0)]
+            first, *others = re.split(r"\bBREAK\b", part)
+            parts += [(first.rstrip() if others else first, 1.0)]
+            parts += [one for text in others for one in ((None, 1.0), (text.strip(), 1.0))]
     for bracket, factor in (("(", 1.1), ("[", 1 / 1.1)):  # those never closed hold to the end
         while opened[bracket]:
             weigh(bracket, factor)

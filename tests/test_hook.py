@@ -461,7 +461,8 @@ def test_all_kinds_load_from_both_layouts(write, channels, tmp_path, monkeypatch
 
 MISTAKES = {
     "the branch seen with its residual": (
-        "unet", "self.conv_shortcut(x) + hooks.feature(self.site, h)", "hooks.feature(self.site, self.conv_shortcut(x) + h)",
+        "unet", "self.conv_shortcut(x) + hooks.feature(self.site, h)",
+        "hooks.feature(self.site, self.conv_shortcut(x) + h)",
         test_branches_are_seen_before_their_residual_and_blocks_before_they_become_skips,
     ),
     "a skip taken before its block is seen": (

@@ -113,7 +113,7 @@ BLIND = {
         "options", "seed", lambda patch: patch.setattr(kinds, "whole", lambda *_: {}["a bug"])
     ),
     "all is pasted": ("methods", "mask: half", paste_everything),
-    "any text's path": ("methods", " after ", any_texts_path),
+    "any text's path": ("methods", "-inversion after ", any_texts_path),
 }  # fmt: skip
 
 
