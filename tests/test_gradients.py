@@ -78,6 +78,7 @@ def kept(large, monkeypatch):
     return total
 
 
+@pytest.mark.skipif(torch.__version__ < (2, 4), reason="before 2.4 nothing is computed again on the meta device")
 def test_less_is_kept(monkeypatch):
     without, with_it = kept(NEVER, monkeypatch), kept(LARGE, monkeypatch)
     print(f"{with_it / 2**30:.2f} GiB kept, {without / 2**30:.2f} without")

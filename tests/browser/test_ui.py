@@ -238,7 +238,7 @@ def test_a_run_is_cancelled_at_the_next_call(server, come):
     expect(page.locator("#part-status progress")).to_be_visible(timeout=60_000)
     expect(page.locator("#part-status")).to_contain_text("s left", timeout=60_000)
     press(page, "Cancel")
-    status(page, "Cancelled", 60)
+    status(page, "Cancelled", 15)
     page.locator("#option-steps-int input").first.fill("10")
     paint(page, "(mask 4, encode 8, decode 16)")
 
