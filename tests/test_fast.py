@@ -205,6 +205,7 @@ def test_a_decoder_that_overflows_float16_decodes_in_bfloat16(folder, low_memory
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_more_sizes_than_torchs_own_limit(fresh_compiler):
     unet, text = fast.CompiledUNet(small_unet(ONE_LEVEL), backend="eager"), latent(1, 77, 24, dtype=torch.float32)
     for side in range(2, 12):

@@ -106,6 +106,7 @@ def test_haze_changes_nothing_visible(haze):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_grey_on_the_miniature():
     """The figures of files/README.md: the share of white's way that grey .5 moves the latent, in its cells."""
     from pathlib import Path
