@@ -373,7 +373,7 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=40, metavar="N", help="how many (%(default)s)")
     parser.add_argument("--steps", type=int, default=0, metavar="N", help="of each method in the matrix (its default)")
     parser.add_argument(
-        "--numbers", default="0,1,2", metavar="N,N,N", help="scenes of gallery and losses (%(default)s)"
+        "--numbers", default="4,7,9", metavar="N,N,N", help="scenes of gallery and losses (%(default)s)"
     )
     parser.add_argument("--only", nargs="+", metavar="METHOD", help="of the methods with a loss (all)")
     parser.add_argument("--wide", type=int, default=10, metavar="N", help="pictures in its lines (%(default)s)")
