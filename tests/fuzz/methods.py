@@ -715,7 +715,7 @@ class Rows:
         for method in self.some(self.base, 30):
             row = {"image": "in.png", "output": "b.png", "method": method, **self.arguments(method)}
             for name, value, expect in (
-                ("steps", 2, "done"), (self.rng.choice(sorted({*every} - own_options(method))), 1, "refused"),
+                ("steps", 2, "done" if "steps" in own_options(method) else "refused"), (self.rng.choice(sorted({*every} - own_options(method))), 1, "refused"),
                 (self.rng.choice(sorted(SOUND.keys() - takes(method).keys() - {*TEXTS})), "x", "refused"),
             ):  # fmt: skip
                 content = manifests.FIRST + json.dumps(row | {name: value}).encode() + b"\n"
