@@ -253,7 +253,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--model", type=named, metavar="MODEL", help=about)
     group.add_argument("--vae", type=named, metavar="VAE", help="another VAE for it: file, folder or hub id")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (%(default)s)")
-    about = "to compute in (%(default)s: float16 on CUDA, bfloat16 for full size on a CPU with AMX, else float32)"
+    about = "to compute in (%(default)s: float16 on CUDA, bfloat16 at full size on CPUs that multiply it, else float32)"
     group.add_argument("--dtype", default="auto", choices=("auto", "float32", "float16", "bfloat16"), help=about)
     about = "which kernel (%(default)s: the faster one; sdpa is torch's, triton our own, for CUDA)"
     group.add_argument("--attention", default="auto", choices=("auto", "sdpa", "triton"), help=about)

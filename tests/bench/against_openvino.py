@@ -74,6 +74,7 @@ class OpenVINO:
         self.plain, self.made, self.dtype = sd.unet, dict[tuple[int, ...], Any](), sd.dtype
         self.config, self.conv_in = sd.unet.config, SimpleNamespace(weight=torch.empty(0, dtype=sd.dtype))
         self.hint = {"bfloat16": "bf16", "float16": "f16"}.get(args.dtype, "f32")
+        self.counters = args.counters
 
     def build(self, x: Any, t: Any, text: Any) -> Any:
         import openvino
@@ -90,7 +91,7 @@ class OpenVINO:
         self.plain.float()
         model = openvino.convert_model(Traced(self.plain), example_input=(x, t, text))
         model.reshape({i: list(one.shape) for i, one in enumerate((x, t, text))})
-        options = {"INFERENCE_PRECISION_HINT": self.hint, "PERFORMANCE_HINT": "LATENCY"}
+        options = {"INFERENCE_PRECISION_HINT": self.hint, "PERFORMANCE_HINT": "LATENCY", "PERF_COUNT": self.counters}
         return openvino.Core().compile_model(model, "CPU", options)
 
     def __call__(self, x: Any, t: int, text: Any, *hooks: Any) -> Any:
@@ -102,6 +103,33 @@ class OpenVINO:
             self.made[shape] = self.build(*given)
         (out,) = self.made[shape]([one.numpy() for one in given]).values()
         return torch.from_numpy(out.copy()).to(self.dtype)
+
+
+def counters(args: argparse.Namespace) -> None:
+    """Prints where the time of one row goes, by kind of operation: ours by torch's profiler, then OpenVINO's count."""
+    import torch
+    from torch.profiler import profile
+
+    from minidiffedit import StableDiffusion
+
+    sd = StableDiffusion.load(args.weights, device="cpu", dtype=args.dtype)
+    x, text = torch.randn(1, 4, args.size // sd.factor, args.size // sd.factor), sd.text(["a horse"])
+    with torch.no_grad():
+        for _ in range(3):
+            sd.eps(x, 481, [text])
+        with profile() as seen:
+            sd.eps(x, 481, [text])
+        print(seen.key_averages().table(sort_by="self_cpu_time_total", row_limit=14, max_name_column_width=60))
+        peer = OpenVINO(sd, args)
+        given = x, torch.full((1,), 481), text.float()
+        request = peer.build(*given).create_infer_request()
+        found: dict[str, float] = {}
+        for _ in range(3):
+            request.infer([one.numpy() for one in given])
+        for one in request.get_profiling_info():
+            found[one.node_type] = found.get(one.node_type, 0) + 1e3 * one.real_time.total_seconds()
+    for kind, spent in sorted(found.items(), key=lambda item: -item[1])[:8]:
+        print(f"OpenVINO  {kind:20} {spent:8.1f} ms")
 
 
 # ---------------------------------------------------------------- in turn
@@ -159,6 +187,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=6, help="(%(default)s)")
     parser.add_argument("--only", nargs="+", default=list(TASKS), choices=TASKS)
     parser.add_argument("--sides", nargs="+", default=["ours"], choices=["ours", "compiled"])
+    parser.add_argument("--counters", action="store_true", help="only where the time of one row goes")
     parser.add_argument("--no-busy", action="store_true", help="leave out C7")
     parser.add_argument("--weights", type=Path, metavar="DIR", help="a model's folder, in place of random weights")
     parser.add_argument("--json", type=Path, metavar="FILE")
@@ -176,6 +205,9 @@ def main() -> int:
         if not args.weights:
             args.weights = Path(temporary) / "weights"
             write_folder(args.weights)
+        if args.counters:
+            counters(args)
+            return 0
         where = f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.2f}, {args.size} px"
         print(f"{time.strftime('%F %T')}, {where}", flush=True)
         sides = {name: Side(name, args, Path(temporary)) for name in (*args.sides, "openvino")}
