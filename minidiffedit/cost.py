@@ -23,7 +23,9 @@ from .checkpoint import build
 from .diffedit import default_chunk
 from .fast import decode_by_rows
 from .files.images import read_mask
-from .run import GIVEN, Plan, Result, blank_plan, execute, execute_without_picture, function_at, inputs_of, plan
+from .plans import GIVEN, Plan, blank_plan, function_at, inputs_of, plan
+from .result import Result
+from .run import execute, execute_without_picture
 from .unet import UNetConfig
 
 CELLS = 8  # a side of the latent that is counted on

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 
 from .ddim import real, whole
 
-HANDLES = ("record", "earlier", "told")  # keyword-only too, but the runner's: see run.py
+HANDLES = ("record", "earlier", "told")  # keyword-only too, but the runner's: see job.py
 
 
 class Within(NamedTuple):

@@ -3,6 +3,7 @@
 import inspect
 import json
 import re
+from pathlib import Path
 
 import pytest
 import test_cost
@@ -109,17 +110,17 @@ def test_the_methods_command_and_the_page_come_from_it(capsys):
     assert cli.main(["methods", "masactrll"]) == 1 and "did you mean 'masactrl'" in capsys.readouterr().err
     assert cli.main(["methods", "--markdown"]) == 0
     table = capsys.readouterr().out.strip()
-    page = (R.pathlib.Path(R.__file__).parent / "methods" / "README.md").read_text()
+    page = (Path(R.__file__).parent / "methods" / "README.md").read_text()
     assert table in page, "minidiffedit/methods/README.md: put the output of `minidiffedit methods --markdown` in"
 
 
 def test_the_rows_that_are_stored_are_those_of_the_table():
-    stored = json.loads((R.pathlib.Path(R.__file__).parent / "data" / "rows.json").read_text())
+    stored = json.loads((Path(R.__file__).parent / "data" / "rows.json").read_text())
     assert stored.keys() == {repr(system) for system in SYSTEMS.values() if system.edit}, "run `make table`"
 
 
 @pytest.mark.slow
 def test_the_rows_that_are_stored_are_counted():
-    stored = json.loads((R.pathlib.Path(R.__file__).parent / "data" / "rows.json").read_text())
+    stored = json.loads((Path(R.__file__).parent / "data" / "rows.json").read_text())
     assert stored == {repr(system): rows_at_defaults(name) for name, system in SYSTEMS.items() if system.edit}
     assert all(stored.values())

@@ -16,7 +16,8 @@ from ..progress import progress as progress
 
 if TYPE_CHECKING:
     from ..options import Option
-    from ..run import Plan, Result
+    from ..plans import Plan
+    from ..result import Result
 
 LONGEST_LINE = 800  # characters of an error or a warning
 MOST_SHOWN = 20  # options that a command's help shows, rare ones among them
@@ -89,7 +90,7 @@ def shorten(parser: argparse.ArgumentParser, words: list[str]) -> None:
 def asked_plan(words: list[str]) -> "Plan":
     """The method that the words name, with its defaults; without --method the first that takes what is given."""
     from ..methods.table import SYSTEMS
-    from ..run import GIVEN, blank_plan, check_takes_picture
+    from ..plans import GIVEN, blank_plan, check_takes_picture
 
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--method")
@@ -127,7 +128,7 @@ def add_mask_from(parser: Any) -> None:
 
 
 def add_given(parser: Any, settled: "Plan", needed: bool = True) -> None:
-    from ..run import GIVEN
+    from ..plans import GIVEN
 
     for name in settled.given:
         kind, about = GIVEN[name]
@@ -172,7 +173,7 @@ def parsed(one: "Option") -> Callable[[str], Any]:
 def arguments(args: argparse.Namespace, settled: "Plan") -> dict[str, Any]:
     """What was given and told, by name, masks and pictures opened."""
     from ..files.images import read_picture
-    from ..run import GIVEN
+    from ..plans import GIVEN
 
     opened: dict[str, Any] = {"mask": open_mask, "picture": read_picture}
     named = vars(args).items()
@@ -192,7 +193,7 @@ def together(plans: "Sequence[Plan]") -> "Plan":
 
 
 def settled_plan(args: argparse.Namespace) -> "Plan":
-    from ..run import blank_plan, plan
+    from ..plans import blank_plan, plan
 
     names = {"inversion": args.inversion, "mask_from": getattr(args, "mask_from", None)}
     return plan(args.method, **names, **arguments(args, blank_plan(args.method, **names)))
@@ -332,7 +333,7 @@ def model_configs(args: argparse.Namespace) -> dict[str, Any] | None:
 def check_weights(args: argparse.Namespace, plans: "Iterable[Plan]", configs: dict[str, Any] | None) -> None:
     """Refuse, before any weights are read, a method that needs another kind of them; configs: of `model_configs`."""
     from ..files.configs import kind_of
-    from ..run import check_fits
+    from ..plans import check_fits
 
     for one in plans if configs else ():
         assert configs

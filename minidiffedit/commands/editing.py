@@ -44,7 +44,8 @@ from .common import (
 )
 
 if TYPE_CHECKING:
-    from ..run import Plan, Result
+    from ..plans import Plan
+    from ..result import Result
 
 
 def add_edit(parser: argparse.ArgumentParser, words: list[str]) -> None:
@@ -71,7 +72,7 @@ def liked(words: list[str]) -> dict[str, Any]:
     known, _ = early.parse_known_args(words)
     if known.like is None:
         return {}
-    from ..run import parts_of
+    from ..plans import parts_of
 
     settings = settings_in(known.like)
     if not isinstance(method := settings.get("method"), str):
@@ -85,7 +86,7 @@ def take(parser: argparse.ArgumentParser, settled: "Plan", settings: dict[str, A
     """Make settings of an earlier run the parser's defaults, but for what the words say themselves; where it was one of
     another method, what differs from that one's defaults.
     """
-    from ..run import GIVEN, blank_plan
+    from ..plans import GIVEN, blank_plan
 
     said = {word.partition("=")[0].replace("--no-", "--") for word in words}
     plain = {name for name in settled.given if GIVEN[name].kind in ("text", "pairs", "points")}
@@ -154,7 +155,7 @@ def add_running(parser: argparse.ArgumentParser) -> None:
 
 
 def add_resume(parser: argparse.ArgumentParser, words: list[str]) -> None:
-    from ..run import blank_plan
+    from ..plans import blank_plan
 
     parser.add_argument("state", type=Path, metavar="STATE", help="what `edit --save-state` wrote")
     add_output(parser, "the edited picture (default: NAME-resumed.png here)")
@@ -182,7 +183,8 @@ def saved_plan(words: list[str]) -> "Plan | None":
 
 
 def add_mask(parser: argparse.ArgumentParser, words: list[str]) -> None:
-    from ..run import COMMON, CROPS, INPUTS, function_at, inputs_of, options_of
+    from ..options import options_of
+    from ..plans import COMMON, CROPS, INPUTS, function_at, inputs_of
 
     settled = asked_plan(words)
     if "mask" not in settled.functions:
@@ -204,7 +206,7 @@ def add_mask(parser: argparse.ArgumentParser, words: list[str]) -> None:
 
 
 def add_generate(parser: argparse.ArgumentParser, words: list[str]) -> None:
-    from ..run import blank_plan
+    from ..plans import blank_plan
 
     parser.add_argument("target", metavar="TEXT", help="what to show")
     add_output(parser, "the picture (default: generated.png here)")
@@ -229,7 +231,8 @@ def pixels(text: str) -> int:
 
 
 def run_edit(args: argparse.Namespace) -> dict[str, Any]:
-    from ..run import blank_plan, execute
+    from ..plans import blank_plan
+    from ..run import execute
 
     take_hole(args, blank_plan(args.method, args.inversion))
     settled = settled_plan(args)
@@ -254,7 +257,8 @@ def run_edit(args: argparse.Namespace) -> dict[str, Any]:
 
 def run_resume(args: argparse.Namespace) -> dict[str, Any]:
     from ..files.states import load_state, plan_of, read_record, shows_source
-    from ..run import changed, resume
+    from ..plans import changed
+    from ..run import resume
 
     header, record = read_record(args.state)
     name_model(args, record)

@@ -15,7 +15,8 @@ from .. import cost
 from ..files.images import working_size, write_whole
 
 if TYPE_CHECKING:
-    from ..run import Plan, Result
+    from ..plans import Plan
+    from ..result import Result
 
 MOST = 500  # rates kept, the latest
 

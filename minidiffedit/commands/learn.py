@@ -11,7 +11,8 @@ LEARNS = "lora:lora"
 
 
 def add_learn(parser: argparse.ArgumentParser, words: list[str]) -> None:
-    from ..run import COMMON, function_at, options_of
+    from ..options import options_of
+    from ..plans import COMMON, function_at
 
     add_image(parser, "the weights (.safetensors; default: NAME-lora.safetensors here)", ".safetensors")
     parser.add_argument("--source", metavar="TEXT", default="", help="what the picture shows")
@@ -28,7 +29,8 @@ def run_learn(args: argparse.Namespace) -> dict[str, Any]:
 
     from ..files.images import read_picture, to_rgb, to_tensor, working_size, write_whole
     from ..files.results import MADE_BY, free
-    from ..run import COMMON, check_given, function_at, options_of
+    from ..options import options_of
+    from ..plans import COMMON, check_given, function_at
 
     options, source = options_of(function_at(LEARNS)), check_given("source", args.source)
     args.seed = secrets.randbelow(2**32) if args.seed is None else args.seed

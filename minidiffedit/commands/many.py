@@ -139,7 +139,7 @@ OURS = ("summary.json", "summary.png")
 
 
 def add_eval(parser: argparse.ArgumentParser, words: list[str]) -> None:
-    from ..run import blank_plan, check_takes_picture
+    from ..plans import blank_plan, check_takes_picture
 
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--methods", nargs="+", default=["diffedit"])
@@ -175,7 +175,7 @@ def run_eval(args: argparse.Namespace) -> dict[str, Any]:
     from ..files.states import fingerprint
     from ..many.datasets import open_dataset
     from ..many.evaluate import evaluate, grid, load_networks, plot, pyplot, realism, summarise, write_json
-    from ..run import blank_plan
+    from ..plans import blank_plan
 
     if "fid" in args.metrics and not args.save_pictures:
         raise ValueError("fid compares saved pictures: add --save-pictures")

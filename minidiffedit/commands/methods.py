@@ -40,7 +40,7 @@ def rows_of(name: str, system: Any) -> int:
 def row_of(name: str) -> dict[str, Any]:
     """One system as plain values; rows at the defaults, None where it does not run."""
     from ..methods.table import SYSTEMS
-    from ..run import blank_plan, known_system
+    from ..plans import blank_plan, known_system
 
     system = known_system(name)
     needs = list(blank_plan(name).needs) if system.edit else []
@@ -58,7 +58,7 @@ def row_of(name: str) -> dict[str, Any]:
 
 def details(name: str) -> dict[str, Any]:
     """What the signatures and docstrings say."""
-    from ..run import GIVEN, blank_plan, function_at, known_system
+    from ..plans import GIVEN, blank_plan, function_at, known_system
 
     if not known_system(name).edit:
         return {"about": "", "functions": {}, "given": {}, "options": {}}

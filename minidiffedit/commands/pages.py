@@ -42,7 +42,7 @@ from .common import (
 from .editing import load_named, name_model
 
 if TYPE_CHECKING:
-    from ..run import Plan
+    from ..plans import Plan
 
 
 def add_sheet(parser: argparse.ArgumentParser, words: list[str]) -> None:
@@ -62,7 +62,7 @@ def add_sheet(parser: argparse.ArgumentParser, words: list[str]) -> None:
 
 def sheet_plan(words: list[str]) -> "Plan":
     """The method, or of an axis of methods all together."""
-    from ..run import blank_plan, check_takes_picture
+    from ..plans import blank_plan, check_takes_picture
 
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--rows", type=axis)
@@ -74,7 +74,7 @@ def sheet_plan(words: list[str]) -> "Plan":
 
 
 def add_figure(parser: argparse.ArgumentParser, words: list[str]) -> None:
-    from ..run import blank_plan
+    from ..plans import blank_plan
 
     parser.add_argument(
         "name",
@@ -130,7 +130,7 @@ def check_height(args: argparse.Namespace) -> None:
 
 def run_sheet(args: argparse.Namespace) -> dict[str, Any]:
     from ..files.images import write_picture
-    from ..run import blank_plan
+    from ..plans import blank_plan
     from ..views.previews import check_folder
     from ..views.sheet import costs, draw_sheet, planned, value
 
@@ -193,7 +193,7 @@ def run_candidates(args: argparse.Namespace, settled: "Plan") -> dict[str, Any]:
 
 
 def run_figure(args: argparse.Namespace) -> dict[str, Any]:
-    from ..run import blank_plan
+    from ..plans import blank_plan
     from ..views.figures import FIGURES, draw_figure, planned_figure
     from ..views.sheet import costs
 

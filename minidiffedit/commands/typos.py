@@ -49,7 +49,7 @@ def strange_option(words: list[str], parser: argparse.ArgumentParser) -> str:
             continue
         if before in known and known[before].nargs != 0 and name[:2] != "--":
             return f"{before} needs a value; one that begins with - is written {before}={word}"
-        from ..run import holders
+        from ..plans import holders
         from .common import flag
 
         method, option = parser.get_default("method"), name[2:].replace("-", "_")

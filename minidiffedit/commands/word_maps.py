@@ -26,7 +26,8 @@ from .common import (
 
 
 def add_words(parser: argparse.ArgumentParser, words: list[str]) -> None:
-    from ..run import COMMON, function_at, options_of, plan_words
+    from ..options import options_of
+    from ..plans import COMMON, function_at, plan_words
 
     settled = plan_words("")
     own = {*options_of(function_at(settled.functions["path"])), *COMMON} - {"paste", "seed", "encode_text"}
@@ -43,7 +44,8 @@ def add_words(parser: argparse.ArgumentParser, words: list[str]) -> None:
 
 def run_words(args: argparse.Namespace) -> dict[str, Any]:
     from ..files.images import write_picture
-    from ..run import execute_path, plan_words
+    from ..plans import plan_words
+    from ..run import execute_path
     from ..views.report import save_report
     from ..views.witness import Witness
     from ..views.word_page import chosen, numbers, word_page

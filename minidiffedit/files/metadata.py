@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ..run import Result
+    from ..result import Result
     from ..sd import StableDiffusion
 
 # Setting -> the name under which A1111's viewers know it, or its own.
@@ -114,7 +114,7 @@ def metadata(settings: dict[str, Any], prompt: str) -> dict[str, str]:
 
 def sampler_of(method: str) -> str:
     """Who steps: the method's inversion, or where it has none its editor, by its module's SAMPLER; DDIM's step else."""
-    from ..run import blank_plan
+    from ..plans import blank_plan
 
     places = blank_plan(method).functions
     module = import_module(f"minidiffedit.methods.{places.get('path', places['latent']).partition(':')[0]}")

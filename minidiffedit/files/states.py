@@ -24,7 +24,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..path import Path
-from ..run import GIVEN, INPUTS, Call, Plan, Result, blank_plan, function_at, plan
+from ..plans import GIVEN, INPUTS, Plan, blank_plan, function_at, plan
+from ..result import Call, Result
 from . import images
 from .masks import checked
 from .metadata import model_hash

@@ -32,7 +32,9 @@ from ..files.metadata import describe_result, identity, sha256
 from ..files.results import is_ours
 from ..files.states import fingerprint
 from ..kernels.together import together
-from ..run import GIVEN, Plan, Result, blank_plan, execute, plan
+from ..plans import GIVEN, Plan, blank_plan, plan
+from ..result import Result
+from ..run import execute
 from .manifest import FILES, PARTS, SHAPING, Row, check_output, files_of
 
 if TYPE_CHECKING:

@@ -31,7 +31,9 @@ from .. import __version__, cost
 from ..files import images
 from ..files.masks import Steering
 from ..files.states import fingerprint
-from ..run import GIVEN, Result, blank_plan, edit, function_at, nothing_to_edit
+from ..plans import GIVEN, blank_plan, function_at
+from ..result import Result, nothing_to_edit
+from ..run import edit
 from .previews import LatentRGB, Level, apply, fit, walk
 from .witness import Looks, reaches
 

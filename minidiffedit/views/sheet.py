@@ -12,7 +12,9 @@ from .. import cost
 from ..ddim import whole
 from ..files.images import grey_picture
 from ..options import options_of
-from ..run import COMMON, Picture, Plan, Result, Shown, blank_plan, execute, function_at, open_picture, plan, told_mask
+from ..plans import COMMON, Plan, blank_plan, function_at, plan, told_mask
+from ..result import Result, Shown
+from ..run import Picture, execute, open_picture
 from .layout import Page, Panel
 
 if TYPE_CHECKING:
