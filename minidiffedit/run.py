@@ -21,14 +21,12 @@ from .ddim import level_at, whole
 from .diffedit import finite
 from .files import images
 from .files.masks import HAZE, Steering, largest_piece
-from .job import Job, Watch
+from .job import Job, Step, Watch  # noqa: F401
 from .plans import Plan, blank_plan, changed, check_fits, check_takes_picture, plan
-from .result import Result, nothing_to_edit
+from .result import Call, Result, nothing_to_edit  # noqa: F401
 
-# For those who look for them here.
-from .job import Step  # noqa: F401, I001
+# isort: split
 from .plans import COMMON, GIVEN, check_given, function_at, inputs_of, known_system, parts_of, plan_words  # noqa: F401
-from .result import Call  # noqa: F401
 
 if TYPE_CHECKING:
     from .sd import StableDiffusion
