@@ -23,7 +23,7 @@ from .checkpoint import build
 from .diffedit import default_chunk
 from .fast import decode_by_rows
 from .files.images import read_mask
-from .plans import GIVEN, Plan, blank_plan, function_at, inputs_of, plan
+from .plans import GIVEN, Plan, beside, blank_plan, function_at, inputs_of, plan
 from .result import Result
 from .run import execute, execute_without_picture
 from .unet import UNetConfig
@@ -249,13 +249,13 @@ def fused(site: Site, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 @torch.no_grad()
 def memory(settled: Plan, configs: dict[str, Any], at: tuple[int, int], dtype: torch.dtype) -> int | None:
     """Bytes that a run of a plan at the working size `at` (width, height) holds at most: the weights, and what the UNet
-    or the autoencoder holds at once. None for methods that keep what gradients need, which no shape tells.
+    or the autoencoder holds at once. None for methods that keep more: what gradients need, or (KEEPS) what calls saw.
     """
     counter = Counter(settled.system.weights)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         count_one(settled, counter, [])
-    if counter.gradients:
+    if counter.gradients or any(beside(place, "KEEPS") for place in settled.functions.values()):
         return None
     w, h = (side // configs["vae"].factor for side in at)
     rows = 2 * (settled.settings["chunk"] or default_chunk(h, w)) if "chunk" in settled.settings else counter.most

@@ -9,7 +9,7 @@ import difflib
 import inspect
 import secrets
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
@@ -178,9 +178,8 @@ def plan(
         raise ValueError(f"crop edits around a mask, and {found.method} finds none: give one")
     given = {name: check_given(name, value) for name, value in (found.given | given).items()}
     spoken = check_prompts(found.functions, settings, given)
-    for module, _, name in (place.partition(":") for place in found.functions.values()):
-        check = getattr(import_module(f"{__package__}.methods.{module}"), f"check_{name}", None)
-        if check:  # a function's own, of how options and texts fit together
+    for place in found.functions.values():
+        if check := beside(place, f"check_{place.partition(':')[2]}"):  # of how its options and texts fit together
             check(settings, spoken)
     return Plan(found.method, found.system, found.functions, found.options, settings, given, found.needs)
 
@@ -276,6 +275,11 @@ def function_at(place: str) -> Callable[..., Any]:
     """ "module:function", the module in methods/."""
     module, _, name = place.partition(":")
     return getattr(import_module(f"{__package__}.methods.{module}"), name)
+
+
+def beside(place: str, name: str) -> Any:
+    """What a function's module holds under another name, None where it holds nothing."""
+    return getattr(import_module(f"{__package__}.methods.{place.partition(':')[0]}"), name, None)
 
 
 def inputs_of(place: str) -> dict[str, Any]:
@@ -380,6 +384,29 @@ def check_fits(plan: Plan, kind: str, name: str | None) -> None:
             f"{plan.method} needs {plan.system.weights} weights (a UNet with other input channels), and "
             f"{name or 'this model'} is {kind}; give another --model"
         )
+
+
+def users(settled: Plan, name: str) -> set[str]:
+    """Which functions read an option or an argument: "mask", "path", "latent". One that encodes reads the source only
+    where it is told to.
+    """
+    found = set()
+    for made, place in settled.functions.items():
+        own = options_of(function_at(place))
+        unread = name == "source" and "encode_text" in own and settled.settings["encode_text"] == "null"
+        if name in own or (not unread and any(INPUTS[one].given == name for one in inputs_of(place))):
+            found.add(made)
+    return found
+
+
+def idle(settled: Plan, asked: Collection[str], spell: Callable[[str], str] = str) -> list[str]:
+    """Lines that name those of the options and arguments that were given which change nothing."""
+    by = {name: users(settled, name) for name in {*settled.options, *settled.given} - COMMON.keys() if name in asked}
+    masked = settled.given.get("mask") is not None
+    why = {"under your own mask": [name for name, made in by.items() if masked and made == {"mask"}]}
+    why[f"with {spell('encode_text')} null"] = [name for name, made in by.items() if not made]
+    why[f"without {spell('crop')}"] = [CROPS[1]] if CROPS[1] in asked and not settled.settings.get("crop") else []
+    return [f"{so} nothing depends on {', '.join(map(spell, sorted(names)))}" for so, names in why.items() if names]
 
 
 # ---------------------------------------------------------------- plans made of others

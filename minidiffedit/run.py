@@ -22,7 +22,7 @@ from .diffedit import finite
 from .files import images
 from .files.masks import HAZE, Steering, largest_piece
 from .job import Job, Step, Watch  # noqa: F401
-from .plans import Plan, blank_plan, changed, check_fits, check_takes_picture, plan
+from .plans import Plan, blank_plan, changed, check_fits, check_takes_picture, idle, plan
 from .result import Call, Result, nothing_to_edit  # noqa: F401
 
 # isort: split
@@ -77,6 +77,8 @@ def edit(
         mask = image
     given = {"target": target, "source": source, "mask": mask, "negative_prompt": negative_prompt}
     settled = plan(method, inversion=inversion, mask_from=mask_from, **given, **options)
+    for line in idle(settled, [name for name, one in (given | options).items() if one is not None]):
+        warnings.warn(line, stacklevel=2)
     handles: dict[str, Any] = {"steering": steering, "reuse": earlier, "witness": witness, "bitwise": bitwise}
     if not progress:
         return execute(settled, sd, image, watch=watch, **handles)
@@ -103,6 +105,8 @@ def resume(
     settled, kept = changed(state.plan, changes, mask)
     mask = state.given_mask if kept else mask
     settled = replace(settled, given=settled.given | {"mask": mask} if settled.masked else settled.given)
+    for line in idle(settled, changes):
+        warnings.warn(line, stacklevel=2)
     assert state.source  # only what worked on a picture is saved and goes on
     handles: dict[str, Any] = {"steering": steering or state.steering, "watch": watch, "witness": witness}
     done = execute(settled, state.sd, state.source, reuse=[state], **handles)

@@ -8,7 +8,6 @@ import json
 import os
 from collections.abc import Callable
 from functools import wraps
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,11 +113,10 @@ def metadata(settings: dict[str, Any], prompt: str) -> dict[str, str]:
 
 def sampler_of(method: str) -> str:
     """Who steps: the method's inversion, or where it has none its editor, by its module's SAMPLER; DDIM's step else."""
-    from ..plans import blank_plan
+    from ..plans import beside, blank_plan
 
     places = blank_plan(method).functions
-    module = import_module(f"minidiffedit.methods.{places.get('path', places['latent']).partition(':')[0]}")
-    return getattr(module, "SAMPLER", "DDIM")
+    return beside(places.get("path", places["latent"]), "SAMPLER") or "DDIM"
 
 
 def quoted(value: Any) -> str:

@@ -11,8 +11,7 @@ from PIL import Image
 from .. import cost
 from ..ddim import whole
 from ..files.images import grey_picture
-from ..options import options_of
-from ..plans import COMMON, Plan, blank_plan, function_at, plan, told_mask
+from ..plans import COMMON, Plan, blank_plan, plan, told_mask, users
 from ..result import Result, Shown
 from ..run import Picture, execute, open_picture
 from .layout import Page, Panel
@@ -115,11 +114,6 @@ def check_axis(blanks: Sequence[Plan], name: str, values: Sequence[Any], argumen
         raise ValueError(f"{name} stands on an axis; it cannot have the value {arguments[name]} besides")
     if arguments.get("mask") is not None and all(only_mask(one, name) for one in blanks):
         raise ValueError(f"with a given mask nothing depends on {name}: put another option on that axis")
-
-
-def users(one: Plan, name: str) -> set[str]:
-    """What an option acts on: "mask", "path", "latent"."""
-    return {made for made, place in one.functions.items() if name in options_of(function_at(place))}
 
 
 def only_mask(one: Plan, name: str) -> bool:
