@@ -14,6 +14,7 @@ from torch import Tensor
 from .ddim import Trajectory
 from .files import images
 from .files.masks import Steering
+from .files.metadata import describe_result, prompt_of
 from .plans import Plan
 
 if TYPE_CHECKING:
@@ -135,14 +136,10 @@ class Result(Shown):
     @property
     def prompt(self) -> str:
         """The target, the instruction, or the targets of several pairs."""
-        from .files.metadata import prompt_of
-
         return prompt_of(self.settings)
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the picture with its settings, as `minidiffedit edit` does."""
-        from .files.metadata import describe_result
-
         images.write_picture(self.image, pathlib.Path(path), describe_result(self))
 
 

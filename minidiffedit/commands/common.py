@@ -87,16 +87,20 @@ def shorten(parser: argparse.ArgumentParser, words: list[str]) -> None:
 # ---------------------------------------------------------------- options from signatures
 
 
+def early(words: list[str], **options: dict[str, Any]) -> argparse.Namespace:
+    """What the words say of a few options, on which it depends what others there are: by name, as `add_argument`."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name, how in options.items():
+        parser.add_argument(flag(name), **how)
+    return parser.parse_known_args(words)[0]
+
+
 def asked_plan(words: list[str]) -> "Plan":
     """The method that the words name, with its defaults; without --method the first that takes what is given."""
     from ..methods.table import SYSTEMS
     from ..plans import GIVEN, blank_plan, check_takes_picture
 
-    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    early.add_argument("--method")
-    early.add_argument("--inversion")
-    early.add_argument("--mask-from")
-    known, _ = early.parse_known_args(words)
+    known = early(words, method={}, inversion={}, mask_from={})
     if known.method:
         return check_takes_picture(blank_plan(known.method, known.inversion, known.mask_from))
     found = blank_plan("diffedit", known.inversion, known.mask_from)

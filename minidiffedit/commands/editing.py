@@ -34,10 +34,7 @@ def add_edit(parser: argparse.ArgumentParser, words: list[str]) -> None:
 
 def liked(words: list[str]) -> dict[str, Any]:
     """Of the result that --like names: "settings", and "method" as words for a parser."""
-    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    early.add_argument("--like", type=Path)
-    early.add_argument("--inversion")
-    known, _ = early.parse_known_args(words)
+    known = common.early(words, like={"type": Path}, inversion={})
     if known.like is None:
         return {}
     from ..plans import parts_of

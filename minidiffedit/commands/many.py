@@ -141,9 +141,7 @@ OURS = ("summary.json", "summary.png")
 def add_eval(parser: argparse.ArgumentParser, words: list[str]) -> None:
     from ..plans import blank_plan, check_takes_picture
 
-    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    early.add_argument("--methods", nargs="+", default=["diffedit"])
-    known, _ = early.parse_known_args(words)
+    known = common.early(words, methods={"nargs": "+", "default": ["diffedit"]})
     settled = common.together([check_takes_picture(blank_plan(name)) for name in known.methods])
     about = "a .csv with the columns image and target, and as far as known source, mask, true_edit, kind, name; or a "
     about += "folder: PIE-Bench's (mapping_file.json) or scenes (scenes.json, as in weights/mini/scenes)"

@@ -33,10 +33,7 @@ def sheet_plan(words: list[str]) -> "Plan":
     """The method, or of an axis of methods all together."""
     from ..plans import blank_plan, check_takes_picture
 
-    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    early.add_argument("--rows", type=axis)
-    early.add_argument("--columns", type=axis)
-    known, _ = early.parse_known_args(words)
+    known = common.early(words, rows={"type": axis}, columns={"type": axis})
     names = [name for one in (known.rows, known.columns) if one and one[0] == "method" for name in one[1]]
     plans = [check_takes_picture(blank_plan(name)) for name in names] or [common.asked_plan(words)]
     return replace(common.together(plans), method=plans[0].method)
