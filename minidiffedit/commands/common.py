@@ -11,7 +11,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..files.metadata import identity
+from ..files.metadata import identity, versions
 from ..progress import progress as progress
 
 if TYPE_CHECKING:
@@ -544,9 +544,3 @@ def describe(sd: Any) -> dict[str, Any]:
     path = sd.checkpoint.path
     revision = path.name if path.parent.name == "snapshots" else None
     return {"id": sd.name, "path": str(path), "revision": revision, "device": str(sd.device)} | identity(sd)
-
-
-def versions() -> dict[str, str]:
-    from ..views.report import versions as of_the_page  # the page's own: a build of torch is told by its full name
-
-    return of_the_page()

@@ -29,10 +29,6 @@ def add_hub(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="the hub's cache")
 
 
-def add_verify(parser: argparse.ArgumentParser, words: list[str]) -> None:
-    add_model(parser)
-
-
 def add_download(parser: argparse.ArgumentParser, words: list[str]) -> None:
     about = "hub id (default: stable-diffusion-v1-5/stable-diffusion-v1-5)"
     parser.add_argument("id", nargs="?", metavar="ID", help=about)
@@ -157,7 +153,6 @@ def say_info(result: dict[str, Any]) -> str:
 
 # ---------------------------------------------------------------- bench
 
-
 PLAIN = {"attention": "sdpa", "compile": False, "low_memory": False}
 
 
@@ -238,7 +233,9 @@ def say_error(row: dict[str, Any]) -> str:
 
 COMMANDS = {
     "info": Command("what a model file or folder is, from its headers alone", add_info, run_info, say_info),
-    "verify": Command("check a model: sha256, headers, one known edit", add_verify, run_verify, say_verify),
+    "verify": Command(
+        "check a model: sha256, headers, one known edit", lambda parser, _: add_model(parser), run_verify, say_verify
+    ),
     "download": Command("fetch official weights", add_download, run_download, lambda result: result["path"]),
     "bench": Command("measure this machine: seconds, rates, memory, errors", add_bench, run_bench, say_bench),
 }

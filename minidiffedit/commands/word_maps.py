@@ -66,8 +66,6 @@ def say_words(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-ABOUT, EXAMPLE = (
-    "show where a picture's attention looks for each word",
-    'words photo.png --source "a horse" --words horse',
-)
+ABOUT = "show where a picture's attention looks for each word"
+EXAMPLE = 'words photo.png --source "a horse" --words horse'
 COMMANDS = {"words": Command(ABOUT, add_words, run_words, say_words, (EXAMPLE,))}

@@ -6,10 +6,14 @@ No clock value, path or library version stands in it: the same command writes th
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Callable
 from functools import wraps
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from .. import __version__
 
 if TYPE_CHECKING:
     from ..result import Result
@@ -80,6 +84,15 @@ def identity(sd: "StableDiffusion") -> dict[str, str]:
         said |= {"vae": plain_name(sd.vae_name), "vae_hash": model_hash(parts["vae"].path)}
     hashed = {"model": plain_name(sd.name), "model_hash": model_hash(parts["unet"].path)}
     return hashed | sd.checkpoint.add_ons | said
+
+
+def versions() -> dict[str, str]:
+    """Of what runs here: for JSON and pages, never in a picture. A build of torch is told by its full name."""
+    import torch
+
+    names = ("safetensors", "tokenizers", "numpy", "pillow", "huggingface_hub")
+    ours = {"minidiffedit": __version__, "python": sys.version.split()[0], "torch": str(torch.__version__)}
+    return ours | {name: version(name) for name in names}
 
 
 def plain_name(name: str) -> str:

@@ -182,8 +182,6 @@ SCHEDULE_BUFFERS = re.compile(
     "betas|alphas_cumprod(_prev)?|(sqrt|sqrt_one_minus|log_one_minus|sqrt_recip|sqrt_recipm1)_alphas_cumprod"
     "|posterior_(variance|log_variance_clipped|mean_coef1|mean_coef2)"
 )
-
-
 UNUSED = re.compile(r"mapper\.blocks\.\d+\.attn1\.to_[qk]\.")  # of one token's attention, see clip_image.py
 
 
