@@ -1,5 +1,4 @@
-"""What a run is asked to do, settled and checked before any weights are read: an inversion, a source of the mask and an
-editor by name, their inputs and their options. What a method needs is read from its functions' signatures.
+"""What a run is asked to do, settled and checked before any weights are read. What methods need is in their signatures.
 
 A method's positional parameters are inputs (INPUTS says where each comes from), its keyword-only ones are options with
 a default and a kind (options.py). One name is one value in a run, for inversion, mask and editor alike.

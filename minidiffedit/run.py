@@ -1,13 +1,12 @@
-"""Any method by name: a plan is settled, run on a picture, and gives a result.
+"""Any method by name: a plan (plans.py), run on a picture (job.py), gives a result (result.py).
 
-    settled = plan("masactrl", target="a zebra", source="a horse", steps=20)     # refuses before any weights are read
-    done = execute(settled, sd, "horse.png")                                      # or `edit`, which is both
-
-`plans.py` says what is asked, `job.py` what happens meanwhile, `result.py` what comes of it.
+settled = plan("masactrl", target="a zebra", source="a horse", steps=20)     # refuses before any weights are read
+done = execute(settled, sd, "horse.png")                                      # or `edit`, which is both
 """
 
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from os import PathLike
 from typing import TYPE_CHECKING, Any
@@ -23,6 +22,7 @@ from .files import images
 from .files.masks import HAZE, Steering, largest_piece
 from .job import Job, Step, Watch  # noqa: F401
 from .plans import Plan, blank_plan, changed, check_fits, check_takes_picture, idle, plan
+from .progress import bar
 from .result import Call, Result, nothing_to_edit  # noqa: F401
 
 # isort: split
@@ -80,11 +80,7 @@ def edit(
     for line in idle(settled, [name for name, one in (given | options).items() if one is not None]):
         warnings.warn(line, stacklevel=2)
     handles: dict[str, Any] = {"steering": steering, "reuse": earlier, "witness": witness, "bitwise": bitwise}
-    if not progress:
-        return execute(settled, sd, image, watch=watch, **handles)
-    from .progress import bar
-
-    with bar(settled, watch) as seen:
+    with bar(settled, watch) if progress else nullcontext(watch) as seen:
         return execute(settled, sd, image, watch=seen, **handles)
 
 

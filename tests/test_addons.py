@@ -183,16 +183,16 @@ Q = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
 K = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
 DOTTED = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
 MISFITS = {
-    "LoHa": (named(f"{Q}.hada_w1_a"), "is a LoHa; only LoRAs"),
+    "LoHa": (named(f"{Q}.hada_w1_a"), "is a LoHa .*--lora takes LoRAs for SD v1"),
     "LoKr": (named(f"{Q}.lokr_w1"), "is a LoKr"),
     "OFT": (named(f"{Q}.oft_blocks"), "is an OFT"),
     "DoRA": (pair(Q, (4, 16), (16, 4)) | named(f"{Q}.dora_scale"), "is a DoRA"),
     "LoCon, Tucker": (named(f"{Q}.lora_mid.weight"), "Tucker"),
     "SDXL, kohya": (pair("lora_te2_text_model_encoder_layers_0_mlp_fc1", (4, 16), (16, 4)), "a LoRA for SDXL"),
-    "SDXL, by width": (pair(K, (4, 2048), (16, 4)), "for SDXL, texts 2048 wide, not 24"),
-    "SD v2, by width": (pair(K, (4, 1024), (16, 4)), "for SD v2, texts 1024 wide, not 24"),
-    "full size": (pair(K, (4, 768), (320, 4)), "for SD v1, texts 768 wide, not 24"),
-    "Flux": (pair("lora_unet_double_blocks_0_img_attn_proj", (4, 16), (16, 4)), "a LoRA for Flux"),
+    "SDXL, by width": (pair(K, (4, 2048), (16, 4)), "a LoRA for SDXL"),
+    "SD v2, by width": (pair(K, (4, 1024), (16, 4)), "a LoRA for SD v2"),
+    "full size": (pair(K, (4, 768), (320, 4)), "for Stable Diffusion v1, texts 768 wide, not 24"),
+    "Flux": (pair("lora_unet_double_blocks_0_img_attn_proj", (4, 16), (16, 4)), "a LoRA for SD3 or Flux"),
     "peft's own": (named("base_model.model.x.lora_A.weight"), "an adapter of peft alone"),
     "unknown layer": (pair(Q, (4, 16), (16, 4)) | pair(Q + "_x", (4, 16), (16, 4)), "2 tensors that fit no layer .*_x"),
     "no pair": (named(f"{Q}.lora_down.weight", shape=(4, 16)), "but not the up that belongs to it"),
@@ -202,7 +202,7 @@ MISFITS = {
     "alpha": (pair(Q, (4, 16), (16, 4)) | named(f"{Q}.alpha", shape=(2,)), "must be one number"),
     "whole numbers": ({key: one.int() for key, one in pair(Q, (4, 16), (16, 4)).items()}, "not a float type"),
     "twice": (pair(Q, (4, 16), (16, 4)) | named(f"{DOTTED}.lora_A.weight", shape=(4, 16)), "names one layer twice"),
-    "a learned word": (named("emb_params", shape=(2, 24)), "is no LoRA: it has emb_params"),
+    "a learned word": (named("emb_params", shape=(2, 24)), "a learned word .*give it with --embedding"),
     "nothing": ({}, "is no LoRA|is damaged"),  # old releases of safetensors write no sound file of nothing
     "NaN": ({key: one + float("nan") for key, one in pair(Q, (4, 16), (16, 4)).items()}, "holds NaN or infinity"),
 }  # fmt: skip
@@ -228,7 +228,7 @@ def test_files_given_in_each_others_place(folder, tmp_path, capsys, monkeypatch)
         capsys, *asked, folder, "--lora", folder / "unet" / "diffusion_pytorch_model.safetensors"
     )
     assert "is no learned word" in failed(capsys, *asked, folder, "--embedding", style)
-    assert "is no LoRA" in failed(capsys, *asked, folder, "--lora", word)
+    assert "give it with --embedding" in failed(capsys, *asked, folder, "--lora", word)
     assert "no such file" in failed(capsys, *asked, folder, "--lora", "missing.safetensors:0.5")
     (tmp_path / "cat.pt").write_bytes(b"PK\x03\x04" + bytes(100))
     assert "pickle" in failed(capsys, *asked, folder, "--embedding", "cat.pt")
@@ -305,7 +305,7 @@ def test_where_a_learned_word_stands(learned):
 WRONG_WORDS = {
     "SD v2": ("x", {"emb_params": torch.zeros(2, 1024)}, "1024 wide is for SD v2, here it is 24"),
     "SDXL": ("x", {"clip_l": torch.zeros(2, 768), "clip_g": torch.zeros(2, 1280)}, "a learned word for SDXL"),
-    "full size": ("x", {"emb_params": torch.zeros(2, 768)}, "768 wide is for SD v1"),
+    "full size": ("x", {"emb_params": torch.zeros(2, 768)}, "768 wide is for Stable Diffusion v1"),
     "known": ("horse", {"emb_params": torch.zeros(2, 24)}, "'horse' cannot be a new word"),
     "the end token": ("x", {"<|endoftext|>": torch.zeros(24)}, "cannot be a new word"),
     "no name": ("x", {" ": torch.zeros(24)}, "cannot be a new word"),
