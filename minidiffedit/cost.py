@@ -251,20 +251,20 @@ def memory(settled: Plan, configs: dict[str, Any], at: tuple[int, int], dtype: t
     """Bytes that a run of a plan at the working size `at` (width, height) holds at most: the weights, and what the UNet
     or the autoencoder holds at once. None for methods that keep more: what gradients need, or (KEEPS) what calls saw.
     """
-    counter = Counter(settled.system.weights)
+    w, h = (side // configs["vae"].factor for side in at)
+    own = {"chunk": settled.settings["chunk"] or default_chunk(h, w)} if "chunk" in settled.settings else {}
+    settled, counter = replace(settled, settings=settled.settings | own), Counter(settled.system.weights)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         count_one(settled, counter, [])
     if counter.gradients or any(beside(place, "KEEPS") for place in settled.functions.values()):
         return None
-    w, h = (side // configs["vae"].factor for side in at)
-    rows = 2 * (settled.settings["chunk"] or default_chunk(h, w)) if "chunk" in settled.settings else counter.most
     networks: dict[str, Any] = {name: build(name, config).to(dtype) for name, config in configs.items()}
     weights = sum(p.numel() * p.element_size() for one in networks.values() for p in one.parameters())
     unet, vae = networks["unet"], networks["vae"]
     with torch.device("meta"):
-        x = torch.empty(rows, configs["unet"].in_channels, h, w, dtype=dtype)
-        text = torch.empty(rows, 77, configs["unet"].cross_attention_dim, dtype=dtype)
+        x = torch.empty(counter.most, configs["unet"].in_channels, h, w, dtype=dtype)
+        text = torch.empty(counter.most, 77, configs["unet"].cross_attention_dim, dtype=dtype)
         z, picture = x[:1, : configs["vae"].latent_channels], torch.empty(1, 3, at[1], at[0], dtype=dtype)
         decode = partial(decode_by_rows, vae) if h * w > 96 * 96 else partial(vae.decode, attend=fused)
         most, encode = [], partial(vae.encode, picture, attend=fused)

@@ -21,13 +21,19 @@ from minidiffedit.checkpoint import compvis_unet, open_checkpoint
 from minidiffedit.files.addons import with_add_ons
 from minidiffedit.methods.words import words_of
 
-QUICK = {"source": "a horse", "target": "a zebra", "steps": 10, "maps": 2, "seed": 0}
-FAST = ["--source", "a horse", "--target", "a zebra", "--steps", "10", "--maps", "2", "--seed", "0"]
+QUICK = {"source": "a horse", "target": "a zebra", "steps": 4, "maps": 1, "seed": 0}
+FAST = ["--source", "a horse", "--target", "a zebra", "--steps", "4", "--maps", "1", "--seed", "0"]
 
 
 @pytest.fixture(scope="module")
 def folder(deep_folder):
     return deep_folder
+
+
+@pytest.fixture(scope="module")
+def found(folder):
+    """What is judged before any weights are read."""
+    return open_checkpoint(folder)
 
 
 @pytest.fixture(scope="module")
@@ -209,11 +215,11 @@ MISFITS = {
 
 
 @pytest.mark.parametrize("case", MISFITS)
-def test_what_is_no_lora_for_this_model_is_named(case, folder, tmp_path):
+def test_what_is_no_lora_for_this_model_is_named(case, folder, found, tmp_path):
     state, reason = MISFITS[case]
     path = save(tmp_path / "x.safetensors", state)
     with pytest.raises(ValueError, match=reason):
-        StableDiffusion.load(folder, device="cpu", lora=[path])
+        with_add_ons(found, [path]) if case != "NaN" else StableDiffusion.load(folder, device="cpu", lora=[path])
 
 
 def test_files_given_in_each_others_place(folder, tmp_path, capsys, monkeypatch):
@@ -235,15 +241,15 @@ def test_files_given_in_each_others_place(folder, tmp_path, capsys, monkeypatch)
 
 
 @pytest.mark.parametrize("given", [3, ("x.safetensors",), ("x.safetensors", "y"), "x.safetensors:1e9", (None, 1.0)])
-def test_what_names_no_file_and_scale(given, folder):
+def test_what_names_no_file_and_scale(given, found):
     with pytest.raises(ValueError, match=r"must be (FILE|a list of files)"):
-        StableDiffusion.load(folder, device="cpu", lora=[given])
+        with_add_ons(found, [given])
 
 
 @pytest.mark.parametrize("name", ["lora", "embeddings"])
-def test_one_file_in_the_place_of_a_list(name, folder):
+def test_one_file_in_the_place_of_a_list(name, found):
     with pytest.raises(ValueError, match="must be a list of files"):
-        StableDiffusion.load(folder, device="cpu", **{name: "x.safetensors"})
+        with_add_ons(found, **{name: "x.safetensors"})
 
 
 def test_full_size_names_are_told_from_the_header_alone(tmp_path):
@@ -318,16 +324,17 @@ WRONG_WORDS = {
 
 
 @pytest.mark.parametrize("case", WRONG_WORDS)
-def test_what_is_no_word_for_this_model_is_named(case, folder, tmp_path):
+def test_what_is_no_word_for_this_model_is_named(case, folder, found, tmp_path):
     stem, state, reason = WRONG_WORDS[case]
+    path = save(tmp_path / f"{stem}.safetensors", state)
     with pytest.raises(ValueError, match=reason):
-        StableDiffusion.load(folder, device="cpu", embeddings=[save(tmp_path / f"{stem}.safetensors", state)])
+        with_add_ons(found, (), [path]) if case != "NaN" else StableDiffusion.load(folder, embeddings=[path])
 
 
-def test_two_files_of_one_name(folder, tmp_path):
+def test_two_files_of_one_name(found, tmp_path):
     paths = [save(tmp_path / n / "qxz9.safetensors", {"emb_params": torch.zeros(24)}) for n in "ab"]
     with pytest.raises(ValueError, match="two embeddings are called 'qxz9'"):
-        StableDiffusion.load(folder, device="cpu", embeddings=paths)
+        with_add_ons(found, (), paths)
 
 
 # ---------------------------------------------------------------- known by their hashes

@@ -77,7 +77,7 @@ def estimated(
     if hasattr(args, "width"):  # a picture is made of noise
         at = tuple(one or side for one in size)
     else:
-        at = working_size(size, asked or side, 64 if args.compile else configs["vae"].factor)
+        at = working_size(size, asked or side, 64 if args.compile and min(size) >= 64 else configs["vae"].factor)
     told = [(one.method, configs["unet"], [*at, one.settings.get("crop", False)]) for one in plans]
     kinds = {kind_of_run(args, *each, device, dtype) for each in told}
     found = read_rates().get(kinds.pop()) if len(kinds) == 1 else None
