@@ -488,6 +488,9 @@ def test_memory_is_the_weights_and_what_one_network_holds():
     assert 4 * weights < small < large and 2 * weights < half < small
     picture = 4 * 8 * 256 * 256  # the VAE's last layer: 8 channels of full size, in and out
     assert 4 * weights + 2 * picture <= large < 4 * weights + 8 * picture
+    rows = [memory(plan(target="a", source="b", mask=mask), configs, (64, 64), torch.float32)
+            for mask in (None, torch.ones(1, 1, 8, 8))]  # fmt: skip
+    assert rows[1] < rows[0] == small  # under one's own mask two at once, not those of ten maps
     for method in ("null-text-inversion", "sige"):  # what gradients need, and what is kept of each level
         assert memory(plan(method, target="a", source="b"), configs, (64, 64), torch.float32) is None
 
