@@ -100,7 +100,7 @@ def common(
     size: Annotated[int | None, Within(64, 1024, "shorter side to work at (default: the training size)")] = None,
     prompt_syntax: Annotated[Literal["plain", "a1111", "compel"], About("whose weights in texts, if any")] = "plain",
     crop: Annotated[bool, About("find the mask on the whole picture, then edit a square around it alone")] = False,
-    crop_margin: Annotated[float, Within(0, 10, "what the square shows on each side, in sides of the mask")] = 0.25,
+    crop_margin: Annotated[float, Within(0, 10, "shown around the mask, in sides of it", ("crop", False))] = 0.25,
 ) -> None:
     """The options of every run; the last two of those under a mask that may be any."""
 
@@ -400,12 +400,17 @@ def users(settled: Plan, name: str) -> set[str]:
 
 def idle(settled: Plan, asked: Collection[str], spell: Callable[[str], str] = str) -> list[str]:
     """Lines that name those of the options and arguments that were given which change nothing."""
-    by = {name: users(settled, name) for name in {*settled.options, *settled.given} - COMMON.keys() if name in asked}
-    masked = settled.given.get("mask") is not None
-    why = {"under your own mask": [name for name, made in by.items() if masked and made == {"mask"}]}
-    why[f"with {spell('encode_text')} null"] = [name for name, made in by.items() if not made]
-    why[f"without {spell('crop')}"] = [CROPS[1]] if CROPS[1] in asked and not settled.settings.get("crop") else []
-    return [f"{so} nothing depends on {', '.join(map(spell, sorted(names)))}" for so, names in why.items() if names]
+    values, found = settled.settings | settled.given, dict[str, list[str]]()
+    for name in sorted({*values} & {*asked}):
+        one, by, why = settled.options.get(name), users(settled, name), ""
+        other, value = (one and one.unless) or ("", None)
+        if other in values and values[other] == value:
+            why = f"with {spell(other)} {value}" if value else f"without {spell(other)}"
+        elif name not in COMMON:
+            own = by == {"mask"} and values.get("mask") is not None
+            why = "under your own mask" if own else "" if by else f"with {spell('encode_text')} null"
+        found.setdefault(why, []).append(name)
+    return [f"{why} nothing depends on {', '.join(map(spell, names))}" for why, names in found.items() if why]
 
 
 # ---------------------------------------------------------------- plans made of others

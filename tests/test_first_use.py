@@ -383,6 +383,11 @@ def test_a_text_that_no_function_reads_is_told(here, folder, capsys):
     assert cli.main([*command, "--model", str(folder)]) == 0
     assert "with --encode-text null nothing depends on --source" in capsys.readouterr().err
     assert idle(plan(target="x", source="y", maps=3), ["target", "source", "maps"]) == []
+    asked = {"target": "x", "source": "y", "quantile": 0.2, "object_threshold": 0.3}
+    assert idle(plan("masactrl", **asked), asked) == [
+        "without object_words nothing depends on object_threshold", "with guidance cfg nothing depends on quantile"
+    ]  # fmt: skip
+    assert idle(plan("masactrl", **asked, guidance="prox", object_words="x, y"), asked) == []
     assert idle(plan("user-mask", target="x", source="y", mask="m.png"), ["source", "mask", "target"]) == [
         "with encode_text null nothing depends on source"
     ]

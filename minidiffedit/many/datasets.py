@@ -149,8 +149,7 @@ def read_json(file: Path, kind: type) -> Any:
 def read_csv(file: Path) -> list[dict[str, Any]]:
     rows = list[dict[str, Any]]()
     try:
-        for row in comma_separated(lines_of(file)):
-            rows.append(row)
+        rows.extend(comma_separated(lines_of(file)))  # those before an error stay, and are counted below
     except (ValueError, csv.Error) as error:
         wanted = "CSV in UTF-8 is wanted, quotes around text that holds a comma"
         raise ValueError(f"{file}, row {len(rows) + 1}: {error} ({wanted})") from error

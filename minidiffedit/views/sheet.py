@@ -93,7 +93,12 @@ def usual_axis(blank: Plan, arguments: Mapping[str, Any], *taken: str) -> Axis:
     given = arguments.get("mask") is not None
     for name in (*USUAL, *blank.options):
         one, value = blank.options.get(name), blank.settings.get(name)
-        if one is None or value is None or name in {*COMMON, *arguments, *taken} or (given and only_mask(blank, name)):
+        if (
+            one is None
+            or value is None
+            or name in {*COMMON, *arguments, *taken}
+            or (given and users(blank, name) == {"mask"})
+        ):
             continue
         if one.numeric:
             low, high = (value, value) if one.low is None or one.high is None else (one.low, one.high)
@@ -112,12 +117,8 @@ def check_axis(blanks: Sequence[Plan], name: str, values: Sequence[Any], argumen
         raise ValueError(f"the axis {name} must have values, none of them twice, got {', '.join(map(str, values))}")
     if name in arguments and (name, arguments[name]) != ("seed", None):
         raise ValueError(f"{name} stands on an axis; it cannot have the value {arguments[name]} besides")
-    if arguments.get("mask") is not None and all(only_mask(one, name) for one in blanks):
+    if arguments.get("mask") is not None and all(users(one, name) == {"mask"} for one in blanks):
         raise ValueError(f"with a given mask nothing depends on {name}: put another option on that axis")
-
-
-def only_mask(one: Plan, name: str) -> bool:
-    return users(one, name) == {"mask"}
 
 
 # ---------------------------------------------------------------- edits that reuse one another
