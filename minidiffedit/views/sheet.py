@@ -93,14 +93,8 @@ def usual_axis(blank: Plan, arguments: Mapping[str, Any], *taken: str) -> Axis:
     given = arguments.get("mask") is not None
     for name in (*USUAL, *blank.options):
         one, value = blank.options.get(name), blank.settings.get(name)
-        if (
-            one is None
-            or value is None
-            or name in {*COMMON, *arguments, *taken}
-            or (given and users(blank, name) == {"mask"})
-        ):
-            continue
-        if one.numeric:
+        free = name not in {*COMMON, *arguments, *taken} and not (given and users(blank, name) == {"mask"})
+        if free and one and one.numeric and value is not None:
             low, high = (value, value) if one.low is None or one.high is None else (one.low, one.high)
             near = (min(max(value * factor, low), high) for factor in (0.5, 1, 1.5))
             around = {round(number) if one.type is int else number for number in near}
