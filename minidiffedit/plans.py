@@ -272,12 +272,11 @@ def known_system(method: str) -> System:
 
 def function_at(place: str) -> Callable[..., Any]:
     """ "module:function", the module in methods/."""
-    module, _, name = place.partition(":")
-    return getattr(import_module(f"{__package__}.methods.{module}"), name)
+    return beside(place, place.partition(":")[2])
 
 
 def beside(place: str, name: str) -> Any:
-    """What a function's module holds under another name, None where it holds nothing."""
+    """What the module of "module:function" holds under a name, None where it holds nothing."""
     return getattr(import_module(f"{__package__}.methods.{place.partition(':')[0]}"), name, None)
 
 
@@ -386,9 +385,7 @@ def check_fits(plan: Plan, kind: str, name: str | None) -> None:
 
 
 def users(settled: Plan, name: str) -> set[str]:
-    """Which functions read an option or an argument: "mask", "path", "latent". One that encodes reads the source only
-    where it is told to.
-    """
+    """Which of the "mask", the "path" and the "latent" an option or an argument decides, as the options stand."""
     found = set()
     for made, place in settled.functions.items():
         own = options_of(function_at(place))

@@ -90,9 +90,8 @@ def versions() -> dict[str, str]:
     """Of what runs here: for JSON and pages, never in a picture. A build of torch is told by its full name."""
     import torch
 
-    names = ("safetensors", "tokenizers", "numpy", "pillow", "huggingface_hub")
     ours = {"minidiffedit": __version__, "python": sys.version.split()[0], "torch": str(torch.__version__)}
-    return ours | {name: version(name) for name in names}
+    return ours | {name: version(name) for name in ("safetensors", "tokenizers", "numpy", "pillow", "huggingface_hub")}
 
 
 def plain_name(name: str) -> str:
