@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from ..files.metadata import identity, versions
 from ..progress import progress as progress
@@ -20,14 +20,7 @@ if TYPE_CHECKING:
     from ..result import Result
 
 LONGEST_LINE = 800  # characters of an error or a warning
-MOST_SHOWN = 20  # options that a command's help shows, rare ones among them
 OWN = "options of the method"
-USUAL = {
-    "-h", "-o", "-n", "--method", "--methods", "--target", "--source", "--edit", "--instruction", "--negative-prompt",
-    "--mask", "--reference", "--points", "--steps", "--strength", "--guidance-scale", "--mask-threshold", "--seed",
-    "--size", "--width", "--height", "--rows", "--columns", "--values", "--metrics", "--like", "--overwrite",
-    "--report", "--save-mask", "--save-state", "--dry-run", "--model", "--vae", "--lora", "--crop",
-}  # fmt: skip
 MASKS = ("mask", "union", "subtract")
 LIKENESS = ("model_hash", "vae_hash", "lora", "embeddings")  # which make a model another one
 
@@ -36,52 +29,6 @@ def shown(text: str) -> str:
     """On one line, not endless, and nothing in it steers the terminal: names and values may be a hostile file's."""
     line = "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
     return line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE // 2]} [...] {line[-LONGEST_LINE // 3 :]}"
-
-
-class Command(NamedTuple):
-    """about: one line of help. add: puts the options into a parser, given the words after the command's name. run:
-    makes a result of the arguments, which `say` puts into words. examples: command lines without the program's name.
-    """
-
-    about: str
-    add: Callable[[argparse.ArgumentParser, list[str]], None]
-    run: Callable[[argparse.Namespace], Any]
-    say: Callable[[Any], str]
-    examples: tuple[str, ...] = ()
-
-    def parser(self, commands: Any, name: str) -> argparse.ArgumentParser:
-        """allow_abbrev is off: --mask-t would be --mask-threshold today and two options tomorrow."""
-        text = "\n  minidiffedit ".join([self.about[0].upper() + self.about[1:] + ".\n", *self.examples])
-        how = argparse.RawDescriptionHelpFormatter
-        parser = commands.add_parser(name, help=self.about, description=text, allow_abbrev=False, formatter_class=how)
-        parser.set_defaults(run=self.run, say=self.say, parser=parser)
-        return parser
-
-    def fill(self, parser: argparse.ArgumentParser, words: list[str]) -> None:
-        """Put the options into the parser; --help shows the usual ones, all of a method that is named, --help-all all.
-        Raises ValueError as `add`.
-        """
-        self.add(parser, words)
-        parser.add_argument("--json", action="store_true", help="print one JSON object")
-        parser.add_argument("--quiet", action="store_true", help="no progress, no warnings")
-        parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-        shorten(parser, words)
-
-
-def shorten(parser: argparse.ArgumentParser, words: list[str]) -> None:
-    """Usage on one line; of many options the help shows the usual ones, and all of a method that the words name."""
-    options = [one for one in parser._actions if one.option_strings]
-    needed = [f"{one.option_strings[-1]} {one.metavar}" for one in options if one.required]
-    positional = [str(one.metavar) for one in parser._actions if not one.option_strings]
-    parser.usage = " ".join(["%(prog)s", *positional, *needed, "[options]"])
-    if len(options) <= MOST_SHOWN:
-        return
-    parser.add_argument("--help-all", action="help", help="show every option")
-    named = "--method" in words
-    own = [one for group in parser._action_groups if named and group.title == OWN for one in group._group_actions]
-    rare = [one for one in options if not (one.required or one in own or USUAL & {*one.option_strings})]
-    for one in rare if "--help-all" not in words else ():
-        one.help = argparse.SUPPRESS
 
 
 # ---------------------------------------------------------------- options from signatures

@@ -5,15 +5,21 @@ import os
 import warnings
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ..ddim import whole
+from ..files.hub import MINI, is_id
+from ..files.images import grey_picture, write_picture
 from ..files.results import MARK, free, settings_in
+from ..files.states import load_state, plan_of, read_record, save_state, shows_source
+from ..options import options_of
+from ..plans import COMMON, CROPS, GIVEN, INPUTS, Plan, blank_plan, changed, function_at, idle, inputs_of, parts_of
+from ..result import Result
+from ..run import execute, execute_mask, execute_without_picture, picture_size, resume
+from ..views.previews import Previews, check_folder
+from ..views.report import save_report
+from ..views.witness import Witness
 from . import common
-from .common import Command
-
-if TYPE_CHECKING:
-    from ..plans import Plan
-    from ..result import Result
 
 
 def add_edit(parser: argparse.ArgumentParser, words: list[str]) -> None:
@@ -37,8 +43,6 @@ def liked(words: list[str]) -> dict[str, Any]:
     known = common.early(words, like={"type": Path}, inversion={})
     if known.like is None:
         return {}
-    from ..plans import parts_of
-
     settings = settings_in(known.like)
     if not isinstance(method := settings.get("method"), str):
         why = "holds no settings of an edit" if os.path.isfile(known.like) else "no such file"
@@ -47,12 +51,10 @@ def liked(words: list[str]) -> dict[str, Any]:
     return {"settings": settings, "method": [f"--method={'+'.join(filter(None, parts))}"]}
 
 
-def take(parser: argparse.ArgumentParser, settled: "Plan", settings: dict[str, Any], words: list[str]) -> None:
+def take(parser: argparse.ArgumentParser, settled: Plan, settings: dict[str, Any], words: list[str]) -> None:
     """Make settings of an earlier run the parser's defaults, but for what the words say themselves; where it was one of
     another method, what differs from that one's defaults.
     """
-    from ..plans import GIVEN, blank_plan
-
     said = {word.partition("=")[0].replace("--no-", "--") for word in words}
     plain = {name for name in settled.given if GIVEN[name].kind in ("text", "pairs", "points")}
     steering = told if isinstance(told := settings.get("steering"), dict) and settled.steerable else {}
@@ -84,7 +86,7 @@ def say_taken(args: argparse.Namespace) -> None:
         warnings.warn(said, stacklevel=2)
 
 
-def add_files(parser: argparse.ArgumentParser, settled: "Plan") -> None:
+def add_files(parser: argparse.ArgumentParser, settled: Plan) -> None:
     """What may be written beside the picture, and the steering of a mask that there is."""
     common.add_no_metadata(parser)
     group = parser.add_argument_group("files beside the picture")
@@ -109,8 +111,6 @@ def add_running(parser: argparse.ArgumentParser) -> None:
 
 
 def add_resume(parser: argparse.ArgumentParser, words: list[str]) -> None:
-    from ..plans import blank_plan
-
     parser.add_argument("state", type=Path, metavar="STATE", help="what `edit --save-state` wrote")
     common.add_output(parser, "the edited picture (default: NAME-resumed.png here)")
     settled = saved_plan(words) or blank_plan("diffedit")
@@ -121,10 +121,8 @@ def add_resume(parser: argparse.ArgumentParser, words: list[str]) -> None:
     common.add_model(parser)
 
 
-def saved_plan(words: list[str]) -> "Plan | None":
+def saved_plan(words: list[str]) -> Plan | None:
     """The plan of the state among the words, to know its options; what is wrong with it is said later."""
-    from ..files.states import plan_of, read_record
-
     before = ["", *words]
     found = [word for last, word in zip(before, words) if word.endswith(".safetensors") and not last.startswith("-")]
     try:
@@ -137,9 +135,6 @@ def saved_plan(words: list[str]) -> "Plan | None":
 
 
 def add_mask(parser: argparse.ArgumentParser, words: list[str]) -> None:
-    from ..options import options_of
-    from ..plans import COMMON, CROPS, INPUTS, function_at, inputs_of
-
     settled = common.asked_plan(words)
     if "mask" not in settled.functions:
         raise ValueError(f"{settled.method} finds no mask")
@@ -160,8 +155,6 @@ def add_mask(parser: argparse.ArgumentParser, words: list[str]) -> None:
 
 
 def add_generate(parser: argparse.ArgumentParser, words: list[str]) -> None:
-    from ..plans import blank_plan
-
     parser.add_argument("target", metavar="TEXT", help="what to show")
     common.add_output(parser, "the picture (default: generated.png here)")
     settled = blank_plan("text-to-image")
@@ -185,9 +178,6 @@ def pixels(text: str) -> int:
 
 
 def run_edit(args: argparse.Namespace) -> dict[str, Any]:
-    from ..plans import blank_plan, idle
-    from ..run import execute
-
     common.take_hole(args, blank_plan(args.method, args.inversion))
     settled = common.settled_plan(args)
     say_taken(args)
@@ -211,10 +201,6 @@ def run_edit(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def run_resume(args: argparse.Namespace) -> dict[str, Any]:
-    from ..files.states import load_state, plan_of, read_record, shows_source
-    from ..plans import changed
-    from ..run import resume
-
     header, record = read_record(args.state)
     name_model(args, record)
     old = plan_of(record, header)
@@ -243,9 +229,6 @@ def run_resume(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def run_mask(args: argparse.Namespace) -> dict[str, Any]:
-    from ..files.images import grey_picture, write_picture
-    from ..run import execute_mask
-
     settled = common.settled_plan(args)
     picture, output = common.picture_and_output(args, "mask", args.save_heat)
     steering = common.steering_of(args)
@@ -265,9 +248,6 @@ def run_mask(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def run_generate(args: argparse.Namespace) -> dict[str, Any]:
-    from ..files.images import write_picture
-    from ..run import execute_without_picture, picture_size
-
     settled = common.settled_plan(args)
     picture_size(args.width, args.height, 512, 8)
     output = args.output or free(Path("generated.png"))
@@ -285,8 +265,6 @@ def run_generate(args: argparse.Namespace) -> dict[str, Any]:
 
 def name_model(args: argparse.Namespace, record: dict[str, Any]) -> None:
     """Where the options name no model: the hub id that the state names, from the cache, never the hub; the VAE too."""
-    from ..files.hub import MINI, is_id
-
     name, vae = record.get("model_name", ""), record.get("vae_name", "")
     if args.model is None and (is_id(name) or name == MINI):
         args.model, args.local_files_only = name, True
@@ -308,9 +286,6 @@ def load_named(args: argparse.Namespace, record: dict[str, Any]) -> Any:
 
 def check_files(args: argparse.Namespace) -> None:
     """What is wanted beside the picture must be there to be written."""
-    from ..ddim import whole
-    from ..views.previews import check_folder
-
     if args.save_heat and getattr(args, "mask", None):
         raise ValueError("--save-heat goes without --mask: under your own mask no map is sought")
     if args.save_state and getattr(args, "crop", False):
@@ -324,25 +299,17 @@ def check_files(args: argparse.Namespace) -> None:
 
 def previews(args: argparse.Namespace, sd: Any, picture: Any) -> list[Any]:
     """The watcher that --preview asks for, if it does."""
-    from ..views.previews import Previews
-
     options: dict[str, Any] = {"every": args.preview_every, "decode": args.preview_decode}
     return [Previews(sd, picture, args.preview, **options)] if args.preview else []
 
 
 def witness(args: argparse.Namespace) -> Any:
     """What looks on for the page, if one is wanted; a compiled network shows nothing of itself."""
-    from ..views.witness import Witness
-
     return Witness() if args.report and not args.compile else None
 
 
-def written(args: argparse.Namespace, done: "Result", output: Path, rows: dict[str, int]) -> dict[str, Any]:
+def written(args: argparse.Namespace, done: Result, output: Path, rows: dict[str, int]) -> dict[str, Any]:
     """Every file that was asked for, and what is said of the run."""
-    from ..files.images import grey_picture, write_picture
-    from ..files.states import save_state
-    from ..views.report import save_report
-
     record = common.record_of(args, done)
     write_picture(done.image, output, common.text_chunks(args, record))
     result = {"output": str(output)}
@@ -373,20 +340,4 @@ def say_edit(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-EXAMPLES = {
-    "edit": (
-        'edit photo.png --source "a horse" --target "a zebra" -o zebra.png',
-        'edit photo.png --target "a zebra" --mask mask.png --seed 3 --dry-run',
-        'edit photo.png --source "a horse" --target "a zebra" --count 4',
-        "edit other.png --like zebra.png --strength .6",
-    ),
-    "mask": ('mask photo.png --source "a horse" --target "a zebra"',),
-    "generate": ('generate "a photo of a horse on a beach" -o horse.png',),
-}
-RESUME = ("resume run.safetensors --mask-threshold .4",)
-COMMANDS = {
-    "edit": Command("edit a picture by text, by any method", add_edit, run_edit, say_edit, EXAMPLES["edit"]),
-    "resume": Command("go on from a saved edit; only changes are paid for", add_resume, run_resume, say_edit, RESUME),
-    "mask": Command("find the mask of an edit, without the edit", add_mask, run_mask, say_edit, EXAMPLES["mask"]),
-    "generate": Command("make a picture from text alone", add_generate, run_generate, say_edit, EXAMPLES["generate"]),
-}
+say_resume = say_mask = say_generate = say_edit

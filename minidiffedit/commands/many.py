@@ -10,6 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..files.states import fingerprint
+from ..many.batch import Editor, at_once, collect, sound_lines, table_name
+from ..many.datasets import open_dataset
+from ..many.evaluate import PLAIN, evaluate, grid, load_networks, plot, pyplot, realism, summarise, write_json
+from ..many.manifest import check_folders, columns, grouped, read_manifest
+from ..plans import blank_plan, check_takes_picture
 from . import common
 
 
@@ -50,9 +56,6 @@ def shard(text: str) -> tuple[int, int]:
 
 
 def run_batch(args: argparse.Namespace) -> dict[str, Any]:
-    from ..many.batch import Editor, at_once, collect, sound_lines, table_name
-    from ..many.manifest import check_folders, columns, grouped, read_manifest
-
     for name, what in (("ray", "workers"), ("together", "pictures")):
         if (asked := getattr(args, name)) is not None and asked < 1:
             raise ValueError(f"--{name} must be 1 or more {what}, got {asked}")
@@ -134,13 +137,10 @@ def say_batch(result: dict[str, Any]) -> str:
 
 # ---------------------------------------------------------------- eval
 
-PLAIN = ("psnr", "mse", "ssim", "iou")
 OURS = ("summary.json", "summary.png")
 
 
 def add_eval(parser: argparse.ArgumentParser, words: list[str]) -> None:
-    from ..plans import blank_plan, check_takes_picture
-
     known = common.early(words, methods={"nargs": "+", "default": ["diffedit"]})
     settled = common.together([check_takes_picture(blank_plan(name)) for name in known.methods])
     about = "a .csv with the columns image and target, and as far as known source, mask, true_edit, kind, name; or a "
@@ -170,11 +170,6 @@ def add_eval(parser: argparse.ArgumentParser, words: list[str]) -> None:
 
 
 def run_eval(args: argparse.Namespace) -> dict[str, Any]:
-    from ..files.states import fingerprint
-    from ..many.datasets import open_dataset
-    from ..many.evaluate import evaluate, grid, load_networks, plot, pyplot, realism, summarise, write_json
-    from ..plans import blank_plan
-
     if "fid" in args.metrics and not args.save_pictures:
         raise ValueError("fid compares saved pictures: add --save-pictures")
     if args.limit is not None and args.limit < 1:
@@ -221,11 +216,3 @@ def say_eval(result: dict[str, Any]) -> str:
     lines += [common.shown(f"failed: {one['item']} ({one['method']}): {one['error']}") for one in result["errors"]]
     lines += ["and more, in edits.jsonl"] if result["failed"] > len(result["errors"]) else []
     return "\n".join([*lines, common.shown(f"{result['output']}: edits.jsonl, summary.json")])
-
-
-BATCH = ('batch photos --target "a zebra" -o edited', "batch list.csv --strength .6 -o edited")
-EVAL = ("eval weights/mini/scenes --methods diffedit masactrl --model mini",)
-COMMANDS = {
-    "batch": common.Command("edit many pictures; goes on where it stopped", add_batch, run_batch, say_batch, BATCH),
-    "eval": common.Command("edit a data set and measure; goes on where it stopped", add_eval, run_eval, say_eval, EVAL),
-}

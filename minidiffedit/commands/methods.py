@@ -8,7 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from .common import Command, flag
+from .common import flag
 
 
 def add_methods(parser: argparse.ArgumentParser, words: list[str]) -> None:
@@ -130,9 +130,3 @@ def run_tour(args: argparse.Namespace) -> dict[str, Any]:
 
 def say_tour(result: dict[str, Any]) -> str:
     return f"{result['output']}: open it with `jupyter lab` (pip install jupyterlab), or in an editor for notebooks"
-
-
-COMMANDS = {
-    "methods": Command("list the editing methods, or show one", add_methods, run_methods, say_methods),
-    "tour": Command("write a notebook that takes an edit apart, to learn from", add_tour, run_tour, say_tour),
-}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files.results import settings_in
-from .common import Command, add_model, describe, load, progress, shown, versions
+from .common import add_model, describe, load, progress, shown, versions
 
 # What a UNet is made for.
 TRAINED = {"base": "", "inpainting": ", inpainting", "instruct": ", InstructPix2Pix", "example": ", Paint by Example"}
@@ -27,6 +27,10 @@ def add_info(parser: argparse.ArgumentParser, words: list[str]) -> None:
 def add_hub(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--revision", help="of a hub id: branch, tag or full commit")
     parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="the hub's cache")
+
+
+def add_verify(parser: argparse.ArgumentParser, words: list[str]) -> None:
+    add_model(parser)
 
 
 def add_download(parser: argparse.ArgumentParser, words: list[str]) -> None:
@@ -122,6 +126,10 @@ def run_download(args: argparse.Namespace) -> dict[str, Any]:
 
     path = download(args.id or DEFAULT, variant=args.variant, revision=args.revision, cache_dir=args.cache_dir)
     return {"id": args.id or DEFAULT, "path": str(path)}
+
+
+def say_download(result: dict[str, Any]) -> str:
+    return str(result["path"])
 
 
 def say_verify(result: dict[str, Any]) -> str:
@@ -229,13 +237,3 @@ def say_error(row: dict[str, Any]) -> str:
     if "error" not in row:
         return ""
     return f"{row['error']:.1e}" + ("" if row["error"] <= row["error_bound"] else f" ABOVE {row['error_bound']:.0e}")
-
-
-COMMANDS = {
-    "info": Command("what a model file or folder is, from its headers alone", add_info, run_info, say_info),
-    "verify": Command(
-        "check a model: sha256, headers, one known edit", lambda parser, _: add_model(parser), run_verify, say_verify
-    ),
-    "download": Command("fetch official weights", add_download, run_download, lambda result: result["path"]),
-    "bench": Command("measure this machine: seconds, rates, memory, errors", add_bench, run_bench, say_bench),
-}

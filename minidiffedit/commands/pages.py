@@ -3,15 +3,20 @@
 import argparse
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ..ddim import whole
+from ..files.images import write_picture
+from ..files.metadata import model_hash
 from ..files.results import free
+from ..files.states import load_state, read_record
+from ..plans import Plan, blank_plan, check_takes_picture
+from ..views.figures import FIGURES, draw_figure, planned_figure
+from ..views.previews import check_folder
+from ..views.report import save_report
+from ..views.sheet import candidates, costs, draw_candidates, draw_sheet, planned, total, value
 from . import common
-from .common import Command
 from .editing import load_named, name_model
-
-if TYPE_CHECKING:
-    from ..plans import Plan
 
 
 def add_sheet(parser: argparse.ArgumentParser, words: list[str]) -> None:
@@ -29,10 +34,8 @@ def add_sheet(parser: argparse.ArgumentParser, words: list[str]) -> None:
     common.add_model(parser)
 
 
-def sheet_plan(words: list[str]) -> "Plan":
+def sheet_plan(words: list[str]) -> Plan:
     """The method, or of an axis of methods all together."""
-    from ..plans import blank_plan, check_takes_picture
-
     known = common.early(words, rows={"type": axis}, columns={"type": axis})
     names = [name for one in (known.rows, known.columns) if one and one[0] == "method" for name in one[1]]
     plans = [check_takes_picture(blank_plan(name)) for name in names] or [common.asked_plan(words)]
@@ -40,8 +43,6 @@ def sheet_plan(words: list[str]) -> "Plan":
 
 
 def add_figure(parser: argparse.ArgumentParser, words: list[str]) -> None:
-    from ..plans import blank_plan
-
     parser.add_argument(
         "name",
         metavar="NAME",
@@ -80,7 +81,7 @@ def axis(text: str) -> tuple[str, list[str]]:
     return name.strip().replace("-", "_"), [one.strip() for one in values.split(",")]
 
 
-def typed(one: tuple[str, list[str]] | None, settled: "Plan") -> tuple[str, list[Any]] | None:
+def typed(one: tuple[str, list[str]] | None, settled: Plan) -> tuple[str, list[Any]] | None:
     """An axis with its values as the option has them."""
     if one is None or one[0] not in settled.options:
         return one
@@ -88,18 +89,11 @@ def typed(one: tuple[str, list[str]] | None, settled: "Plan") -> tuple[str, list
 
 
 def check_height(args: argparse.Namespace) -> None:
-    from ..ddim import whole
-
     if args.height is not None:
         whole("height", args.height, 64, 1024)
 
 
 def run_sheet(args: argparse.Namespace) -> dict[str, Any]:
-    from ..files.images import write_picture
-    from ..plans import blank_plan
-    from ..views.previews import check_folder
-    from ..views.sheet import costs, draw_sheet, planned, value
-
     names = [name for one in (args.rows, args.columns) if one and one[0] == "method" for name in one[1]]
     settled = common.together([blank_plan(name, args.inversion, args.mask_from) for name in names or [args.method]])
     common.take_hole(args, settled)
@@ -129,11 +123,8 @@ def run_sheet(args: argparse.Namespace) -> dict[str, Any]:
     return result | written(args, done, output, sd, cost) | {"coverage": coverage}
 
 
-def run_candidates(args: argparse.Namespace, settled: "Plan") -> dict[str, Any]:
+def run_candidates(args: argparse.Namespace, settled: Plan) -> dict[str, Any]:
     """`edit --count`: the pictures and their sheet."""
-    from ..files.images import write_picture
-    from ..views.sheet import candidates, draw_candidates, total
-
     single = ("save_mask", "save_heat", "save_state", "report", "preview", "piped")
     if asked := [name for name in single if getattr(args, name, None)]:
         said = "-o -" if asked == ["piped"] else common.flag(asked[0])
@@ -159,10 +150,6 @@ def run_candidates(args: argparse.Namespace, settled: "Plan") -> dict[str, Any]:
 
 
 def run_figure(args: argparse.Namespace) -> dict[str, Any]:
-    from ..plans import blank_plan
-    from ..views.figures import FIGURES, draw_figure, planned_figure
-    from ..views.sheet import costs
-
     settled = blank_plan("diffedit")
     given = common.arguments(args, settled)
     if args.decode and args.name != "latents":
@@ -186,9 +173,6 @@ def run_figure(args: argparse.Namespace) -> dict[str, Any]:
 
 def written(args: argparse.Namespace, done: Any, output: Path, sd: Any, cost: dict[str, int]) -> dict[str, Any]:
     """The page, as a file, and what is said of it."""
-    from ..files.images import write_picture
-    from ..files.metadata import model_hash
-
     mask = model_hash(args.mask) if getattr(args, "mask", None) else "computed"
     record = {"mask": mask} | done.settings | common.identity(sd)
     write_picture(done.image, output, common.text_chunks(args, record))
@@ -206,10 +190,10 @@ def say_page(result: dict[str, Any]) -> str:
     return "\n".join([*files, "; ".join([*said, f"{sum(result['seconds'].values()):.1f} s"])])
 
 
-def run_report(args: argparse.Namespace) -> dict[str, Any]:
-    from ..files.states import load_state, read_record
-    from ..views.report import save_report
+say_sheet = say_figure = say_page
 
+
+def run_report(args: argparse.Namespace) -> dict[str, Any]:
     _, record = read_record(args.state)
     output = args.output or free(Path(f"{args.state.stem}.html"))
     common.check_outputs(args, [args.state], [], report=output)
@@ -222,14 +206,3 @@ def run_report(args: argparse.Namespace) -> dict[str, Any]:
 
 def say_report(result: dict[str, Any]) -> str:
     return f"{result['output']}\n{result['bytes']:,} bytes; opens in any browser, from disk"
-
-
-TEXTS = '--source "a horse" --target "a zebra"'
-SHEET = (f"sheet photo.png {TEXTS} --rows strength=.4,.6,.8 --columns seed=0,1,2",)
-FIGURE, REPORT = (f"figure threshold photo.png {TEXTS}",), ("report run.safetensors -o page.html",)
-ABOUT = "edit a picture over two options, or by several methods, on one page"
-COMMANDS = {
-    "sheet": Command(ABOUT, add_sheet, run_sheet, say_page, SHEET),
-    "figure": Command("draw one of the usual figures of an edit", add_figure, run_figure, say_page, FIGURE),
-    "report": Command("write the page of a saved edit", add_report, run_report, say_report, REPORT),
-}

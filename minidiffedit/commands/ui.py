@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .common import Command, add_model, load_model, say_note
+from .common import add_model, load_model, say_note
 
 if TYPE_CHECKING:
     from ..page.runs import Choice
@@ -78,8 +78,3 @@ def in_python(model: str, known: dict[str, Any]) -> str:
 
 def say_ui(result: dict[str, Any]) -> str:
     return ""
-
-
-COMMANDS = {
-    "ui": Command("a page in the browser to edit on", add_ui, run_ui, say_ui, ("ui photo.png --model mini",)),
-}

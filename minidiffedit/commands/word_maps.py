@@ -5,14 +5,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..files.images import write_picture
+from ..options import options_of
+from ..plans import COMMON, function_at, plan_words
+from ..run import execute_path
+from ..views.report import save_report
+from ..views.witness import Witness
+from ..views.word_page import chosen, numbers, word_page
 from . import common
-from .common import Command
 
 
 def add_words(parser: argparse.ArgumentParser, words: list[str]) -> None:
-    from ..options import options_of
-    from ..plans import COMMON, function_at, plan_words
-
     settled = plan_words("")
     own = {*options_of(function_at(settled.functions["path"])), *COMMON} - {"paste", "seed", "encode_text"}
     settled = replace(settled, options={name: one for name, one in settled.options.items() if name in own})
@@ -27,13 +30,6 @@ def add_words(parser: argparse.ArgumentParser, words: list[str]) -> None:
 
 
 def run_words(args: argparse.Namespace) -> dict[str, Any]:
-    from ..files.images import write_picture
-    from ..plans import plan_words
-    from ..run import execute_path
-    from ..views.report import save_report
-    from ..views.witness import Witness
-    from ..views.word_page import chosen, numbers, word_page
-
     settled = plan_words(**common.arguments(args, plan_words("")))
     shown = chosen(settled.given["source"], args.words)
     picture, output = common.picture_and_output(args, "words")
@@ -64,8 +60,3 @@ def say_words(result: dict[str, Any]) -> str:
             f"{one['word']:16} {share:6.1%} of the attention, most of it at {x:.0%} from the left, {y:.0%} from above"
         )
     return "\n".join(lines)
-
-
-ABOUT = "show where a picture's attention looks for each word"
-EXAMPLE = 'words photo.png --source "a horse" --words horse'
-COMMANDS = {"words": Command(ABOUT, add_words, run_words, say_words, (EXAMPLE,))}
