@@ -17,8 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 from . import __version__
-from .commands import COMMANDS
-from .commands.common import shown
+from .commands import COMMANDS, shown
 from .commands.streams import streams
 from .commands.typos import strange_command, strange_option, strange_words
 

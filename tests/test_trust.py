@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 
 import minidiffedit
 from minidiffedit import cli, tokenizer
+from minidiffedit import commands as shell
 from minidiffedit import options as kinds
 from minidiffedit.commands import common
 from minidiffedit.files import images
@@ -100,7 +101,7 @@ def any_texts_path(patch):
 BLIND = {
     "weights may be NaN": ("checkpoints", "unet: NaN", believing),
     "any words for CLIP's": ("checkpoints", "words exchanged", any_words),
-    "errors may be endless": ("checkpoints", "5,000", lambda patch: patch.setattr(common, "LONGEST_LINE", 10**9)),
+    "errors may be endless": ("checkpoints", "5,000", lambda patch: patch.setattr(shell, "LONGEST_LINE", 10**9)),
     "control characters": ("checkpoints", "control", lambda patch: patch.setattr(cli, "shown", str)),
     "no least size": ("pictures", "(7, 7)", lambda patch: patch.setattr(images, "working_size", lambda *_: (64, 64))),
     "no sums in states": ("states", "a bit flipped", without_checksum),

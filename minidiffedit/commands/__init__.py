@@ -6,8 +6,8 @@ import argparse
 from importlib import import_module
 from typing import Any, NamedTuple
 
-from .common import OWN
-
+LONGEST_LINE = 800  # characters of an error or a warning
+OWN = "options of the method"
 MOST_SHOWN = 20  # options that a command's help shows, rare ones among them
 USUAL = {
     "-h", "-o", "-n", "--method", "--methods", "--target", "--source", "--edit", "--instruction", "--negative-prompt",
@@ -15,6 +15,17 @@ USUAL = {
     "--size", "--width", "--height", "--rows", "--columns", "--values", "--metrics", "--like", "--overwrite",
     "--report", "--save-mask", "--save-state", "--dry-run", "--model", "--vae", "--lora", "--crop",
 }  # fmt: skip
+
+
+def shown(text: str) -> str:
+    """On one line, not endless, and nothing in it steers the terminal: names and values may be a hostile file's."""
+    line = "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
+    return line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE // 2]} [...] {line[-LONGEST_LINE // 3 :]}"
+
+
+def flag(name: str) -> str:
+    """--mask-threshold for mask_threshold; of what can be given several times the singular."""
+    return f"--{name.replace('_', '-')}" if name != "edits" else "--edit"
 
 
 class Command(NamedTuple):

@@ -19,7 +19,7 @@ from ..run import execute, execute_mask, execute_without_picture, picture_size, 
 from ..views.previews import Previews, check_folder
 from ..views.report import save_report
 from ..views.witness import Witness
-from . import common
+from . import OWN, common, flag, shown
 
 
 def add_edit(parser: argparse.ArgumentParser, words: list[str]) -> None:
@@ -63,14 +63,14 @@ def take(parser: argparse.ArgumentParser, settled: Plan, settings: dict[str, Any
     found = {n: one for n, one in settings.items() if n in plain or n in settled.options}
     found = {n: one for n, one in found.items() if n not in usual or one != usual[n]}
     found |= {name: steering[name] for name in {*common.steering_names()} & steering.keys() - {"union", "subtract"}}
-    found = {name: value for name, value in found.items() if common.flag(name) not in said}
+    found = {name: value for name, value in found.items() if flag(name) not in said}
     for action in parser._actions:
         action.required = action.required and action.dest not in found
     taken = {"method": settled.method} | found
     no_file = (None, "none", "computed", "everywhere")
     files = [name for name in settled.given if name not in plain and settings.get(name) not in no_file]
     files += sorted({"union", "subtract"} & steering.keys())
-    lacking = [name for name in files if common.flag(name) not in said]
+    lacking = [name for name in files if flag(name) not in said]
     parser.set_defaults(**found, liked=settings, taken=taken if settings else {}, lacking=lacking)
 
 
@@ -80,9 +80,9 @@ def say_taken(args: argparse.Namespace) -> None:
     if args.taken and not args.quiet:
         taken = args.taken | ({"model": args.model} if args.model != before else {})
         values = [f"{name} {value}" for name, value in taken.items() if value not in (None, "")]
-        common.say_note(common.shown(f"like {args.like}: {', '.join(values)}"))
+        common.say_note(shown(f"like {args.like}: {', '.join(values)}"))
     for name in args.lacking:
-        said = f"{args.like} was made with a {name} of its own, which is not in it: give it with {common.flag(name)}"
+        said = f"{args.like} was made with a {name} of its own, which is not in it: give it with {flag(name)}"
         warnings.warn(said, stacklevel=2)
 
 
@@ -147,7 +147,7 @@ def add_mask(parser: argparse.ArgumentParser, words: list[str]) -> None:
     common.add_mask_from(parser)
     parser.set_defaults(inversion=None)
     common.add_given(parser, settled)
-    common.add_options(parser.add_argument_group(common.OWN), settled, *(settled.options.keys() - own))
+    common.add_options(parser.add_argument_group(OWN), settled, *(settled.options.keys() - own))
     parser.add_argument("--save-heat", type=Path, metavar="FILE", help="also write the map the mask is cut from")
     common.add_dry_run(parser)
     common.add_steering(parser)
@@ -160,7 +160,7 @@ def add_generate(parser: argparse.ArgumentParser, words: list[str]) -> None:
     settled = blank_plan("text-to-image")
     parser.set_defaults(method=settled.method, inversion=None)
     parser.add_argument("--negative-prompt", metavar="TEXT", default="", help="what not to show")
-    common.add_options(parser.add_argument_group(common.OWN), settled, "paste", "size")
+    common.add_options(parser.add_argument_group(OWN), settled, "paste", "size")
     parser.add_argument("--width", type=pixels, metavar="PX", help="a multiple of 8 (default: the training size)")
     parser.add_argument("--height", type=pixels, metavar="PX", help="the same")
     common.add_no_metadata(parser)
@@ -190,7 +190,7 @@ def run_edit(args: argparse.Namespace) -> dict[str, Any]:
     steering = common.steering_of(args)
     check_files(args)
     (rows,) = common.predicted(args, settled)
-    for line in idle(settled, vars(args).keys() - args.taken.keys(), common.flag):
+    for line in idle(settled, vars(args).keys() - args.taken.keys(), flag):
         warnings.warn(line, stacklevel=2)
     if args.dry_run:
         return common.dry_run(args, [settled], rows, picture.size)

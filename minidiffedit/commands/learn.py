@@ -12,7 +12,8 @@ from ..files.images import read_picture, to_rgb, to_tensor, working_size, write_
 from ..files.results import MADE_BY, free
 from ..options import options_of
 from ..plans import COMMON, check_given, function_at
-from .common import add_image, add_model, check_outputs, flag, load, parsed, tracker
+from . import flag
+from .common import add_image, add_model, check_outputs, load, parsed, tracker
 
 LEARNS = "lora:lora"
 

@@ -16,7 +16,7 @@ from ..many.datasets import open_dataset
 from ..many.evaluate import PLAIN, evaluate, grid, load_networks, plot, pyplot, realism, summarise, write_json
 from ..many.manifest import check_folders, columns, grouped, read_manifest
 from ..plans import blank_plan, check_takes_picture
-from . import common
+from . import common, flag, shown
 
 
 def add_batch(parser: argparse.ArgumentParser, words: list[str]) -> None:
@@ -132,7 +132,7 @@ def say_batch(result: dict[str, Any]) -> str:
     lines += [f"row {error['row']} ({error['image']}): {error['error']}" for error in result["errors"]]
     more = result["failed"] - len(result["errors"])
     lines += [f"and {more} more, in the table"] if more > 0 else []
-    return "\n".join(map(common.shown, lines))
+    return "\n".join(map(shown, lines))
 
 
 # ---------------------------------------------------------------- eval
@@ -165,7 +165,7 @@ def add_eval(parser: argparse.ArgumentParser, words: list[str]) -> None:
             parser.add_argument("--no-paste", dest="paste", action="store_const", const=[False], help=one.about)
         elif name != "seed":
             options: dict[str, Any] = {"nargs": "+", "type": common.parsed(one), "default": argparse.SUPPRESS}
-            group.add_argument(common.flag(name), metavar="V", help=about, **options)
+            group.add_argument(flag(name), metavar="V", help=about, **options)
     common.add_model(parser)
 
 
@@ -213,6 +213,6 @@ def say_eval(result: dict[str, Any]) -> str:
         figures = run["kinds"]["all"].items()
         means = "  ".join(f"{name} {one['mean']:.4g}" for name, one in figures if one["mean"] is not None)
         lines.append(f"{run['name']}: {run['done']} done, {run['failed']} failed  {means}")
-    lines += [common.shown(f"failed: {one['item']} ({one['method']}): {one['error']}") for one in result["errors"]]
+    lines += [shown(f"failed: {one['item']} ({one['method']}): {one['error']}") for one in result["errors"]]
     lines += ["and more, in edits.jsonl"] if result["failed"] > len(result["errors"]) else []
-    return "\n".join([*lines, common.shown(f"{result['output']}: edits.jsonl, summary.json")])
+    return "\n".join([*lines, shown(f"{result['output']}: edits.jsonl, summary.json")])

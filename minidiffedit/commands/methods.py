@@ -8,7 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from .common import flag
+from . import flag
 
 
 def add_methods(parser: argparse.ArgumentParser, words: list[str]) -> None:

@@ -15,7 +15,7 @@ from ..views.figures import FIGURES, draw_figure, planned_figure
 from ..views.previews import check_folder
 from ..views.report import save_report
 from ..views.sheet import candidates, costs, draw_candidates, draw_sheet, planned, total, value
-from . import common
+from . import OWN, common, flag
 from .editing import load_named, name_model
 
 
@@ -56,7 +56,7 @@ def add_figure(parser: argparse.ArgumentParser, words: list[str]) -> None:
     add_page(parser)
     settled = blank_plan("diffedit")
     common.add_given(parser, settled, needed=False)
-    common.add_options(parser.add_argument_group(common.OWN), settled)
+    common.add_options(parser.add_argument_group(OWN), settled)
     common.add_model(parser)
 
 
@@ -127,7 +127,7 @@ def run_candidates(args: argparse.Namespace, settled: Plan) -> dict[str, Any]:
     """`edit --count`: the pictures and their sheet."""
     single = ("save_mask", "save_heat", "save_state", "report", "preview", "piped")
     if asked := [name for name in single if getattr(args, name, None)]:
-        said = "-o -" if asked == ["piped"] else common.flag(asked[0])
+        said = "-o -" if asked == ["piped"] else flag(asked[0])
         raise ValueError(f"{said} goes with one result, not with --count {args.count}")
     plans = candidates(settled, args.count)
     ends = [f"-seed{one.settings['seed']}" for one in plans]
