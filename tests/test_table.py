@@ -120,7 +120,9 @@ def test_the_rows_that_are_stored_are_those_of_the_table():
 
 
 @pytest.mark.slow
-def test_the_rows_that_are_stored_are_counted():
+@pytest.mark.parametrize("dear", [False, pytest.param(True, marks=pytest.mark.long)])
+def test_the_rows_that_are_stored_are_counted(dear):
+    """Those of a thousand rows take longest; that they pay what is predicted test_cost asserts in few steps."""
     stored = json.loads((Path(R.__file__).parent / "data" / "rows.json").read_text())
-    assert stored == {repr(system): rows_at_defaults(name) for name, system in SYSTEMS.items() if system.edit}
-    assert all(stored.values())
+    some = {name: rows for name, one in SYSTEMS.items() if one.edit and ((rows := stored[repr(one)]) > 700) == dear}
+    assert len(some) > 8 and all(some.values()) and some == {name: rows_at_defaults(name) for name in some}
