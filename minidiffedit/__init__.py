@@ -1,8 +1,8 @@
 """Text-driven image editing on Stable Diffusion v1, from scratch in PyTorch: DiffEdit and its family.
 
 Reading order, each file resolving an unknown of the one before: diffedit (the algorithm), ddim, sd, unet, attention,
-vae, clip, tokenizer, checkpoint; then path, options and run, which runs any file of methods/ by name. The names below
-are resolved on first use, so that importing the package costs nothing.
+vae, clip, tokenizer, checkpoint; then path, options, plans, job, result and run, which run any file of methods/ by
+name. The names below are resolved on first use, so that importing the package costs nothing.
 """
 
 import os
@@ -18,8 +18,11 @@ if TYPE_CHECKING:
     from .files.images import composite
     from .files.masks import Steering
     from .files.states import load_state, save_state
+    from .job import Step
     from .path import Path
-    from .run import Plan, Result, Step, edit, execute, generate, picture_mask, plan, resume
+    from .plans import Plan, plan
+    from .result import Result
+    from .run import edit, execute, generate, picture_mask, resume
     from .sd import StableDiffusion
     from .tokenizer import Tokenizer
     from .views.figures import Figure, figure
@@ -59,8 +62,11 @@ _HOME = {
     "files.images": "composite",
     "files.masks": "Steering",
     "files.states": "load_state save_state",
+    "job": "Step",
     "path": "Path",
-    "run": "Plan Result Step edit execute generate picture_mask plan resume",
+    "plans": "Plan plan",
+    "result": "Result",
+    "run": "edit execute generate picture_mask resume",
     "sd": "StableDiffusion",
     "tokenizer": "Tokenizer",
     "views.figures": "Figure figure",

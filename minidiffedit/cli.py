@@ -1,7 +1,7 @@
 """The command line: reads the arguments, runs the command, says its result or its error.
 
 Results go to stdout, progress and warnings to stderr. Exit codes: 0 done, 1 failure, 2 usage, 130 Ctrl-C, 143 SIGTERM.
-Options of a method come from its signature, so that only the command and the method that were asked for are imported.
+Options of a method come from its signature, and only the command and the method that were asked for are imported.
 The commands stand in `commands/`.
 """
 
@@ -17,18 +17,12 @@ from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 from . import __version__
-from .commands import editing, learn, many, methods, models, pages, ui, word_maps
-from .commands.common import Command, shown
+from .commands import COMMANDS, shown
 from .commands.streams import streams
 from .commands.typos import strange_command, strange_option, strange_words
 
 # What torch, its libraries and the system say when memory ends; the third is oneDNN's, as terse as it stands.
 NO_MEMORY = ("out of memory", "allocate memory", "could not create a primitive", "bad_alloc", "failed to map segment")
-COMMANDS: dict[str, Command] = {
-    name: command
-    for group in (editing, ui, learn, methods, word_maps, pages, many, models)
-    for name, command in group.COMMANDS.items()
-}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -98,7 +92,7 @@ def build_parser(words: list[str]) -> argparse.ArgumentParser:
         own = command.parser(commands, name)
         if words[:1] == [name]:
             try:
-                command.fill(own, words[1:])
+                command.fill(own, name, words[1:])
                 if said := strange_option(words[1:], own):
                     own.error(said)
             except ValueError as error:  # a method that there is not, say

@@ -23,7 +23,9 @@ from .checkpoint import build
 from .diffedit import default_chunk
 from .fast import decode_by_rows
 from .files.images import read_mask
-from .run import GIVEN, Plan, Result, blank_plan, execute, execute_without_picture, function_at, inputs_of, plan
+from .plans import GIVEN, Plan, beside, blank_plan, function_at, inputs_of, plan
+from .result import Result
+from .run import execute, execute_without_picture
 from .unet import UNetConfig
 
 CELLS = 8  # a side of the latent that is counted on
@@ -247,22 +249,22 @@ def fused(site: Site, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 @torch.no_grad()
 def memory(settled: Plan, configs: dict[str, Any], at: tuple[int, int], dtype: torch.dtype) -> int | None:
     """Bytes that a run of a plan at the working size `at` (width, height) holds at most: the weights, and what the UNet
-    or the autoencoder holds at once. None for methods that keep what gradients need, which no shape tells.
+    or the autoencoder holds at once. None for methods that keep more: what gradients need, or (KEEPS) what calls saw.
     """
-    counter = Counter(settled.system.weights)
+    w, h = (side // configs["vae"].factor for side in at)
+    own = {"chunk": settled.settings["chunk"] or default_chunk(h, w)} if "chunk" in settled.settings else {}
+    settled, counter = replace(settled, settings=settled.settings | own), Counter(settled.system.weights)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         count_one(settled, counter, [])
-    if counter.gradients:
+    if counter.gradients or any(beside(place, "KEEPS") for place in settled.functions.values()):
         return None
-    w, h = (side // configs["vae"].factor for side in at)
-    rows = 2 * (settled.settings["chunk"] or default_chunk(h, w)) if "chunk" in settled.settings else counter.most
     networks: dict[str, Any] = {name: build(name, config).to(dtype) for name, config in configs.items()}
     weights = sum(p.numel() * p.element_size() for one in networks.values() for p in one.parameters())
     unet, vae = networks["unet"], networks["vae"]
     with torch.device("meta"):
-        x = torch.empty(rows, configs["unet"].in_channels, h, w, dtype=dtype)
-        text = torch.empty(rows, 77, configs["unet"].cross_attention_dim, dtype=dtype)
+        x = torch.empty(counter.most, configs["unet"].in_channels, h, w, dtype=dtype)
+        text = torch.empty(counter.most, 77, configs["unet"].cross_attention_dim, dtype=dtype)
         z, picture = x[:1, : configs["vae"].latent_channels], torch.empty(1, 3, at[1], at[0], dtype=dtype)
         decode = partial(decode_by_rows, vae) if h * w > 96 * 96 else partial(vae.decode, attend=fused)
         most, encode = [], partial(vae.encode, picture, attend=fused)

@@ -16,21 +16,25 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 
 from .ddim import real, whole
 
-HANDLES = ("record", "earlier", "told")  # keyword-only too, but the runner's: see run.py
+HANDLES = ("record", "earlier", "told")  # keyword-only too, but the runner's: see job.py
 
 
 class Within(NamedTuple):
-    """A number in low..high, whole if the option is an int, and what it is."""
+    """A number in low..high, whole if the option is an int, and what it is. unless: another option or text, and the
+    value of it with which this option changes nothing.
+    """
 
     low: float
     high: float
     about: str = ""
+    unless: tuple[str, Any] | None = None
 
 
 class About(NamedTuple):
-    """What an option is that has no range."""
+    """What an option is that has no range; unless: as above."""
 
     about: str
+    unless: tuple[str, Any] | None = None
 
 
 Steps = Annotated[int, Within(1, 999, "sampling steps, 1..999")]
@@ -57,6 +61,7 @@ class Option:
     high: float | None = None
     choices: tuple[Any, ...] = ()
     none: bool = False
+    unless: tuple[str, Any] | None = None
 
     @property
     def numeric(self) -> bool:
@@ -114,12 +119,12 @@ def option(name: str, default: Any, hint: Any) -> Option:
     kind = type(choices[0]) if choices else kind
     if kind not in (int, float, bool, str) or default is inspect.Parameter.empty:
         raise TypeError(f"option {name!r} needs a default and a kind (int, float, bool, str or Literal), got {hint!r}")
-    low, high, about = None, None, ""
+    low, high, about, unless = None, None, "", None
     for one in metadata:
         if isinstance(one, Within):
             low, high = one.low, one.high
-        about = getattr(one, "about", about)
-    return Option(name, default, kind, about, low, high, choices, none or default is None)
+        about, unless = getattr(one, "about", about), getattr(one, "unless", unless)
+    return Option(name, default, kind, about, low, high, choices, none or default is None, unless)
 
 
 def unwrapped(hint: Any) -> tuple[Any, tuple[Any, ...], bool]:

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .run import Plan, Step
+    from .job import Step
+    from .plans import Plan
 
 BAR = "{desc:<9} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} samples, {elapsed} gone, {remaining} left"
 

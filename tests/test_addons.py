@@ -21,13 +21,19 @@ from minidiffedit.checkpoint import compvis_unet, open_checkpoint
 from minidiffedit.files.addons import with_add_ons
 from minidiffedit.methods.words import words_of
 
-QUICK = {"source": "a horse", "target": "a zebra", "steps": 10, "maps": 2, "seed": 0}
-FAST = ["--source", "a horse", "--target", "a zebra", "--steps", "10", "--maps", "2", "--seed", "0"]
+QUICK = {"source": "a horse", "target": "a zebra", "steps": 4, "maps": 1, "seed": 0}
+FAST = ["--source", "a horse", "--target", "a zebra", "--steps", "4", "--maps", "1", "--seed", "0"]
 
 
 @pytest.fixture(scope="module")
 def folder(deep_folder):
     return deep_folder
+
+
+@pytest.fixture(scope="module")
+def found(folder):
+    """What is judged before any weights are read."""
+    return open_checkpoint(folder)
 
 
 @pytest.fixture(scope="module")
@@ -183,16 +189,16 @@ Q = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
 K = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
 DOTTED = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
 MISFITS = {
-    "LoHa": (named(f"{Q}.hada_w1_a"), "is a LoHa; only LoRAs"),
+    "LoHa": (named(f"{Q}.hada_w1_a"), "is a LoHa .*--lora takes LoRAs for SD v1"),
     "LoKr": (named(f"{Q}.lokr_w1"), "is a LoKr"),
     "OFT": (named(f"{Q}.oft_blocks"), "is an OFT"),
     "DoRA": (pair(Q, (4, 16), (16, 4)) | named(f"{Q}.dora_scale"), "is a DoRA"),
     "LoCon, Tucker": (named(f"{Q}.lora_mid.weight"), "Tucker"),
     "SDXL, kohya": (pair("lora_te2_text_model_encoder_layers_0_mlp_fc1", (4, 16), (16, 4)), "a LoRA for SDXL"),
-    "SDXL, by width": (pair(K, (4, 2048), (16, 4)), "for SDXL, texts 2048 wide, not 24"),
-    "SD v2, by width": (pair(K, (4, 1024), (16, 4)), "for SD v2, texts 1024 wide, not 24"),
-    "full size": (pair(K, (4, 768), (320, 4)), "for SD v1, texts 768 wide, not 24"),
-    "Flux": (pair("lora_unet_double_blocks_0_img_attn_proj", (4, 16), (16, 4)), "a LoRA for Flux"),
+    "SDXL, by width": (pair(K, (4, 2048), (16, 4)), "a LoRA for SDXL"),
+    "SD v2, by width": (pair(K, (4, 1024), (16, 4)), "a LoRA for SD v2"),
+    "full size": (pair(K, (4, 768), (320, 4)), "for Stable Diffusion v1, texts 768 wide, not 24"),
+    "Flux": (pair("lora_unet_double_blocks_0_img_attn_proj", (4, 16), (16, 4)), "a LoRA for SD3 or Flux"),
     "peft's own": (named("base_model.model.x.lora_A.weight"), "an adapter of peft alone"),
     "unknown layer": (pair(Q, (4, 16), (16, 4)) | pair(Q + "_x", (4, 16), (16, 4)), "2 tensors that fit no layer .*_x"),
     "no pair": (named(f"{Q}.lora_down.weight", shape=(4, 16)), "but not the up that belongs to it"),
@@ -202,18 +208,18 @@ MISFITS = {
     "alpha": (pair(Q, (4, 16), (16, 4)) | named(f"{Q}.alpha", shape=(2,)), "must be one number"),
     "whole numbers": ({key: one.int() for key, one in pair(Q, (4, 16), (16, 4)).items()}, "not a float type"),
     "twice": (pair(Q, (4, 16), (16, 4)) | named(f"{DOTTED}.lora_A.weight", shape=(4, 16)), "names one layer twice"),
-    "a learned word": (named("emb_params", shape=(2, 24)), "is no LoRA: it has emb_params"),
+    "a learned word": (named("emb_params", shape=(2, 24)), "a learned word .*give it with --embedding"),
     "nothing": ({}, "is no LoRA|is damaged"),  # old releases of safetensors write no sound file of nothing
     "NaN": ({key: one + float("nan") for key, one in pair(Q, (4, 16), (16, 4)).items()}, "holds NaN or infinity"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", MISFITS)
-def test_what_is_no_lora_for_this_model_is_named(case, folder, tmp_path):
+def test_what_is_no_lora_for_this_model_is_named(case, folder, found, tmp_path):
     state, reason = MISFITS[case]
     path = save(tmp_path / "x.safetensors", state)
     with pytest.raises(ValueError, match=reason):
-        StableDiffusion.load(folder, device="cpu", lora=[path])
+        with_add_ons(found, [path]) if case != "NaN" else StableDiffusion.load(folder, device="cpu", lora=[path])
 
 
 def test_files_given_in_each_others_place(folder, tmp_path, capsys, monkeypatch):
@@ -228,22 +234,22 @@ def test_files_given_in_each_others_place(folder, tmp_path, capsys, monkeypatch)
         capsys, *asked, folder, "--lora", folder / "unet" / "diffusion_pytorch_model.safetensors"
     )
     assert "is no learned word" in failed(capsys, *asked, folder, "--embedding", style)
-    assert "is no LoRA" in failed(capsys, *asked, folder, "--lora", word)
+    assert "give it with --embedding" in failed(capsys, *asked, folder, "--lora", word)
     assert "no such file" in failed(capsys, *asked, folder, "--lora", "missing.safetensors:0.5")
     (tmp_path / "cat.pt").write_bytes(b"PK\x03\x04" + bytes(100))
     assert "pickle" in failed(capsys, *asked, folder, "--embedding", "cat.pt")
 
 
 @pytest.mark.parametrize("given", [3, ("x.safetensors",), ("x.safetensors", "y"), "x.safetensors:1e9", (None, 1.0)])
-def test_what_names_no_file_and_scale(given, folder):
+def test_what_names_no_file_and_scale(given, found):
     with pytest.raises(ValueError, match=r"must be (FILE|a list of files)"):
-        StableDiffusion.load(folder, device="cpu", lora=[given])
+        with_add_ons(found, [given])
 
 
 @pytest.mark.parametrize("name", ["lora", "embeddings"])
-def test_one_file_in_the_place_of_a_list(name, folder):
+def test_one_file_in_the_place_of_a_list(name, found):
     with pytest.raises(ValueError, match="must be a list of files"):
-        StableDiffusion.load(folder, device="cpu", **{name: "x.safetensors"})
+        with_add_ons(found, **{name: "x.safetensors"})
 
 
 def test_full_size_names_are_told_from_the_header_alone(tmp_path):
@@ -305,7 +311,7 @@ def test_where_a_learned_word_stands(learned):
 WRONG_WORDS = {
     "SD v2": ("x", {"emb_params": torch.zeros(2, 1024)}, "1024 wide is for SD v2, here it is 24"),
     "SDXL": ("x", {"clip_l": torch.zeros(2, 768), "clip_g": torch.zeros(2, 1280)}, "a learned word for SDXL"),
-    "full size": ("x", {"emb_params": torch.zeros(2, 768)}, "768 wide is for SD v1"),
+    "full size": ("x", {"emb_params": torch.zeros(2, 768)}, "768 wide is for Stable Diffusion v1"),
     "known": ("horse", {"emb_params": torch.zeros(2, 24)}, "'horse' cannot be a new word"),
     "the end token": ("x", {"<|endoftext|>": torch.zeros(24)}, "cannot be a new word"),
     "no name": ("x", {" ": torch.zeros(24)}, "cannot be a new word"),
@@ -318,16 +324,17 @@ WRONG_WORDS = {
 
 
 @pytest.mark.parametrize("case", WRONG_WORDS)
-def test_what_is_no_word_for_this_model_is_named(case, folder, tmp_path):
+def test_what_is_no_word_for_this_model_is_named(case, folder, found, tmp_path):
     stem, state, reason = WRONG_WORDS[case]
+    path = save(tmp_path / f"{stem}.safetensors", state)
     with pytest.raises(ValueError, match=reason):
-        StableDiffusion.load(folder, device="cpu", embeddings=[save(tmp_path / f"{stem}.safetensors", state)])
+        with_add_ons(found, (), [path]) if case != "NaN" else StableDiffusion.load(folder, embeddings=[path])
 
 
-def test_two_files_of_one_name(folder, tmp_path):
+def test_two_files_of_one_name(found, tmp_path):
     paths = [save(tmp_path / n / "qxz9.safetensors", {"emb_params": torch.zeros(24)}) for n in "ab"]
     with pytest.raises(ValueError, match="two embeddings are called 'qxz9'"):
-        StableDiffusion.load(folder, device="cpu", embeddings=paths)
+        with_add_ons(found, (), paths)
 
 
 # ---------------------------------------------------------------- known by their hashes

@@ -625,6 +625,10 @@ def test_a_text_that_a_method_does_not_take_is_left_out_with_a_word(here, folder
     assert ran(capsys, folder)["made"] == 1
     (record,) = table("out/results.jsonl")
     assert record["warnings"] == ["sdedit takes no source: left out"] and "source" not in record["settings"]
+    jsonl("m.jsonl", [{"image": "a.png", "target": "t", "source": "s", "mask": "m.png"}])
+    assert ran(capsys, folder, out="two")["made"] == 1
+    (record,) = table("two/results.jsonl")
+    assert record["warnings"] == ["under your own mask nothing depends on source"]
 
 
 def test_an_erased_part_is_the_rows_mask(here, folder, capsys):

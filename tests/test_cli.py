@@ -17,7 +17,7 @@ from commands import failed
 from PIL import Image
 
 from minidiffedit import __version__, cli
-from minidiffedit.commands import editing
+from minidiffedit.commands import common
 from minidiffedit.files import images
 
 ROOT = Path(__file__).parents[1]
@@ -244,7 +244,7 @@ def raising(error):
     (KeyboardInterrupt(), 130, "interrupted"),
 ], ids=repr)  # fmt: skip
 def test_every_failure_is_one_line(here, capsys, monkeypatch, error, code, line):
-    monkeypatch.setattr(editing, "load", raising(error))
+    monkeypatch.setattr(common, "load", raising(error))
     for options in (["--quiet"], ["--debug"]):
         assert cli.main(["edit", "in.png", *FAST, *options]) == code
         out, err = capsys.readouterr()
@@ -254,7 +254,7 @@ def test_every_failure_is_one_line(here, capsys, monkeypatch, error, code, line)
 
 def test_the_callers_warnings_are_left_alone(here, capsys, monkeypatch):
     before = warnings.showwarning
-    monkeypatch.setattr(editing, "load", raising(ValueError("x")))
+    monkeypatch.setattr(common, "load", raising(ValueError("x")))
     cli.main(["edit", "in.png", *FAST])
     assert warnings.showwarning is before
 
@@ -272,9 +272,9 @@ def test_ctrl_c_while_running(here, folder):
     """Sent while the first bar stands on stderr; the watcher makes each step long enough to be hit."""
     code = (
         "import contextlib, signal, sys, time; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "from minidiffedit import cli\nfrom minidiffedit.commands import editing\n"
+        "from minidiffedit import cli\nfrom minidiffedit.commands import common\n"
         "def watch(step): print(step.stage, file=sys.stderr, flush=True); time.sleep(1)\n"
-        "editing.progress = lambda *_: contextlib.nullcontext(watch)\n"
+        "common.progress = lambda *_: contextlib.nullcontext(watch)\n"
         "sys.exit(cli.main(sys.argv[1:]))"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

@@ -154,9 +154,10 @@ def test_broken_pie_files_are_refused_by_their_place(tmp_path, content, complain
 @pytest.mark.parametrize(("text", "complaint"), [
     ("image,source\na.png,b\n", "columns image and target"), ("image,target\n", "asks for no edit"),
     ("image,target\n,x\n", "edit 1: image and target must not be empty"),
-    ("image,target\na.png,x\na.png,x\n", "two edits are named"), ('image,target\na,"x\n', "no CSV text"),
+    ("image,target\na.png,x\na.png,x\n", "two edits are named"),
+    ('image,target\na,"x\n', "row 1: .*CSV in UTF-8 is wanted"),
     ("image,target\na.png,a zebra, on a beach\n", "row 1: 2 cells"), ("image,target\na.png\n", "row 1: 2 cells"),
-    ("image,target,target\na.png,x,y\n", "each name once"),
+    ("image,target,target\na.png,x,y\n", "a name stands twice"),
 ])  # fmt: skip
 def test_broken_csv_files_are_refused(tmp_path, text, complaint):
     (tmp_path / "set.csv").write_text(text)

@@ -22,7 +22,7 @@ from minidiffedit.commands import estimates
 from minidiffedit.cost import Held, memory
 from minidiffedit.files.metadata import model_hash
 from minidiffedit.files.results import is_ours, settings_in
-from minidiffedit.run import plan
+from minidiffedit.plans import idle, plan
 
 ROOT = Path(__file__).parents[1]
 FAST = ["--target", "a zebra", "--steps", "4", "--maps", "2"]
@@ -369,11 +369,28 @@ def test_an_empty_name_is_no_default(here, capsys):
 def test_what_is_given_and_changes_nothing_is_told(here, folder, capsys):
     command = ["edit", "in.png", "--target", "x", "--steps", "4", "--mask", "m.png", "--model", str(folder)]
     for words, said in ((["--mask-threshold", ".2", "--maps", "2"], ["--mask-threshold", "--maps"]),
-                        (["--crop-margin", ".5"], ["--crop-margin"]), ([], [])):  # fmt: skip
+                        (["--crop-margin", ".5"], ["--crop-margin"]), (["--source", "a horse"], ["--source"]),
+                        (["--source", "a horse", "--encode-text", "source"], []), ([], [])):  # fmt: skip
         assert cli.main([*command, *words, "--dry-run"]) == 0
         err = capsys.readouterr().err
         assert err.count("\n") == bool(said) and all(one in err for one in said)
     assert "leave out one of them" in failed(capsys, *command, "--mask-from", "words:horse", "--source", "a horse")
+
+
+def test_a_text_that_no_function_reads_is_told(here, folder, capsys):
+    """Of several edits the sources stand in their pairs; DiffEdit encodes under no text."""
+    command = ["edit", "in.png", "--method", "diffedit-regions", "--edit", "a=>b", "--source", "c", "--dry-run"]
+    assert cli.main([*command, "--model", str(folder)]) == 0
+    assert "with --encode-text null nothing depends on --source" in capsys.readouterr().err
+    assert idle(plan(target="x", source="y", maps=3), ["target", "source", "maps"]) == []
+    asked = {"target": "x", "source": "y", "quantile": 0.2, "object_threshold": 0.3}
+    assert idle(plan("masactrl", **asked), asked) == [
+        "without object_words nothing depends on object_threshold", "with guidance cfg nothing depends on quantile"
+    ]  # fmt: skip
+    assert idle(plan("masactrl", **asked, guidance="prox", object_words="x, y"), asked) == []
+    assert idle(plan("user-mask", target="x", source="y", mask="m.png"), ["source", "mask", "target"]) == [
+        "with encode_text null nothing depends on source"
+    ]
 
 
 def test_a_seed_of_minus_one_is_explained(here, capsys):
@@ -476,7 +493,11 @@ def test_memory_is_the_weights_and_what_one_network_holds():
     assert 4 * weights < small < large and 2 * weights < half < small
     picture = 4 * 8 * 256 * 256  # the VAE's last layer: 8 channels of full size, in and out
     assert 4 * weights + 2 * picture <= large < 4 * weights + 8 * picture
-    assert memory(plan("null-text-inversion", target="a", source="b"), configs, (64, 64), torch.float32) is None
+    rows = [memory(plan(target="a", source="b", mask=mask), configs, (64, 64), torch.float32)
+            for mask in (None, torch.ones(1, 1, 8, 8))]  # fmt: skip
+    assert rows[1] < rows[0] == small  # under one's own mask two at once, not those of ten maps
+    for method in ("null-text-inversion", "sige"):  # what gradients need, and what is kept of each level
+        assert memory(plan(method, target="a", source="b"), configs, (64, 64), torch.float32) is None
 
 
 def test_a_size_far_from_the_training_size_is_warned_of(sd, picture):

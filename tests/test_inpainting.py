@@ -8,7 +8,7 @@ import pytest
 import tiny
 import torch
 from explicit import error
-from mutants import mutant, run
+from mutants import load, mutant, run, source
 from PIL import Image
 from proofs import pipeline
 from stubs import Model, Shown, latent
@@ -152,9 +152,9 @@ MUTATIONS = {
         test_the_unet_sees_the_noisy_latent_the_mask_and_the_picture_without_its_inside),
     "another seed": ("methods.inpainting:inpaint", "draws(x0.shape, seed)", "draws(x0.shape, 0)",
         test_on_the_tiny_network),
-    "grey outside": ("run:Job.x0_outside", ">= 0.5", "< 0.5", test_the_picture_without_its_inside_is_grey_there),
-    "grey at the faintest": ("run:Job.x0_outside", ">= 0.5", "> 0", test_the_picture_without_its_inside_is_grey_there),
-    "black for grey": ("run:Job.x0_outside", "inside, 0.0,", "inside, -1.0,",
+    "grey outside": ("job:Job.x0_outside", ">= 0.5", "< 0.5", test_the_picture_without_its_inside_is_grey_there),
+    "grey at the faintest": ("job:Job.x0_outside", ">= 0.5", "> 0", test_the_picture_without_its_inside_is_grey_there),
+    "black for grey": ("job:Job.x0_outside", "inside, 0.0,", "inside, -1.0,",
         test_the_picture_without_its_inside_is_grey_there),
 }  # fmt: skip
 
@@ -163,7 +163,9 @@ MUTATIONS = {
 def test_mutation_turns_a_test_red(name, model, inpainting, picture, monkeypatch):
     place, old, new, test = MUTATIONS[name]
     changed = mutant(place, old, new, monkeypatch)
-    monkeypatch.setattr(sys.modules[__name__], "R" if place.startswith("run") else "I", changed)
+    of_job = place.startswith("job")
+    changed = load("run", source("run"), monkeypatch) if of_job else changed
+    monkeypatch.setattr(sys.modules[__name__], "R" if of_job else "I", changed)
     if place.startswith("methods") and test is test_on_the_tiny_network:
         seeds = [filled(inpainting, picture, mask=box(), seed=seed).latent for seed in (3, 4)]
         assert torch.equal(*seeds)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from mutants import mutant, run
+from mutants import load, mutant, run, source
 from PIL import Image
 from stubs import ALPHA_BAR, Model
 from tiny import box
@@ -749,7 +749,9 @@ def test_the_model_in_a_batch(network):
 
 # ---------------------------------------------------------------- each mistake turns a test red
 
-# name: (where in run.py, what stands there, what a mistake would put, the test that must fail)
+WHERE = {"Job": "job", "blank_plan": "plans", "changed": "plans", "check_fits": "plans"}  # the rest: in run.py
+
+# name: (where, what stands there, what a mistake would put, the test that must fail)
 MUTATIONS = {
     "earlier takes what differs": ("Job.earlier", "and without(but, call.given) == without(but, given)", "",
         test_what_each_change_costs_and_gives),
@@ -804,7 +806,10 @@ MUTATIONS = {
 @pytest.mark.parametrize("name", MUTATIONS)
 def test_mutation_turns_a_test_red(name, sd, network, inpainting, picture, monkeypatch):
     function, old, new, test = MUTATIONS[name]
-    monkeypatch.setattr(sys.modules[__name__], "R", mutant(f"run:{function}", old, new, monkeypatch))
+    module = WHERE.get(function.partition(".")[0], "run")
+    changed = mutant(f"{module}:{function}", old, new, monkeypatch)
+    changed = changed if module == "run" else load("run", source("run"), monkeypatch)
+    monkeypatch.setattr(sys.modules[__name__], "R", changed)
     with pytest.raises((AssertionError, KeyError, ValueError, pytest.fail.Exception)):
         run(test, sd=sd, network=network, inpainting=inpainting, picture=picture, monkeypatch=monkeypatch)
 

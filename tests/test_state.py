@@ -658,10 +658,10 @@ def test_what_could_not_be_read_again_is_not_written(model, saved, tmp_path):
 
 def test_nothing_is_imported_for_a_file(model, saved, tmp_path, monkeypatch):
     """Only the functions of the method's own plan are looked at, whatever a state names."""
-    from minidiffedit import run
+    from minidiffedit import plans
 
     asked = []
-    monkeypatch.setattr(run, "import_module", lambda name: asked.append(name) or sys.modules[name])
+    monkeypatch.setattr(plans, "import_module", lambda name: asked.append(name) or sys.modules[name])
     for name in ("..__main__:main", "../x:y", "minidiffedit.cli:main", "masactrl:masactrl"):
         path = rewritten(saved[1], tmp_path / "a.safetensors", lambda t, r: r["calls"][0].__setitem__(0, name))  # noqa: B023
         with pytest.raises(ValueError, match="no function of diffedit"):

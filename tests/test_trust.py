@@ -25,8 +25,9 @@ from safetensors.torch import load_file, save_file
 
 import minidiffedit
 from minidiffedit import cli, tokenizer
+from minidiffedit import commands as shell
 from minidiffedit import options as kinds
-from minidiffedit.commands import common, editing
+from minidiffedit.commands import common
 from minidiffedit.files import images
 from minidiffedit.files import states as state
 from minidiffedit.many import batch, manifest
@@ -100,7 +101,7 @@ def any_texts_path(patch):
 BLIND = {
     "weights may be NaN": ("checkpoints", "unet: NaN", believing),
     "any words for CLIP's": ("checkpoints", "words exchanged", any_words),
-    "errors may be endless": ("checkpoints", "5,000", lambda patch: patch.setattr(common, "LONGEST_LINE", 10**9)),
+    "errors may be endless": ("checkpoints", "5,000", lambda patch: patch.setattr(shell, "LONGEST_LINE", 10**9)),
     "control characters": ("checkpoints", "control", lambda patch: patch.setattr(cli, "shown", str)),
     "no least size": ("pictures", "(7, 7)", lambda patch: patch.setattr(images, "working_size", lambda *_: (64, 64))),
     "no sums in states": ("states", "a bit flipped", without_checksum),
@@ -227,7 +228,7 @@ def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (70, 91, 3), dtype=np.uint8)).save("in.png")
     Image.new("L", (90, 70), 255).save("m.png")
-    monkeypatch.setattr(editing, "load", lambda args: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(common, "load", lambda args: pytest.fail("the model was loaded"))
     return tmp_path
 
 
@@ -241,7 +242,7 @@ def test_a_mask_of_another_size_is_refused_before_the_model_is_loaded(option, he
 
 def test_a_model_that_is_not_here_yet_does_not_judge_masks(here, capsys, monkeypatch):
     """Only its configurations tell its grid; the error is the model's own."""
-    monkeypatch.setattr(editing, "load", lambda args: (_ for _ in ()).throw(ValueError("loaded")))
+    monkeypatch.setattr(common, "load", lambda args: (_ for _ in ()).throw(ValueError("loaded")))
     assert (
         cli.main(["edit", "in.png", *FAST[:4], "--model", "owner/name", "--mask", "m.png", "--cache-dir", "none"]) == 1
     )

@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from minidiffedit import StableDiffusion, edit
+from minidiffedit.many.evaluate import append_row, read_rows
 from weights import scenes
 from weights.judge import Judge, load_judge
 
@@ -102,15 +103,14 @@ def main() -> None:
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
     table = args.output / "photographs.jsonl"
-    lines = [json.loads(line) for line in table.read_text().splitlines()] if table.is_file() else []
+    lines = read_rows(table)
     sd, judge = StableDiffusion.load(Path(__file__).parent / "mini"), load_judge()
     warnings.simplefilter("ignore")  # masks too large to gain, which the table counts
     for index in range(len(lines), args.count):
         line, shown = measured(sd, judge, index)
         for i, one in enumerate(shown if index < SHOWN else []):
             one.save(args.output / f"{index}-{i}.png")
-        with table.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        append_row(table, line)
         lines.append(line)
     rows = range(min(SHOWN, args.count))
     sheet = Image.new("RGB", (len(COLUMNS) * 164 - 4, len(rows) * 164 - 4), "white")

@@ -9,93 +9,47 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
-from ..files.metadata import identity
+from PIL import Image
+
+from ..cost import costs
+from ..files import images
+from ..files.configs import configs_of, kind_of
+from ..files.hub import DEFAULT, HubError, find_model, find_vae, no_model
+from ..files.masks import Steering
+from ..files.metadata import identity, metadata, model_hash, prompt_of, versions
+from ..files.results import free, is_ours
+from ..files.states import check_name
+from ..methods.table import SYSTEMS
+from ..options import Option
+from ..plans import GIVEN, Plan, blank_plan, check_fits, check_takes_picture, plan
 from ..progress import progress as progress
+from ..result import Result
+from ..sd import StableDiffusion
+from ..unet import UNetConfig
+from ..views.report import check_report
+from . import OWN, flag
+from .estimates import estimated, rates_file, remember
 
-if TYPE_CHECKING:
-    from ..options import Option
-    from ..run import Plan, Result
-
-LONGEST_LINE = 800  # characters of an error or a warning
-MOST_SHOWN = 20  # options that a command's help shows, rare ones among them
-OWN = "options of the method"
-USUAL = {
-    "-h", "-o", "-n", "--method", "--methods", "--target", "--source", "--edit", "--instruction", "--negative-prompt",
-    "--mask", "--reference", "--points", "--steps", "--strength", "--guidance-scale", "--mask-threshold", "--seed",
-    "--size", "--width", "--height", "--rows", "--columns", "--values", "--metrics", "--like", "--overwrite",
-    "--report", "--save-mask", "--save-state", "--dry-run", "--model", "--vae", "--lora", "--crop",
-}  # fmt: skip
 MASKS = ("mask", "union", "subtract")
 LIKENESS = ("model_hash", "vae_hash", "lora", "embeddings")  # which make a model another one
-
-
-def shown(text: str) -> str:
-    """On one line, not endless, and nothing in it steers the terminal: names and values may be a hostile file's."""
-    line = "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
-    return line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE // 2]} [...] {line[-LONGEST_LINE // 3 :]}"
-
-
-class Command(NamedTuple):
-    """about: one line of help. add: puts the options into a parser, given the words after the command's name. run:
-    makes a result of the arguments, which `say` puts into words. examples: command lines without the program's name.
-    """
-
-    about: str
-    add: Callable[[argparse.ArgumentParser, list[str]], None]
-    run: Callable[[argparse.Namespace], Any]
-    say: Callable[[Any], str]
-    examples: tuple[str, ...] = ()
-
-    def parser(self, commands: Any, name: str) -> argparse.ArgumentParser:
-        """allow_abbrev is off: --mask-t would be --mask-threshold today and two options tomorrow."""
-        text = "\n  minidiffedit ".join([self.about[0].upper() + self.about[1:] + ".\n", *self.examples])
-        how = argparse.RawDescriptionHelpFormatter
-        parser = commands.add_parser(name, help=self.about, description=text, allow_abbrev=False, formatter_class=how)
-        parser.set_defaults(run=self.run, say=self.say, parser=parser)
-        return parser
-
-    def fill(self, parser: argparse.ArgumentParser, words: list[str]) -> None:
-        """Put the options into the parser; --help shows the usual ones, all of a method that is named, --help-all all.
-        Raises ValueError as `add`.
-        """
-        self.add(parser, words)
-        parser.add_argument("--json", action="store_true", help="print one JSON object")
-        parser.add_argument("--quiet", action="store_true", help="no progress, no warnings")
-        parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-        shorten(parser, words)
-
-
-def shorten(parser: argparse.ArgumentParser, words: list[str]) -> None:
-    """Usage on one line; of many options the help shows the usual ones, and all of a method that the words name."""
-    options = [one for one in parser._actions if one.option_strings]
-    needed = [f"{one.option_strings[-1]} {one.metavar}" for one in options if one.required]
-    positional = [str(one.metavar) for one in parser._actions if not one.option_strings]
-    parser.usage = " ".join(["%(prog)s", *positional, *needed, "[options]"])
-    if len(options) <= MOST_SHOWN:
-        return
-    parser.add_argument("--help-all", action="help", help="show every option")
-    named = "--method" in words
-    own = [one for group in parser._action_groups if named and group.title == OWN for one in group._group_actions]
-    rare = [one for one in options if not (one.required or one in own or USUAL & {*one.option_strings})]
-    for one in rare if "--help-all" not in words else ():
-        one.help = argparse.SUPPRESS
 
 
 # ---------------------------------------------------------------- options from signatures
 
 
-def asked_plan(words: list[str]) -> "Plan":
-    """The method that the words name, with its defaults; without --method the first that takes what is given."""
-    from ..methods.table import SYSTEMS
-    from ..run import GIVEN, blank_plan, check_takes_picture
+def early(words: list[str], **options: dict[str, Any]) -> argparse.Namespace:
+    """What the words say of a few options, on which it depends what others there are: by name, as `add_argument`."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name, how in options.items():
+        parser.add_argument(flag(name), **how)
+    return parser.parse_known_args(words)[0]
 
-    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    early.add_argument("--method")
-    early.add_argument("--inversion")
-    early.add_argument("--mask-from")
-    known, _ = early.parse_known_args(words)
+
+def asked_plan(words: list[str]) -> Plan:
+    """The method that the words name, with its defaults; without --method the first that takes what is given."""
+    known = early(words, method={}, inversion={}, mask_from={})
     if known.method:
         return check_takes_picture(blank_plan(known.method, known.inversion, known.mask_from))
     found = blank_plan("diffedit", known.inversion, known.mask_from)
@@ -107,12 +61,7 @@ def asked_plan(words: list[str]) -> "Plan":
     return found
 
 
-def flag(name: str) -> str:
-    """--mask-threshold for mask_threshold; of what can be given several times the singular."""
-    return f"--{name.replace('_', '-')}" if name != "edits" else "--edit"
-
-
-def add_method(parser: argparse.ArgumentParser, settled: "Plan", needed: bool = True) -> None:
+def add_method(parser: argparse.ArgumentParser, settled: Plan, needed: bool = True) -> None:
     """--method and --inversion, and all that the method can be given and told."""
     parser.add_argument("--method", metavar="NAME", help=f"how to edit ({settled.method}), see `minidiffedit methods`")
     parser.add_argument("--inversion", metavar="NAME", help="another way to the noise, for methods that invert")
@@ -126,9 +75,7 @@ def add_mask_from(parser: Any) -> None:
     parser.add_argument("--mask-from", metavar="SOURCE", help=about)
 
 
-def add_given(parser: Any, settled: "Plan", needed: bool = True) -> None:
-    from ..run import GIVEN
-
+def add_given(parser: Any, settled: Plan, needed: bool = True) -> None:
     for name in settled.given:
         kind, about = GIVEN[name]
         options: dict[str, Any] = {"help": about, "default": argparse.SUPPRESS}
@@ -141,7 +88,7 @@ def add_given(parser: Any, settled: "Plan", needed: bool = True) -> None:
         parser.add_argument(flag(name), dest=name, **options)
 
 
-def add_options(group: Any, settled: "Plan", *without: str) -> None:
+def add_options(group: Any, settled: Plan, *without: str) -> None:
     """A flag for each option; those not given are not set, so that the method's defaults hold."""
     for name, one in settled.options.items():
         if name in without:
@@ -159,7 +106,7 @@ def add_options(group: Any, settled: "Plan", *without: str) -> None:
 LETTERS = {int: "N", float: "X"}
 
 
-def parsed(one: "Option") -> Callable[[str], Any]:
+def parsed(one: Option) -> Callable[[str], Any]:
     def parse(text: str) -> Any:
         try:
             return one.parse(text)
@@ -169,19 +116,16 @@ def parsed(one: "Option") -> Callable[[str], Any]:
     return parse
 
 
-def arguments(args: argparse.Namespace, settled: "Plan") -> dict[str, Any]:
+def arguments(args: argparse.Namespace, settled: Plan) -> dict[str, Any]:
     """What was given and told, by name, masks and pictures opened."""
-    from ..files.images import read_picture
-    from ..run import GIVEN
-
-    opened: dict[str, Any] = {"mask": open_mask, "picture": read_picture}
+    opened: dict[str, Any] = {"mask": open_mask, "picture": images.read_picture}
     named = vars(args).items()
     found = {name: one for name, one in named if name in settled.options or (name in settled.given and one is not None)}
     kinds = {name: GIVEN[name].kind for name in found.keys() & GIVEN.keys()}
     return found | {name: opened[kind](found[name]) for name, kind in kinds.items() if kind in opened}
 
 
-def together(plans: "Sequence[Plan]") -> "Plan":
+def together(plans: Sequence[Plan]) -> Plan:
     """The options and inputs of several methods as if of one; what one can do without is not needed."""
     options = {name: one for plan in reversed(plans) for name, one in plan.options.items()}
     settings = {name: value for plan in reversed(plans) for name, value in plan.settings.items()}
@@ -191,9 +135,7 @@ def together(plans: "Sequence[Plan]") -> "Plan":
     return replace(plans[0], method=method, options=options, settings=settings, given=given, needs=needs)
 
 
-def settled_plan(args: argparse.Namespace) -> "Plan":
-    from ..run import blank_plan, plan
-
+def settled_plan(args: argparse.Namespace) -> Plan:
     names = {"inversion": args.inversion, "mask_from": getattr(args, "mask_from", None)}
     return plan(args.method, **names, **arguments(args, blank_plan(args.method, **names)))
 
@@ -274,14 +216,11 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 def picture_and_output(args: argparse.Namespace, word: str, *others: Path | None) -> tuple[Any, Path]:
     """The picture, read, and where the result goes; `others` go beside it."""
-    from ..files.images import read_picture, working_size
-    from ..files.results import free
-
     path = args.picture or args.image
     output = args.output or free(Path(f"{path.stem}-{word}.png"))
-    picture = read_picture(path)
+    picture = images.read_picture(path)
     size = getattr(args, "size", None)
-    working_size(picture.size, 512 if size is None else size)
+    images.working_size(picture.size, 512 if size is None else size)
     inputs = [path, *(getattr(args, name, None) for name in (*MASKS, "reference", "reference_mask", "like"))]
     state, report = (getattr(args, name, None) for name in ("save_state", "report"))
     check_outputs(args, inputs, [output, *others], picture.size, state, report)
@@ -289,12 +228,10 @@ def picture_and_output(args: argparse.Namespace, word: str, *others: Path | None
     return picture, output
 
 
-def take_hole(args: argparse.Namespace, settled: "Plan") -> None:
+def take_hole(args: argparse.Namespace, settled: Plan) -> None:
     """Where no mask is asked for, and a part of the picture is erased, that is the mask, if the method has one."""
-    from ..files.images import has_hole
-
     path, asked = args.picture or args.image, getattr(args, "mask", None) or getattr(args, "mask_from", None)
-    if not asked and has_hole(path, "mask" in settled.given):
+    if not asked and images.has_hole(path, "mask" in settled.given):
         args.mask = path
 
 
@@ -306,19 +243,14 @@ def check_masks(args: argparse.Namespace, size: tuple[int, int], at: tuple[int, 
     masks = [open_mask(path) for name in MASKS if (path := getattr(args, name, None))]
     configs = model_configs(args) if any(mask.size != size for mask in masks) else None
     if configs:
-        from ..files.images import latent_mask, working_size
-
         factor = configs["vae"].factor
         side = getattr(args, "size", None) or configs["unet"].sample_size * factor
         for mask in masks:
-            latent_mask(mask, size, at or working_size(size, side, factor), factor)
+            images.latent_mask(mask, size, at or images.working_size(size, side, factor), factor)
 
 
 def model_configs(args: argparse.Namespace) -> dict[str, Any] | None:
     """The networks' configs, from the model's small files; None where only loading can tell."""
-    from ..files.configs import configs_of
-    from ..files.hub import DEFAULT, HubError, find_model, find_vae
-
     where = args.revision, args.cache_dir
     try:
         options: dict[str, Any] = {"local_files_only": True, "variant": args.variant, "with_vae": not args.vae}
@@ -329,25 +261,17 @@ def model_configs(args: argparse.Namespace) -> dict[str, Any] | None:
         return None
 
 
-def check_weights(args: argparse.Namespace, plans: "Iterable[Plan]", configs: dict[str, Any] | None) -> None:
+def check_weights(args: argparse.Namespace, plans: Iterable[Plan], configs: dict[str, Any] | None) -> None:
     """Refuse, before any weights are read, a method that needs another kind of them; configs: of `model_configs`."""
-    from ..files.configs import kind_of
-    from ..run import check_fits
-
     for one in plans if configs else ():
         assert configs
         check_fits(one, kind_of(configs), args.model)
 
 
-def predicted(args: argparse.Namespace, *plans: "Plan", old: "Plan | None" = None) -> list[dict[str, int]]:
+def predicted(args: argparse.Namespace, *plans: Plan, old: Plan | None = None) -> list[dict[str, int]]:
     """Model rows by stage of plans on one picture, each reusing the ones before it; no weights are read. old: that of a
     saved edit, which they reuse too.
     """
-    from PIL import Image
-
-    from ..cost import costs
-    from ..unet import UNetConfig
-
     if getattr(args, "invert", False) or getattr(args, "union", None):  # an empty mask will be filled
         filled = {"mask": Image.new("L", (8, 8), 255)}
         plans = tuple(replace(p, given=p.given | filled) if p.given.get("mask") is not None else p for p in plans)
@@ -358,24 +282,18 @@ def predicted(args: argparse.Namespace, *plans: "Plan", old: "Plan | None" = Non
 
 def open_mask(path: Path | None) -> Any:
     """The file as a picture, which may keep a mask's cells; refused now if it is no mask."""
-    from ..files.images import read_mask, read_picture
-
-    picture = read_picture(path) if path else None
+    picture = images.read_picture(path) if path else None
     if picture:
-        read_mask(picture)
+        images.read_mask(picture)
     return picture
 
 
 def steering_names() -> list[str]:
-    from ..files.masks import Steering
-
     return [one.name for one in fields(Steering)]
 
 
 def steering_of(args: argparse.Namespace) -> Any:
     """The steering that was asked for, None if none was."""
-    from ..files.masks import Steering
-
     asked = {name: getattr(args, name, None) for name in steering_names()}
     given = {name: value for name, value in asked.items() if value is not None and value is not False}  # 0 is asked for
     opened = {name: open_mask(value) for name, value in given.items() if isinstance(value, Path)}
@@ -395,22 +313,15 @@ def check_outputs(
 
     outputs: pictures of a size; state: a saved edit; report: a page.
     """
-    from ..files.images import picture_format
-    from ..files.results import is_ours
-
     if state:
-        from ..files.states import check_name
-
         check_name(state)
     if report:
-        from ..views.report import check_report
-
         check_report(report)
     weights = [args.model, args.vae, *args.embedding, *args.lora, *(one.rpartition(":")[0] for one in args.lora)]
     taken = [*filter(None, inputs), *map(Path, filter(None, weights))]
     for path in filter(None, [*outputs, state, report]):
         if path is not state and path is not report:
-            picture_format(path, size)
+            images.picture_format(path, size)
         if os.path.isdir(path):
             raise ValueError(f"{path} is a folder; name a file")
         if not os.path.isdir(path.parent):
@@ -432,7 +343,7 @@ def same_file(a: Path, b: Path) -> bool:
     return os.path.realpath(a) == os.path.realpath(b) or (a.exists() and b.exists() and a.samefile(b))
 
 
-def load(args: argparse.Namespace, plans: "Sequence[Plan]" = ()) -> Any:
+def load(args: argparse.Namespace, plans: Sequence[Plan] = ()) -> Any:
     """The model of the options; here the heavy imports are over, and an interrupt that they swallowed takes effect.
 
     plans: what it is for, checked before its weights are read where `predicted` has not.
@@ -450,10 +361,6 @@ def load(args: argparse.Namespace, plans: "Sequence[Plan]" = ()) -> Any:
 
 
 def load_model(args: argparse.Namespace) -> Any:
-    from ..files.hub import DEFAULT, HubError, no_model
-    from ..sd import StableDiffusion
-    from .estimates import rates_file
-
     names = ("vae", "device", "dtype", "variant", "revision", "cache_dir", "attention", "compile", "low_memory", "lora")
     options = {name: getattr(args, name) for name in names} | {"embeddings": args.embedding}
     options["local_files_only"] = args.local_files_only or args.model is None
@@ -485,10 +392,8 @@ def tracker(quiet: bool, unit: str = "step") -> Any:
     return track
 
 
-def dry_run(args: argparse.Namespace, plans: "list[Plan]", rows: dict[str, int], size: Any) -> dict[str, Any]:
+def dry_run(args: argparse.Namespace, plans: list[Plan], rows: dict[str, int], size: Any) -> dict[str, Any]:
     """The result of a run of plans that is not made; size: of the picture, (width, height)."""
-    from .estimates import estimated
-
     first, paid = plans[0], {"predicted": sum(rows.values()), "paid": 0}
     said = {"method": first.method, "rows": paid, "seed": first.settings["seed"], "evaluations": rows}
     return said | estimated(args, plans, rows, size, model_configs(args)) | {"settings": first.record}
@@ -510,24 +415,18 @@ def say_cost(rows: dict[str, int]) -> str:
 
 def text_chunks(args: argparse.Namespace, settings: dict[str, Any]) -> dict[str, str]:
     """The metadata of a picture with these settings, none where it is not wanted."""
-    from ..files.metadata import metadata, prompt_of
-
     return {} if args.no_metadata else metadata(settings, prompt_of(settings))
 
 
-def record_of(args: argparse.Namespace, done: "Result") -> dict[str, Any]:
+def record_of(args: argparse.Namespace, done: Result) -> dict[str, Any]:
     """The settings of a result with its model, its mask and pictures by the hash of their files."""
-    from ..files.metadata import model_hash
-
     files = {name: path for name in done.plan.given if isinstance(path := getattr(args, name, None), Path)}
     done.settings.update({name: model_hash(path) for name, path in files.items()})
     return done.settings | identity(done.sd)
 
 
-def outcome(args: argparse.Namespace, done: "Result", rows: dict[str, int], record: dict[str, Any]) -> dict[str, Any]:
+def outcome(args: argparse.Namespace, done: Result, rows: dict[str, int], record: dict[str, Any]) -> dict[str, Any]:
     """What every command says of a run, whose rate is remembered for a dry run's estimate."""
-    from .estimates import remember
-
     remember(args, done)
     said: dict[str, Any] = {name: getattr(done, name) for name in ("method", "seed", "verdict", "coverage")}
     said |= {"rows": {"predicted": sum(rows.values()), "paid": done.rows}, "evaluations": done.evaluations}
@@ -539,9 +438,3 @@ def describe(sd: Any) -> dict[str, Any]:
     path = sd.checkpoint.path
     revision = path.name if path.parent.name == "snapshots" else None
     return {"id": sd.name, "path": str(path), "revision": revision, "device": str(sd.device)} | identity(sd)
-
-
-def versions() -> dict[str, str]:
-    from ..views.report import versions as of_the_page  # the page's own: a build of torch is told by its full name
-
-    return of_the_page()

@@ -5,74 +5,44 @@ import os
 import warnings
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ..ddim import whole
+from ..files.hub import MINI, is_id
+from ..files.images import grey_picture, write_picture
 from ..files.results import MARK, free, settings_in
-from .common import (
-    OWN,
-    Command,
-    add_dry_run,
-    add_given,
-    add_image,
-    add_mask_from,
-    add_method,
-    add_model,
-    add_no_metadata,
-    add_options,
-    add_output,
-    add_steering,
-    arguments,
-    asked_plan,
-    check_masks,
-    check_outputs,
-    dry_run,
-    flag,
-    load,
-    outcome,
-    picture_and_output,
-    predicted,
-    progress,
-    record_of,
-    say_dry,
-    say_note,
-    settled_plan,
-    shown,
-    steering_names,
-    steering_of,
-    take_hole,
-    text_chunks,
-)
-
-if TYPE_CHECKING:
-    from ..run import Plan, Result
+from ..files.states import load_state, plan_of, read_record, save_state, shows_source
+from ..options import options_of
+from ..plans import COMMON, CROPS, GIVEN, INPUTS, Plan, blank_plan, changed, function_at, idle, inputs_of, parts_of
+from ..result import Result
+from ..run import execute, execute_mask, execute_without_picture, picture_size, resume
+from ..views.previews import Previews, check_folder
+from ..views.report import save_report
+from ..views.witness import Witness
+from . import OWN, common, flag, shown
 
 
 def add_edit(parser: argparse.ArgumentParser, words: list[str]) -> None:
     like = liked(words)
-    settled = asked_plan([*like.get("method", []), *words])
-    add_image(parser, "the edited picture (.png, .jpg, .webp; default: NAME-edited.png here)")
+    settled = common.asked_plan([*like.get("method", []), *words])
+    common.add_image(parser, "the edited picture (.png, .jpg, .webp; default: NAME-edited.png here)")
     about = "N candidates of seeds one after another, and a sheet of them (default: NAME-candidates.png and beside it)"
     parser.add_argument("-n", "--count", type=int, default=1, metavar="N", help=about)
     about = "take the settings of this earlier result, and its model if that has a name; what is said besides holds"
     parser.add_argument("--like", type=Path, metavar="RESULT", help=about)
-    add_method(parser, settled)
-    add_mask_from(parser)
+    common.add_method(parser, settled)
+    common.add_mask_from(parser)
     add_files(parser, settled)
     add_running(parser)
-    add_model(parser)
+    common.add_model(parser)
     take(parser, settled, like.get("settings", {}), words)
 
 
 def liked(words: list[str]) -> dict[str, Any]:
     """Of the result that --like names: "settings", and "method" as words for a parser."""
-    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    early.add_argument("--like", type=Path)
-    early.add_argument("--inversion")
-    known, _ = early.parse_known_args(words)
+    known = common.early(words, like={"type": Path}, inversion={})
     if known.like is None:
         return {}
-    from ..run import parts_of
-
     settings = settings_in(known.like)
     if not isinstance(method := settings.get("method"), str):
         why = "holds no settings of an edit" if os.path.isfile(known.like) else "no such file"
@@ -81,12 +51,10 @@ def liked(words: list[str]) -> dict[str, Any]:
     return {"settings": settings, "method": [f"--method={'+'.join(filter(None, parts))}"]}
 
 
-def take(parser: argparse.ArgumentParser, settled: "Plan", settings: dict[str, Any], words: list[str]) -> None:
+def take(parser: argparse.ArgumentParser, settled: Plan, settings: dict[str, Any], words: list[str]) -> None:
     """Make settings of an earlier run the parser's defaults, but for what the words say themselves; where it was one of
     another method, what differs from that one's defaults.
     """
-    from ..run import GIVEN, blank_plan
-
     said = {word.partition("=")[0].replace("--no-", "--") for word in words}
     plain = {name for name in settled.given if GIVEN[name].kind in ("text", "pairs", "points")}
     steering = told if isinstance(told := settings.get("steering"), dict) and settled.steerable else {}
@@ -94,7 +62,7 @@ def take(parser: argparse.ArgumentParser, settled: "Plan", settings: dict[str, A
     usual = dict.fromkeys(settled.needs, "") | blank_plan(settings["method"]).settings if other else {}
     found = {n: one for n, one in settings.items() if n in plain or n in settled.options}
     found = {n: one for n, one in found.items() if n not in usual or one != usual[n]}
-    found |= {name: steering[name] for name in {*steering_names()} & steering.keys() - {"union", "subtract"}}
+    found |= {name: steering[name] for name in {*common.steering_names()} & steering.keys() - {"union", "subtract"}}
     found = {name: value for name, value in found.items() if flag(name) not in said}
     for action in parser._actions:
         action.required = action.required and action.dest not in found
@@ -112,26 +80,15 @@ def say_taken(args: argparse.Namespace) -> None:
     if args.taken and not args.quiet:
         taken = args.taken | ({"model": args.model} if args.model != before else {})
         values = [f"{name} {value}" for name, value in taken.items() if value not in (None, "")]
-        say_note(shown(f"like {args.like}: {', '.join(values)}"))
+        common.say_note(shown(f"like {args.like}: {', '.join(values)}"))
     for name in args.lacking:
         said = f"{args.like} was made with a {name} of its own, which is not in it: give it with {flag(name)}"
         warnings.warn(said, stacklevel=2)
 
 
-def say_idle(args: argparse.Namespace, settled: "Plan") -> None:
-    """Name the options that were given and change nothing."""
-    from ..views.sheet import only_mask
-
-    asked = [name for name in settled.options if name in vars(args).keys() - {"seed", *args.taken}]
-    if settled.given.get("mask") is not None and (idle := [flag(one) for one in asked if only_mask(settled, one)]):
-        warnings.warn(f"under your own mask nothing depends on {', '.join(idle)}", stacklevel=2)
-    if "crop_margin" in asked and not settled.settings["crop"]:
-        warnings.warn("without --crop nothing depends on --crop-margin", stacklevel=2)
-
-
-def add_files(parser: argparse.ArgumentParser, settled: "Plan") -> None:
+def add_files(parser: argparse.ArgumentParser, settled: Plan) -> None:
     """What may be written beside the picture, and the steering of a mask that there is."""
-    add_no_metadata(parser)
+    common.add_no_metadata(parser)
     group = parser.add_argument_group("files beside the picture")
     if settled.masked:
         group.add_argument("--save-mask", type=Path, metavar="FILE", help="the mask, at the picture's size")
@@ -142,7 +99,7 @@ def add_files(parser: argparse.ArgumentParser, settled: "Plan") -> None:
     group.add_argument("--decode-previews", action="store_true", help="in the page, some through the autoencoder too")
     parser.set_defaults(save_mask=None, save_heat=None)
     if settled.steerable:
-        add_steering(parser)
+        common.add_steering(parser)
 
 
 def add_running(parser: argparse.ArgumentParser) -> None:
@@ -150,26 +107,22 @@ def add_running(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--preview", type=Path, metavar="DIR", help="write what it is heading for into this new folder")
     group.add_argument("--preview-every", type=int, metavar="K", default=5, help="calls between two (%(default)s)")
     group.add_argument("--preview-decode", action="store_true", help="by the autoencoder: sharper, and slower")
-    add_dry_run(parser)
+    common.add_dry_run(parser)
 
 
 def add_resume(parser: argparse.ArgumentParser, words: list[str]) -> None:
-    from ..run import blank_plan
-
     parser.add_argument("state", type=Path, metavar="STATE", help="what `edit --save-state` wrote")
-    add_output(parser, "the edited picture (default: NAME-resumed.png here)")
+    common.add_output(parser, "the edited picture (default: NAME-resumed.png here)")
     settled = saved_plan(words) or blank_plan("diffedit")
-    add_given(parser, settled, needed=False)
-    add_options(parser.add_argument_group("changes; what they leave as it was costs nothing"), settled, "size")
+    common.add_given(parser, settled, needed=False)
+    common.add_options(parser.add_argument_group("changes; what they leave as it was costs nothing"), settled, "size")
     add_files(parser, settled)
     add_running(parser)
-    add_model(parser)
+    common.add_model(parser)
 
 
-def saved_plan(words: list[str]) -> "Plan | None":
+def saved_plan(words: list[str]) -> Plan | None:
     """The plan of the state among the words, to know its options; what is wrong with it is said later."""
-    from ..files.states import plan_of, read_record
-
     before = ["", *words]
     found = [word for last, word in zip(before, words) if word.endswith(".safetensors") and not last.startswith("-")]
     try:
@@ -182,41 +135,37 @@ def saved_plan(words: list[str]) -> "Plan | None":
 
 
 def add_mask(parser: argparse.ArgumentParser, words: list[str]) -> None:
-    from ..run import COMMON, CROPS, INPUTS, function_at, inputs_of, options_of
-
-    settled = asked_plan(words)
+    settled = common.asked_plan(words)
     if "mask" not in settled.functions:
         raise ValueError(f"{settled.method} finds no mask")
     place = settled.functions["mask"]
     own = options_of(function_at(place)).keys() | COMMON.keys() - {"paste", *CROPS}
     read = {INPUTS[name].given for name in inputs_of(place)}
     settled = replace(settled, given={name: value for name, value in settled.given.items() if name in read})
-    add_image(parser, "the mask, white = would be edited (default: NAME-mask.png here)")
+    common.add_image(parser, "the mask, white = would be edited (default: NAME-mask.png here)")
     parser.add_argument("--method", metavar="NAME", default=settled.method, help="whose mask (%(default)s)")
-    add_mask_from(parser)
+    common.add_mask_from(parser)
     parser.set_defaults(inversion=None)
-    add_given(parser, settled)
-    add_options(parser.add_argument_group(OWN), settled, *(settled.options.keys() - own))
+    common.add_given(parser, settled)
+    common.add_options(parser.add_argument_group(OWN), settled, *(settled.options.keys() - own))
     parser.add_argument("--save-heat", type=Path, metavar="FILE", help="also write the map the mask is cut from")
-    add_dry_run(parser)
-    add_steering(parser)
-    add_model(parser)
+    common.add_dry_run(parser)
+    common.add_steering(parser)
+    common.add_model(parser)
 
 
 def add_generate(parser: argparse.ArgumentParser, words: list[str]) -> None:
-    from ..run import blank_plan
-
     parser.add_argument("target", metavar="TEXT", help="what to show")
-    add_output(parser, "the picture (default: generated.png here)")
+    common.add_output(parser, "the picture (default: generated.png here)")
     settled = blank_plan("text-to-image")
     parser.set_defaults(method=settled.method, inversion=None)
     parser.add_argument("--negative-prompt", metavar="TEXT", default="", help="what not to show")
-    add_options(parser.add_argument_group(OWN), settled, "paste", "size")
+    common.add_options(parser.add_argument_group(OWN), settled, "paste", "size")
     parser.add_argument("--width", type=pixels, metavar="PX", help="a multiple of 8 (default: the training size)")
     parser.add_argument("--height", type=pixels, metavar="PX", help="the same")
-    add_no_metadata(parser)
-    add_dry_run(parser)
-    add_model(parser)
+    common.add_no_metadata(parser)
+    common.add_dry_run(parser)
+    common.add_model(parser)
 
 
 def pixels(text: str) -> int:
@@ -229,72 +178,65 @@ def pixels(text: str) -> int:
 
 
 def run_edit(args: argparse.Namespace) -> dict[str, Any]:
-    from ..run import blank_plan, execute
-
-    take_hole(args, blank_plan(args.method, args.inversion))
-    settled = settled_plan(args)
+    common.take_hole(args, blank_plan(args.method, args.inversion))
+    settled = common.settled_plan(args)
     say_taken(args)
     if args.count != 1:
         from .pages import run_candidates, say_page
 
         args.say = say_page
         return run_candidates(args, settled)
-    picture, output = picture_and_output(args, "edited", args.save_mask, args.save_heat)
-    steering = steering_of(args)
+    picture, output = common.picture_and_output(args, "edited", args.save_mask, args.save_heat)
+    steering = common.steering_of(args)
     check_files(args)
-    (rows,) = predicted(args, settled)
-    say_idle(args, settled)
+    (rows,) = common.predicted(args, settled)
+    for line in idle(settled, vars(args).keys() - args.taken.keys(), flag):
+        warnings.warn(line, stacklevel=2)
     if args.dry_run:
-        return dry_run(args, [settled], rows, picture.size)
-    sd = load(args)
-    with progress(args.quiet, rows, *previews(args, sd, picture)) as watch:
+        return common.dry_run(args, [settled], rows, picture.size)
+    sd = common.load(args)
+    with common.progress(args.quiet, rows, *previews(args, sd, picture)) as watch:
         done = execute(settled, sd, picture, steering=steering, watch=watch, witness=witness(args))
     return written(args, done, output, rows)
 
 
 def run_resume(args: argparse.Namespace) -> dict[str, Any]:
-    from ..files.states import load_state, plan_of, read_record, shows_source
-    from ..run import changed, resume
-
     header, record = read_record(args.state)
     name_model(args, record)
     old = plan_of(record, header)
-    changes = arguments(args, old)
+    changes = common.arguments(args, old)
     mask = changes.pop("mask", None)
     settled, _ = changed(old, changes, mask)
     height, width, _ = header["source"].shape
     output = args.output or free(Path(f"{args.state.stem}-resumed.png"))
     inputs = [args.state, *(getattr(args, name, None) for name in ("mask", "union", "subtract"))]
     outputs = [output, args.save_mask, args.save_heat]
-    check_outputs(args, inputs, outputs, (width, height), args.save_state, args.report)
+    common.check_outputs(args, inputs, outputs, (width, height), args.save_state, args.report)
     for path in filter(None, outputs):
         if shows_source(args.state, path):
             raise ValueError(f"{path} is the picture that {args.state} was made of; choose another name")
-    check_masks(args, (width, height), record["settings"]["working_size"])
-    steering = steering_of(args)
+    common.check_masks(args, (width, height), record["settings"]["working_size"])
+    steering = common.steering_of(args)
     check_files(args)
-    (rows,) = predicted(args, settled, old=old)
+    (rows,) = common.predicted(args, settled, old=old)
     if args.dry_run:
-        return dry_run(args, [settled], rows, (width, height))
+        return common.dry_run(args, [settled], rows, (width, height))
     sd = load_named(args, record)
     state = load_state(args.state, sd)
-    with progress(args.quiet, rows, *previews(args, sd, state.source)) as watch:
+    with common.progress(args.quiet, rows, *previews(args, sd, state.source)) as watch:
         done = resume(state, mask=mask, steering=steering, watch=watch, witness=witness(args), **changes)
     return written(args, done, output, rows)
 
 
 def run_mask(args: argparse.Namespace) -> dict[str, Any]:
-    from ..files.images import grey_picture, write_picture
-    from ..run import execute_mask
-
-    settled = settled_plan(args)
-    picture, output = picture_and_output(args, "mask", args.save_heat)
-    steering = steering_of(args)
-    rows = {"mask": predicted(args, settled)[0]["mask"]}
+    settled = common.settled_plan(args)
+    picture, output = common.picture_and_output(args, "mask", args.save_heat)
+    steering = common.steering_of(args)
+    rows = {"mask": common.predicted(args, settled)[0]["mask"]}
     if args.dry_run:
-        return dry_run(args, [settled], rows, picture.size)
-    sd = load(args)
-    with progress(args.quiet, rows) as watch:
+        return common.dry_run(args, [settled], rows, picture.size)
+    sd = common.load(args)
+    with common.progress(args.quiet, rows) as watch:
         done = execute_mask(settled, sd, picture, steering=steering, watch=watch)
     assert done.mask
     write_picture(done.mask, output, MARK)
@@ -302,32 +244,27 @@ def run_mask(args: argparse.Namespace) -> dict[str, Any]:
     if args.save_heat and done.heat is not None:
         write_picture(grey_picture(done.heat, picture.size), args.save_heat, MARK)
         result["heat"] = str(args.save_heat)
-    return result | outcome(args, done, rows, record_of(args, done))
+    return result | common.outcome(args, done, rows, common.record_of(args, done))
 
 
 def run_generate(args: argparse.Namespace) -> dict[str, Any]:
-    from ..files.images import write_picture
-    from ..run import execute_without_picture, picture_size
-
-    settled = settled_plan(args)
+    settled = common.settled_plan(args)
     picture_size(args.width, args.height, 512, 8)
     output = args.output or free(Path("generated.png"))
-    check_outputs(args, [], [output])
-    (rows,) = predicted(args, settled)
+    common.check_outputs(args, [], [output])
+    (rows,) = common.predicted(args, settled)
     if args.dry_run:
-        return dry_run(args, [settled], rows, (args.width, args.height))
-    sd = load(args)
-    with progress(args.quiet, rows) as watch:
+        return common.dry_run(args, [settled], rows, (args.width, args.height))
+    sd = common.load(args)
+    with common.progress(args.quiet, rows) as watch:
         done = execute_without_picture(settled, sd, (args.width, args.height), watch)
-    record = record_of(args, done)
-    write_picture(done.image, output, text_chunks(args, record))
-    return {"output": str(output)} | outcome(args, done, rows, record)
+    record = common.record_of(args, done)
+    write_picture(done.image, output, common.text_chunks(args, record))
+    return {"output": str(output)} | common.outcome(args, done, rows, record)
 
 
 def name_model(args: argparse.Namespace, record: dict[str, Any]) -> None:
     """Where the options name no model: the hub id that the state names, from the cache, never the hub; the VAE too."""
-    from ..files.hub import MINI, is_id
-
     name, vae = record.get("model_name", ""), record.get("vae_name", "")
     if args.model is None and (is_id(name) or name == MINI):
         args.model, args.local_files_only = name, True
@@ -340,7 +277,7 @@ def load_named(args: argparse.Namespace, record: dict[str, Any]) -> Any:
         made_with = f"was made with the model {name}" if (name := record.get("model_name")) else "names no model"
         raise ValueError(f"{args.state} {made_with}; give it with --model" + (f" {name}" if name else ""))
     try:
-        return load(args)
+        return common.load(args)
     except OSError as error:
         if args.model != record.get("model_name"):
             raise
@@ -349,9 +286,6 @@ def load_named(args: argparse.Namespace, record: dict[str, Any]) -> Any:
 
 def check_files(args: argparse.Namespace) -> None:
     """What is wanted beside the picture must be there to be written."""
-    from ..ddim import whole
-    from ..views.previews import check_folder
-
     if args.save_heat and getattr(args, "mask", None):
         raise ValueError("--save-heat goes without --mask: under your own mask no map is sought")
     if args.save_state and getattr(args, "crop", False):
@@ -365,27 +299,19 @@ def check_files(args: argparse.Namespace) -> None:
 
 def previews(args: argparse.Namespace, sd: Any, picture: Any) -> list[Any]:
     """The watcher that --preview asks for, if it does."""
-    from ..views.previews import Previews
-
     options: dict[str, Any] = {"every": args.preview_every, "decode": args.preview_decode}
     return [Previews(sd, picture, args.preview, **options)] if args.preview else []
 
 
 def witness(args: argparse.Namespace) -> Any:
     """What looks on for the page, if one is wanted; a compiled network shows nothing of itself."""
-    from ..views.witness import Witness
-
     return Witness() if args.report and not args.compile else None
 
 
-def written(args: argparse.Namespace, done: "Result", output: Path, rows: dict[str, int]) -> dict[str, Any]:
+def written(args: argparse.Namespace, done: Result, output: Path, rows: dict[str, int]) -> dict[str, Any]:
     """Every file that was asked for, and what is said of the run."""
-    from ..files.images import grey_picture, write_picture
-    from ..files.states import save_state
-    from ..views.report import save_report
-
-    record = record_of(args, done)
-    write_picture(done.image, output, text_chunks(args, record))
+    record = common.record_of(args, done)
+    write_picture(done.image, output, common.text_chunks(args, record))
     result = {"output": str(output)}
     heat = None if done.heat is None else grey_picture(done.heat, done.image.size)
     for name, made, why in (("mask", done.mask, f"{done.method} used no mask"), ("heat", heat, "no mask was sought")):
@@ -401,12 +327,12 @@ def written(args: argparse.Namespace, done: "Result", output: Path, rows: dict[s
         picture = getattr(args, "picture", None) or getattr(args, "image", None)  # of a resumed edit, none
         save_report(done, args.report, picture=picture, state=args.save_state, decode_previews=args.decode_previews)
         result["report"] = str(args.report)
-    return result | outcome(args, done, rows, record)
+    return result | common.outcome(args, done, rows, record)
 
 
 def say_edit(result: dict[str, Any]) -> str:
     if "output" not in result:
-        return say_dry(result)
+        return common.say_dry(result)
     rows = " + ".join(str(n) for n in result["evaluations"].values())
     lines = [result[key] for key in ("output", "mask", "heat", "state", "report") if key in result]
     mask = "" if result["coverage"] is None else f"mask: {result['verdict']}, {result['coverage']:.0%} of the picture; "
@@ -414,20 +340,4 @@ def say_edit(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-EXAMPLES = {
-    "edit": (
-        'edit photo.png --source "a horse" --target "a zebra" -o zebra.png',
-        'edit photo.png --target "a zebra" --mask mask.png --seed 3 --dry-run',
-        'edit photo.png --source "a horse" --target "a zebra" --count 4',
-        "edit other.png --like zebra.png --strength .6",
-    ),
-    "mask": ('mask photo.png --source "a horse" --target "a zebra"',),
-    "generate": ('generate "a photo of a horse on a beach" -o horse.png',),
-}
-RESUME = ("resume run.safetensors --mask-threshold .4",)
-COMMANDS = {
-    "edit": Command("edit a picture by text, by any method", add_edit, run_edit, say_edit, EXAMPLES["edit"]),
-    "resume": Command("go on from a saved edit; only changes are paid for", add_resume, run_resume, say_edit, RESUME),
-    "mask": Command("find the mask of an edit, without the edit", add_mask, run_mask, say_edit, EXAMPLES["mask"]),
-    "generate": Command("make a picture from text alone", add_generate, run_generate, say_edit, EXAMPLES["generate"]),
-}
+say_resume = say_mask = say_generate = say_edit

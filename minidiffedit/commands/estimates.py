@@ -9,13 +9,17 @@ import contextlib
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from .. import cost
+from ..fast import choose_device, choose_dtype
 from ..files.images import working_size, write_whole
-
-if TYPE_CHECKING:
-    from ..run import Plan, Result
+from ..many.bench import parameters
+from ..plans import Plan
+from ..result import Result
+from ..run import check_near
 
 MOST = 500  # rates kept, the latest
 
@@ -36,14 +40,12 @@ def read_rates() -> dict[str, Any]:
 
 def kind_of_run(args: argparse.Namespace, method: str, config: Any, at: Any, device: Any, dtype: Any) -> str:
     """What a rate depends on, as one text."""
-    import torch
-
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} {torch.get_num_threads()}"
     fast = args.attention, args.compile, args.low_memory
     return json.dumps([method, name, str(dtype), config.block_out_channels, config.layers_per_block, [*at], fast])
 
 
-def remember(args: argparse.Namespace, done: "Result") -> None:
+def remember(args: argparse.Namespace, done: Result) -> None:
     """Keep the seconds of a model row, and those beside the UNet. A cache that cannot be written changes nothing."""
     unet = sum(seconds for stage, seconds in done.seconds.items() if stage in done.evaluations)
     if done.rows and hasattr(done.sd.unet, "config"):
@@ -58,15 +60,11 @@ def remember(args: argparse.Namespace, done: "Result") -> None:
 
 
 def estimated(
-    args: argparse.Namespace, plans: "list[Plan]", rows: dict[str, int], size: Any, configs: dict[str, Any] | None
+    args: argparse.Namespace, plans: list[Plan], rows: dict[str, int], size: Any, configs: dict[str, Any] | None
 ) -> dict[str, Any]:
     """seconds (loading apart), rate: where they come from, memory: bytes of weights and what the networks hold at once;
     None where it is unknown. size: of the picture, (width, height), None for the training size.
     """
-    from ..fast import choose_device, choose_dtype
-    from ..many.bench import parameters
-    from ..run import check_near
-
     if configs is None:
         return {"seconds": None, "rate": "unknown: the model is not here", "memory": None}
     device, side = choose_device(args.device), configs["unet"].sample_size * configs["vae"].factor
@@ -76,7 +74,7 @@ def estimated(
     if hasattr(args, "width"):  # a picture is made of noise
         at = tuple(one or side for one in size)
     else:
-        at = working_size(size, asked or side, 64 if args.compile else configs["vae"].factor)
+        at = working_size(size, asked or side, 64 if args.compile and min(size) >= 64 else configs["vae"].factor)
     told = [(one.method, configs["unet"], [*at, one.settings.get("crop", False)]) for one in plans]
     kinds = {kind_of_run(args, *each, device, dtype) for each in told}
     found = read_rates().get(kinds.pop()) if len(kinds) == 1 else None

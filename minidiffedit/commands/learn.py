@@ -5,14 +5,20 @@ import secrets
 from pathlib import Path
 from typing import Any
 
-from .common import Command, add_image, add_model, check_outputs, flag, load, parsed, tracker
+import torch
+from safetensors.torch import save
+
+from ..files.images import read_picture, to_rgb, to_tensor, working_size, write_whole
+from ..files.results import MADE_BY, free
+from ..options import options_of
+from ..plans import COMMON, check_given, function_at
+from . import flag
+from .common import add_image, add_model, check_outputs, load, parsed, tracker
 
 LEARNS = "lora:lora"
 
 
 def add_learn(parser: argparse.ArgumentParser, words: list[str]) -> None:
-    from ..run import COMMON, function_at, options_of
-
     add_image(parser, "the weights (.safetensors; default: NAME-lora.safetensors here)", ".safetensors")
     parser.add_argument("--source", metavar="TEXT", default="", help="what the picture shows")
     for name, one in (options_of(function_at(LEARNS)) | {"size": COMMON["size"]}).items():
@@ -23,13 +29,6 @@ def add_learn(parser: argparse.ArgumentParser, words: list[str]) -> None:
 
 
 def run_learn(args: argparse.Namespace) -> dict[str, Any]:
-    import torch
-    from safetensors.torch import save
-
-    from ..files.images import read_picture, to_rgb, to_tensor, working_size, write_whole
-    from ..files.results import MADE_BY, free
-    from ..run import COMMON, check_given, function_at, options_of
-
     options, source = options_of(function_at(LEARNS)), check_given("source", args.source)
     args.seed = secrets.randbelow(2**32) if args.seed is None else args.seed
     settings = {name: one.check(getattr(args, name)) for name, one in options.items()}
@@ -62,6 +61,3 @@ def run_learn(args: argparse.Namespace) -> dict[str, Any]:
 def say_learn(result: dict[str, Any]) -> str:
     said = "" if result["loss"] is None else "; loss {:.4f} at first, {:.4f} at last".format(*result["loss"])
     return f"{result['output']}\nseed {result['seed']}; UNet rows {result['rows']}, {result['seconds']:.1f} s{said}"
-
-
-COMMANDS = {"learn": Command("learn weights of one picture, as a LoRA", add_learn, run_learn, say_learn)}

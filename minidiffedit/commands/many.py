@@ -10,7 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from . import common
+from ..files.states import fingerprint
+from ..many.batch import Editor, at_once, collect, sound_lines, table_name
+from ..many.datasets import open_dataset
+from ..many.evaluate import PLAIN, evaluate, grid, load_networks, plot, pyplot, realism, summarise, write_json
+from ..many.manifest import check_folders, columns, grouped, read_manifest
+from ..plans import blank_plan, check_takes_picture
+from . import common, flag, shown
 
 
 def add_batch(parser: argparse.ArgumentParser, words: list[str]) -> None:
@@ -50,9 +56,6 @@ def shard(text: str) -> tuple[int, int]:
 
 
 def run_batch(args: argparse.Namespace) -> dict[str, Any]:
-    from ..many.batch import Editor, at_once, collect, sound_lines, table_name
-    from ..many.manifest import check_folders, columns, grouped, read_manifest
-
     for name, what in (("ray", "workers"), ("together", "pictures")):
         if (asked := getattr(args, name)) is not None and asked < 1:
             raise ValueError(f"--{name} must be 1 or more {what}, got {asked}")
@@ -129,21 +132,16 @@ def say_batch(result: dict[str, Any]) -> str:
     lines += [f"row {error['row']} ({error['image']}): {error['error']}" for error in result["errors"]]
     more = result["failed"] - len(result["errors"])
     lines += [f"and {more} more, in the table"] if more > 0 else []
-    return "\n".join(map(common.shown, lines))
+    return "\n".join(map(shown, lines))
 
 
 # ---------------------------------------------------------------- eval
 
-PLAIN = ("psnr", "mse", "ssim", "iou")
 OURS = ("summary.json", "summary.png")
 
 
 def add_eval(parser: argparse.ArgumentParser, words: list[str]) -> None:
-    from ..run import blank_plan, check_takes_picture
-
-    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    early.add_argument("--methods", nargs="+", default=["diffedit"])
-    known, _ = early.parse_known_args(words)
+    known = common.early(words, methods={"nargs": "+", "default": ["diffedit"]})
     settled = common.together([check_takes_picture(blank_plan(name)) for name in known.methods])
     about = "a .csv with the columns image and target, and as far as known source, mask, true_edit, kind, name; or a "
     about += "folder: PIE-Bench's (mapping_file.json) or scenes (scenes.json, as in weights/mini/scenes)"
@@ -167,16 +165,11 @@ def add_eval(parser: argparse.ArgumentParser, words: list[str]) -> None:
             parser.add_argument("--no-paste", dest="paste", action="store_const", const=[False], help=one.about)
         elif name != "seed":
             options: dict[str, Any] = {"nargs": "+", "type": common.parsed(one), "default": argparse.SUPPRESS}
-            group.add_argument(common.flag(name), metavar="V", help=about, **options)
+            group.add_argument(flag(name), metavar="V", help=about, **options)
     common.add_model(parser)
 
 
 def run_eval(args: argparse.Namespace) -> dict[str, Any]:
-    from ..files.states import fingerprint
-    from ..many.datasets import open_dataset
-    from ..many.evaluate import evaluate, grid, load_networks, plot, pyplot, realism, summarise, write_json
-    from ..run import blank_plan
-
     if "fid" in args.metrics and not args.save_pictures:
         raise ValueError("fid compares saved pictures: add --save-pictures")
     if args.limit is not None and args.limit < 1:
@@ -220,14 +213,6 @@ def say_eval(result: dict[str, Any]) -> str:
         figures = run["kinds"]["all"].items()
         means = "  ".join(f"{name} {one['mean']:.4g}" for name, one in figures if one["mean"] is not None)
         lines.append(f"{run['name']}: {run['done']} done, {run['failed']} failed  {means}")
-    lines += [common.shown(f"failed: {one['item']} ({one['method']}): {one['error']}") for one in result["errors"]]
+    lines += [shown(f"failed: {one['item']} ({one['method']}): {one['error']}") for one in result["errors"]]
     lines += ["and more, in edits.jsonl"] if result["failed"] > len(result["errors"]) else []
-    return "\n".join([*lines, common.shown(f"{result['output']}: edits.jsonl, summary.json")])
-
-
-BATCH = ('batch photos --target "a zebra" -o edited', "batch list.csv --strength .6 -o edited")
-EVAL = ("eval weights/mini/scenes --methods diffedit masactrl --model mini",)
-COMMANDS = {
-    "batch": common.Command("edit many pictures; goes on where it stopped", add_batch, run_batch, say_batch, BATCH),
-    "eval": common.Command("edit a data set and measure; goes on where it stopped", add_eval, run_eval, say_eval, EVAL),
-}
+    return "\n".join([*lines, shown(f"{result['output']}: edits.jsonl, summary.json")])

@@ -8,7 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from .common import Command, flag
+from . import flag
 
 
 def add_methods(parser: argparse.ArgumentParser, words: list[str]) -> None:
@@ -40,7 +40,7 @@ def rows_of(name: str, system: Any) -> int:
 def row_of(name: str) -> dict[str, Any]:
     """One system as plain values; rows at the defaults, None where it does not run."""
     from ..methods.table import SYSTEMS
-    from ..run import blank_plan, known_system
+    from ..plans import blank_plan, known_system
 
     system = known_system(name)
     needs = list(blank_plan(name).needs) if system.edit else []
@@ -58,7 +58,7 @@ def row_of(name: str) -> dict[str, Any]:
 
 def details(name: str) -> dict[str, Any]:
     """What the signatures and docstrings say."""
-    from ..run import GIVEN, blank_plan, function_at, known_system
+    from ..plans import GIVEN, blank_plan, function_at, known_system
 
     if not known_system(name).edit:
         return {"about": "", "functions": {}, "given": {}, "options": {}}
@@ -130,9 +130,3 @@ def run_tour(args: argparse.Namespace) -> dict[str, Any]:
 
 def say_tour(result: dict[str, Any]) -> str:
     return f"{result['output']}: open it with `jupyter lab` (pip install jupyterlab), or in an editor for notebooks"
-
-
-COMMANDS = {
-    "methods": Command("list the editing methods, or show one", add_methods, run_methods, say_methods),
-    "tour": Command("write a notebook that takes an edit apart, to learn from", add_tour, run_tour, say_tour),
-}

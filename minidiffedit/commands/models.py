@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files.results import settings_in
-from .common import Command, add_model, describe, load, progress, shown, versions
+from . import shown
 
 # What a UNet is made for.
 TRAINED = {"base": "", "inpainting": ", inpainting", "instruct": ", InstructPix2Pix", "example": ", Paint by Example"}
@@ -30,6 +30,8 @@ def add_hub(parser: argparse.ArgumentParser) -> None:
 
 
 def add_verify(parser: argparse.ArgumentParser, words: list[str]) -> None:
+    from .common import add_model
+
     add_model(parser)
 
 
@@ -41,6 +43,8 @@ def add_download(parser: argparse.ArgumentParser, words: list[str]) -> None:
 
 
 def add_bench(parser: argparse.ArgumentParser, words: list[str]) -> None:
+    from .common import add_model
+
     parser.add_argument("--size", type=int, metavar="PX", help="side of the pictures, 64..1024 (default: the model's)")
     parser.add_argument("--steps", type=int, default=4, metavar="N", help="sampling steps of the edit (%(default)s)")
     parser.add_argument("--maps", type=int, default=2, metavar="N", help="maps of its mask (%(default)s)")
@@ -115,6 +119,7 @@ def part_of_a_model(path: Path) -> dict[str, Any] | None:
 
 def run_verify(args: argparse.Namespace) -> dict[str, Any]:
     from ..many.verify import COUNTS, verify
+    from .common import describe, load, progress, versions
 
     sd = load(args)
     with progress(args.quiet, COUNTS) as watch:
@@ -126,6 +131,10 @@ def run_download(args: argparse.Namespace) -> dict[str, Any]:
 
     path = download(args.id or DEFAULT, variant=args.variant, revision=args.revision, cache_dir=args.cache_dir)
     return {"id": args.id or DEFAULT, "path": str(path)}
+
+
+def say_download(result: dict[str, Any]) -> str:
+    return str(result["path"])
 
 
 def say_verify(result: dict[str, Any]) -> str:
@@ -157,12 +166,12 @@ def say_info(result: dict[str, Any]) -> str:
 
 # ---------------------------------------------------------------- bench
 
-
 PLAIN = {"attention": "sdpa", "compile": False, "low_memory": False}
 
 
 def run_bench(args: argparse.Namespace) -> dict[str, Any]:
     from ..many.bench import bench
+    from .common import load, versions
 
     if args.tiny and args.model:
         raise ValueError("--tiny has random weights; leave out --model")
@@ -234,11 +243,3 @@ def say_error(row: dict[str, Any]) -> str:
     if "error" not in row:
         return ""
     return f"{row['error']:.1e}" + ("" if row["error"] <= row["error_bound"] else f" ABOVE {row['error_bound']:.0e}")
-
-
-COMMANDS = {
-    "info": Command("what a model file or folder is, from its headers alone", add_info, run_info, say_info),
-    "verify": Command("check a model: sha256, headers, one known edit", add_verify, run_verify, say_verify),
-    "download": Command("fetch official weights", add_download, run_download, lambda result: result["path"]),
-    "bench": Command("measure this machine: seconds, rates, memory, errors", add_bench, run_bench, say_bench),
-}

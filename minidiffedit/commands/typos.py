@@ -6,6 +6,8 @@ import os
 import re
 from collections.abc import Collection
 
+from . import flag
+
 # Neighbours' names (diffusers, A1111, ComfyUI, CompVis' scripts) -> ours, the first that the command has.
 NEIGHBOURS = {
     "cfg cfg-scale guidance scale text-guidance-scale unconditional-guidance-scale": "--guidance-scale",
@@ -49,8 +51,7 @@ def strange_option(words: list[str], parser: argparse.ArgumentParser) -> str:
             continue
         if before in known and known[before].nargs != 0 and name[:2] != "--":
             return f"{before} needs a value; one that begins with - is written {before}={word}"
-        from ..run import holders
-        from .common import flag
+        from ..plans import holders
 
         method, option = parser.get_default("method"), name[2:].replace("-", "_")
         found = holders("edits" if name == flag("edits") else option, method) if method else []

@@ -5,8 +5,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .common import Command, add_model, load_model, say_note
-
 if TYPE_CHECKING:
     from ..page.runs import Choice
 
@@ -15,6 +13,8 @@ NAMED += ("revision", "cache_dir", "compile", "low_memory")
 
 
 def add_ui(parser: argparse.ArgumentParser, words: list[str]) -> None:
+    from .common import add_model
+
     parser.add_argument("picture", nargs="?", type=Path, metavar="IMAGE", help="a picture to begin with")
     parser.add_argument("--port", type=int, default=7860, metavar="N", help="where it listens (%(default)s)")
     about = "who may come: 127.0.0.1, this machine alone (%(default)s); 0.0.0.0 is everyone who can reach it"
@@ -33,6 +33,7 @@ def run_ui(args: argparse.Namespace) -> dict[str, Any]:
     from ..files.images import read_picture
     from ..page.runs import Choice, Studio
     from ..page.ui import Setup, served
+    from .common import load_model, say_note
 
     if args.picture:
         read_picture(args.picture)
@@ -78,8 +79,3 @@ def in_python(model: str, known: dict[str, Any]) -> str:
 
 def say_ui(result: dict[str, Any]) -> str:
     return ""
-
-
-COMMANDS = {
-    "ui": Command("a page in the browser to edit on", add_ui, run_ui, say_ui, ("ui photo.png --model mini",)),
-}

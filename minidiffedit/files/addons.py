@@ -25,7 +25,7 @@ from torch import Tensor
 from ..ddim import real
 from ..tokenizer import Tokenizer, build_vocab, packaged_merges
 from .metadata import model_hash
-from .unsupported import Header, read_header
+from .unsupported import WIDTHS, Header, Known, add_on, read_header
 
 if TYPE_CHECKING:
     from ..checkpoint import Checkpoint
@@ -33,15 +33,6 @@ if TYPE_CHECKING:
 PAIR = re.compile(r"(.+?)[._]lora(?:_linear_layer)?[._](down|up|A|B)\.weight")
 ALPHA = re.compile(r"(.+?)(?:_lora)?\.(alpha)")
 ROLES = {"A": "down", "B": "up"}
-FAMILIES = {768: "SD v1", 1024: "SD v2", 1280: "SDXL", 2048: "SDXL"}  # by the width of their texts
-# Parts of names that tell another kind of add-on, or for which model one is.
-OTHER_KINDS = {
-    "hada_w": "a LoHa", "lokr_w": "a LoKr", "oft_": "an OFT", "dora_scale": "a DoRA", "lora_magnitude_vector": "a DoRA",
-    "lora_mid": "a LoCon in Tucker's form", "on_input": "an IA3", "base_model.model.": "an adapter of peft alone, "
-    "whose alpha stands in another file", "ip_adapter": "an IP-Adapter", "motion_modules": "a motion module",
-    "lora_te1_": "a LoRA for SDXL", "lora_te2_": "a LoRA for SDXL", "text_encoder_2.": "a LoRA for SDXL",
-    "double_blocks": "a LoRA for Flux", "joint_blocks": "a LoRA for SD3", "transformer.": "a LoRA for a transformer",
-}  # fmt: skip
 FLOATS = {"F16", "BF16", "F32", "F64"}
 TABLE = "embeddings.token_embedding.weight"
 
@@ -123,9 +114,9 @@ class LoRA:
 def read_lora(path: Path, scale: float, found: "Checkpoint") -> LoRA:
     """A LoRA's header against the model. Raises ValueError for what is none, is of another kind, or does not fit."""
     header = read_header(path)
-    for part, kind in OTHER_KINDS.items():
-        if any(part in key for key in header):
-            raise ValueError(f"{path} is {kind}; only LoRAs for SD v1 are read, as kohya or diffusers write them")
+    kind = add_on(header)
+    if kind and not (isinstance(kind, Known) and kind.fits and kind.option == "--lora"):
+        raise ValueError(f"{path} is {kind}; --lora takes LoRAs for SD v1, as kohya or diffusers write them")
     known = {alias: place for place in layers_of(found) for alias in aliases(*place)}
     layers: dict[tuple[str, str], dict[str, str]] = {}
     unknown = []
@@ -160,7 +151,7 @@ def check_family(path: Path, header: Header, width: int) -> None:
         match = PAIR.fullmatch(key)
         reads_text = match and match[2] in ("down", "A") and re.search(r"attn2.(processor.)?to_[kv]$", match[1])
         if reads_text and info.shape[1:] and info.shape[1] != width:
-            said = f"it is for {FAMILIES.get(info.shape[1], 'another model')}, texts {info.shape[1]} wide, not {width}"
+            said = f"it is for {WIDTHS.get(info.shape[1], 'another model')}, texts {info.shape[1]} wide, not {width}"
             raise ValueError(f"{path} does not fit this model: {said}")
 
 
@@ -264,7 +255,7 @@ def read_word(path: Path, found: "Checkpoint") -> Word:
     if "text_encoder" not in found.configs:
         raise ValueError(f"{path} is a learned word, and this model reads a picture, no text: leave out --embedding")
     if width != (here := found.configs["text_encoder"].hidden_size):
-        family = FAMILIES.get(width, "another model")
+        family = WIDTHS.get(width, "another model")
         raise ValueError(f"{path} does not fit this model: a word {width} wide is for {family}, here it is {here}")
     if not 1 <= count <= 75:
         raise ValueError(f"{path} is a word of {count} vectors; a text has room for 75")

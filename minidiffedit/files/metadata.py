@@ -6,14 +6,17 @@ No clock value, path or library version stands in it: the same command writes th
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Callable
 from functools import wraps
-from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .. import __version__
+
 if TYPE_CHECKING:
-    from ..run import Result
+    from ..result import Result
     from ..sd import StableDiffusion
 
 # Setting -> the name under which A1111's viewers know it, or its own.
@@ -83,6 +86,14 @@ def identity(sd: "StableDiffusion") -> dict[str, str]:
     return hashed | sd.checkpoint.add_ons | said
 
 
+def versions() -> dict[str, str]:
+    """Of what runs here: for JSON and pages, never in a picture. A build of torch is told by its full name."""
+    import torch
+
+    ours = {"minidiffedit": __version__, "python": sys.version.split()[0], "torch": str(torch.__version__)}
+    return ours | {name: version(name) for name in ("safetensors", "tokenizers", "numpy", "pillow", "huggingface_hub")}
+
+
 def plain_name(name: str) -> str:
     """A model's name without its path, as text; a hub id as it is."""
     here = Path(name)
@@ -114,11 +125,10 @@ def metadata(settings: dict[str, Any], prompt: str) -> dict[str, str]:
 
 def sampler_of(method: str) -> str:
     """Who steps: the method's inversion, or where it has none its editor, by its module's SAMPLER; DDIM's step else."""
-    from ..run import blank_plan
+    from ..plans import beside, blank_plan
 
     places = blank_plan(method).functions
-    module = import_module(f"minidiffedit.methods.{places.get('path', places['latent']).partition(':')[0]}")
-    return getattr(module, "SAMPLER", "DDIM")
+    return beside(places.get("path", places["latent"]), "SAMPLER") or "DDIM"
 
 
 def quoted(value: Any) -> str:

@@ -24,7 +24,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..path import Path
-from ..run import GIVEN, INPUTS, Call, Plan, Result, blank_plan, function_at, plan
+from ..plans import GIVEN, INPUTS, Plan, blank_plan, function_at, plan
+from ..result import Call, Result
 from . import images
 from .masks import checked
 from .metadata import model_hash
@@ -72,7 +73,9 @@ def save_state(result: Result, path: str | PathLike[str]) -> None:
         "pictures": packed(pictures, "pictures", tensors),
         "calls": [[c.function, c.given, packed(c.result, f"calls.{i}", tensors)] for i, c in enumerate(calls)],
     }
-    record["channels_last"] = [name for name, tensor in tensors.items() if is_channels_last(tensor)]
+    transposed = {name: one for name, one in tensors.items() if one.ndim == 4 and not one.is_contiguous()}
+    last = torch.channels_last
+    record["channels_last"] = [name for name, one in transposed.items() if one.is_contiguous(memory_format=last)]
     alone = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     try:  # what could not be read again is not written
         said = json.loads(json.dumps(record))
@@ -221,10 +224,6 @@ def picture(pixels: Tensor, profile: Tensor, exif: Tensor, dpi: Any) -> Image.Im
     kept = {"exif": checked_exif, "dpi": images.dpi_of(made)}
     made.info = {name: value for name, value in (made.info | kept).items() if value}
     return made
-
-
-def is_channels_last(tensor: Tensor) -> bool:
-    return tensor.ndim == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
 
 
 def unpacked_result(record: dict[str, Any], tensors: dict[str, Tensor], sd: "StableDiffusion") -> Result:

@@ -182,8 +182,6 @@ SCHEDULE_BUFFERS = re.compile(
     "betas|alphas_cumprod(_prev)?|(sqrt|sqrt_one_minus|log_one_minus|sqrt_recip|sqrt_recipm1)_alphas_cumprod"
     "|posterior_(variance|log_variance_clipped|mean_coef1|mean_coef2)"
 )
-
-
 UNUSED = re.compile(r"mapper\.blocks\.\d+\.attn1\.to_[qk]\.")  # of one token's attention, see clip_image.py
 
 
@@ -220,6 +218,9 @@ ADD_ONS: dict[tuple[str, ...], tuple[str, str]] = {
     ("lokr_w1", "lokr_w2"): ("a LoKr (LyCORIS)", ""),
     ("oft_blocks", "oft_diag", ".oft_R", "boft_"): ("an OFT (orthogonal finetuning)", ""),
     ("dora_scale", "lora_magnitude_vector"): ("a DoRA", ""),
+    ("lora_mid",): ("a LoCon in Tucker's form", ""),
+    (".on_input",): ("an IA3", ""),
+    ("base_model.model.",): ("an adapter of peft alone (its alpha stands in another file)", ""),
     ("ip_adapter.", "image_proj.", "to_k_ip", "image_proj_model."): ("an IP-Adapter (pictures as prompts)", ""),
     ("motion_modules.",): ("a motion module (AnimateDiff)", ""),
     ("control_model.", "controlnet_cond_embedding.", "lora_controlnet"): ("a ControlNet", ""),
@@ -249,7 +250,8 @@ def add_on(header: Header) -> Known | str | None:
 
 def made_for(header: Header) -> str:
     """The model that an add-on was made for, by the width of its texts; "" where nothing tells."""
-    if any(part in key for key in header for part in ("double_blocks", "joint_blocks", "single_transformer_blocks")):
+    blocks = ("double_blocks", "joint_blocks", "single_transformer_blocks")
+    if any(key.startswith("transformer.") or any(part in key for part in blocks) for key in header):
         return "SD3 or Flux"
     if any(key.startswith(("lora_te1_", "lora_te2_", "text_encoder_2.")) for key in header):
         return "SDXL"

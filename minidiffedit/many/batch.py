@@ -32,7 +32,9 @@ from ..files.metadata import describe_result, identity, sha256
 from ..files.results import is_ours
 from ..files.states import fingerprint
 from ..kernels.together import together
-from ..run import GIVEN, Plan, Result, blank_plan, execute, plan
+from ..plans import GIVEN, Plan, blank_plan, idle, plan
+from ..result import Result
+from ..run import execute
 from .manifest import FILES, PARTS, SHAPING, Row, check_output, files_of
 
 if TYPE_CHECKING:
@@ -105,7 +107,7 @@ def settle(row: Row, root: Path) -> Task:
     arguments |= {name: path for name, path in files.items() if name in GIVEN}
     with recorded() as more:
         settled = plan(**arguments)
-    said += more
+    said += [*more, *idle(settled, row.own)]
     said += [f"{settled.method} takes no {name}: left out" for name in row.own if name not in {*options, *PARTS}]
     hashes = {name: sha256(path) for name, path in files.items()}
     if options.get("seed") is None:

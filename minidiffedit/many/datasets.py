@@ -18,6 +18,7 @@ import numpy as np
 
 from ..files.images import read_mask
 from ..files.masks import HAZE
+from .manifest import comma_separated, lines_of
 
 # PIE-Bench's editing_type_id, "0" to "9"
 ATTRIBUTES = (f"change attribute {what}" for what in ("content", "pose", "color", "material"))
@@ -99,7 +100,7 @@ def scene_item(folder: Path, entry: Any) -> Item:
     return Item(entry["folder"], place / "source.png", *texts, kind, mask, true_edit, layout="scenes")
 
 
-def csv_item(folder: Path, entry: dict[str, str]) -> Item:
+def csv_item(folder: Path, entry: dict[str, Any]) -> Item:
     if not entry["image"] or not entry["target"]:
         raise ValueError("image and target must not be empty")
     mask, true_edit = (folder / entry[name] if entry.get(name) else None for name in ("mask", "true_edit"))
@@ -145,17 +146,13 @@ def read_json(file: Path, kind: type) -> Any:
     return found
 
 
-def read_csv(file: Path) -> list[dict[str, str]]:
+def read_csv(file: Path) -> list[dict[str, Any]]:
+    rows = list[dict[str, Any]]()
     try:
-        with file.open(encoding="utf-8-sig", newline="") as lines:
-            reader = csv.DictReader(lines, strict=True)
-            rows = list(reader)
+        rows.extend(comma_separated(lines_of(file)))  # those before an error stay, and are counted below
     except (ValueError, csv.Error) as error:
-        raise ValueError(f"{file} is no CSV text in UTF-8: {error}") from error
-    names = reader.fieldnames or ()
-    if not {"image", "target"} <= set(names) or len({*names}) < len(names):
-        raise ValueError(f"{file} must have the columns image and target, each name once, got {', '.join(names)}")
-    for number, row in enumerate(rows, 1):
-        if None in row or None in row.values():
-            raise ValueError(f"{file}, row {number}: {len(names)} cells are wanted; quote text that holds a comma")
+        wanted = "CSV in UTF-8 is wanted, quotes around text that holds a comma"
+        raise ValueError(f"{file}, row {len(rows) + 1}: {error} ({wanted})") from error
+    if rows and not {"image", "target"} <= rows[0].keys():
+        raise ValueError(f"{file} must have the columns image and target, got {', '.join(rows[0])}")
     return rows

@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..files import images
-from ..run import Plan, Result, blank_plan, execute, plan
+from ..plans import Plan, blank_plan, plan
+from ..result import Result
+from ..run import execute
 from . import perceptual
 from .datasets import Item
 from .metrics import iou, mse, psnr, ssim

@@ -19,7 +19,7 @@ from ..files.images import picture_format
 from ..files.masks import Steering
 from ..methods.table import SYSTEMS
 from ..options import Option
-from ..run import GIVEN, blank_plan, like, told_mask
+from ..plans import GIVEN, blank_plan, like, told_mask
 
 PICTURES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 LONGEST_ROW = 1 << 20  # characters

@@ -10,7 +10,8 @@ import numpy as np
 from PIL import Image
 
 from ..files.metadata import sha256
-from ..run import Watch, edit
+from ..job import Watch
+from ..run import edit
 from ..sd import StableDiffusion
 
 # sha256 of the official files, as last seen on the hub: v1-5 is stable-diffusion-v1-5/stable-diffusion-v1-5, v1-4 is

@@ -17,9 +17,10 @@ from torch import Tensor
 from ..options import About, Within
 
 Guide = Callable[[Tensor, Tensor], Tensor]
+PLAIN = "guidance", "cfg"  # with which the options of prox change nothing
 Guidance = Annotated[Literal["cfg", "prox"], About("cfg: plain; prox: only where the texts differ most (2306.05414)")]
-Norm = Annotated[Literal["l0", "l1"], About("prox drops small differences (l0), or shrinks all (l1)")]
-Quantile = Annotated[float, Within(0, 1, "share of the differences that prox drops, 0..1")]
+Norm = Annotated[Literal["l0", "l1"], About("prox drops small differences (l0), or shrinks all (l1)", PLAIN)]
+Quantile = Annotated[float, Within(0, 1, "share of the differences that prox drops, 0..1", PLAIN)]
 
 
 def cfg(scale: float) -> Guide:

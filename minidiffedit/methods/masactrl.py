@@ -25,6 +25,7 @@ from .words import Words, listed, tokenizer, words_of
 
 Look = Annotated[Literal["source", "union", "own"], About("where keys and values are from; union: both")]
 ObjectWords = Annotated[str | None, About("words of source and target that are the object: horse, zebra")]
+OfObjects = Annotated[float, Within(0, 1, "of the words' map, rescaled to 0..1", ("object_words", None))]
 
 
 @torch.no_grad()
@@ -43,7 +44,7 @@ def masactrl(
     look: Look = "source",
     null_look: Look = "source",
     object_words: ObjectWords = None,
-    object_threshold: Annotated[float, Within(0, 1, "of the words' map, rescaled to 0..1")] = 0.1,
+    object_threshold: OfObjects = 0.1,
     guidance: Guidance = "cfg",
     quantile: Quantile = 0.4,
     norm: Norm = "l0",

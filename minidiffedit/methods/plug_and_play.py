@@ -22,7 +22,8 @@ from ..path import HookedEps, Path
 from .guidance import Guidance, Norm, Quantile, guide_of
 from .prompt_to_prompt import Early, first
 
-Schedule = Annotated[Literal["constant", "linear", "exp"], About("how the null text gives way to the negative one")]
+NONE = "negative_prompt", ""  # with which nothing depends on how it comes in
+Schedule = Annotated[Literal["constant", "linear", "exp"], About("how null gives way to negative", NONE)]
 
 
 @torch.no_grad()
@@ -37,7 +38,7 @@ def plug_and_play(
     *,
     feature_steps: Early = 0.8,
     attention_steps: Early = 0.5,
-    negative_alpha: Annotated[float, Within(0, 1, "share of the null text beside a negative one, at first")] = 0.0,
+    negative_alpha: Annotated[float, Within(0, 1, "share of the null text beside it at first", NONE)] = 0.0,
     negative_schedule: Schedule = "constant",
     guidance_scale: Scale = 7.5,
     guidance: Guidance = "cfg",

@@ -51,7 +51,7 @@ def prompt_to_prompt(
     self_steps: Early = 0.4,
     self_levels: Annotated[int, Within(0, 10, "levels of source self-attention, from the coarsest with text")] = 1,
     blend: Blend = None,
-    blend_threshold: Annotated[float, Within(0, 1, "share of a word's largest attention, 0..1")] = 0.3,
+    blend_threshold: Annotated[float, Within(0, 1, "of a word's largest attention, 0..1", ("blend", None))] = 0.3,
     guidance_scale: Scale = 7.5,
     guidance: Guidance = "cfg",
     quantile: Quantile = 0.4,

@@ -27,6 +27,7 @@ from ..options import Grey, Scale, Steps, Strength, Within
 from ..path import HookedEps
 from .around import Around, Box
 
+KEEPS = True  # of the encoding's calls, until the decoding: no estimate of memory knows how much
 Margin = Annotated[int, Within(0, 128, "cells by which the rectangle around the mask grows; more is more exact")]
 
 

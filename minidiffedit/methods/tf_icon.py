@@ -78,9 +78,8 @@ def tf_icon(
 
     for i, j in enumerate(range(steps, 0, -1)):
         if i < first(inject_steps, steps):
-            same = exceptional.repeat(
-                1, target.shape[1] // exceptional.shape[1], 1
-            )  # of two keys that are one: no more
+            # Of equal keys attention makes what it makes of one: repeated, the text says the same at any length.
+            same = exceptional.repeat(1, target.shape[1] // exceptional.shape[1], 1)
             text = torch.cat([one.expand(b, -1, -1) for one in (same, same, null, target)])
             e_null, e_text = eps(torch.cat([back[j], other[j], y, y]), t[j], [text], tap=inject)[0].split(b)[2:]
         else:

@@ -17,7 +17,7 @@ from ..attention import Attend, Site, weights
 from ..options import Scale, Within
 from ..path import HookedEps, Path
 from .guidance import Guidance, Norm, Quantile, guide_of
-from .masactrl import Look, ObjectWords, check_masactrl, found, mixed, objects, objects_seen
+from .masactrl import Look, ObjectWords, OfObjects, check_masactrl, found, mixed, objects, objects_seen
 
 check_tic = check_masactrl
 
@@ -37,7 +37,7 @@ def tic(
     finest: Annotated[int, Within(0, 10, "the decoder's levels that look at it, from the finest")] = 2,
     look: Look = "source",
     object_words: ObjectWords = None,
-    object_threshold: Annotated[float, Within(0, 1, "of the words' map, rescaled to 0..1")] = 0.1,
+    object_threshold: OfObjects = 0.1,
     guidance: Guidance = "cfg",
     quantile: Quantile = 0.4,
     norm: Norm = "l0",

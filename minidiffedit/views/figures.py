@@ -19,7 +19,8 @@ from torch import Tensor
 from ..ddim import level_at, whole
 from ..files.images import grey_picture, to_picture
 from ..many.metrics import psnr
-from ..run import Picture, Plan, blank_plan, open_picture
+from ..plans import Plan, blank_plan
+from ..run import Picture, open_picture
 from . import previews, sheet
 from .layout import Page, Panel
 from .sheet import Sheet, coverage, masked, value

@@ -18,7 +18,8 @@ from ..ddim import alpha_bar, levels, whole
 from ..files import images
 
 if TYPE_CHECKING:
-    from ..run import Result, Step
+    from ..job import Step
+    from ..result import Result
     from ..sd import StableDiffusion
 
 ROUNDING = 1e-12  # a variance below which a picture is one colour

@@ -12,11 +12,9 @@ import json
 import math
 import os
 import shlex
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from html import escape
-from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from string import Template
@@ -27,11 +25,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .. import __version__, cost
+from .. import cost
 from ..files import images
 from ..files.masks import Steering
+from ..files.metadata import versions
 from ..files.states import fingerprint
-from ..run import GIVEN, Result, blank_plan, edit, function_at, nothing_to_edit
+from ..plans import GIVEN, blank_plan, function_at
+from ..result import Result, nothing_to_edit
+from ..run import edit
 from .previews import LatentRGB, Level, apply, fit, walk
 from .witness import Looks, reaches
 
@@ -164,12 +165,6 @@ def model_facts(sd: "StableDiffusion") -> dict[str, Any]:
     name = typed(Path(sd.name).resolve()) if sd.name and Path(sd.name).exists() else sd.name
     memory = {"files": "none, built in memory", "dtype": str(sd.dtype).removeprefix("torch.")}
     return {"model": name, **(fingerprint(sd) if sd.checkpoint else memory), "device": sd.device.type}
-
-
-def versions() -> dict[str, str]:
-    names = ("safetensors", "tokenizers", "numpy", "pillow", "huggingface_hub")
-    ours = {"minidiffedit": __version__, "python": sys.version.split()[0], "torch": str(torch.__version__)}
-    return ours | {name: version(name) for name in names}
 
 
 # ---------------------------------------------------------------- command lines

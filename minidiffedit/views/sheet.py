@@ -11,8 +11,9 @@ from PIL import Image
 from .. import cost
 from ..ddim import whole
 from ..files.images import grey_picture
-from ..options import options_of
-from ..run import COMMON, Picture, Plan, Result, Shown, blank_plan, execute, function_at, open_picture, plan, told_mask
+from ..plans import COMMON, Plan, blank_plan, plan, told_mask, users
+from ..result import Result, Shown
+from ..run import Picture, execute, open_picture
 from .layout import Page, Panel
 
 if TYPE_CHECKING:
@@ -92,9 +93,8 @@ def usual_axis(blank: Plan, arguments: Mapping[str, Any], *taken: str) -> Axis:
     given = arguments.get("mask") is not None
     for name in (*USUAL, *blank.options):
         one, value = blank.options.get(name), blank.settings.get(name)
-        if one is None or value is None or name in {*COMMON, *arguments, *taken} or (given and only_mask(blank, name)):
-            continue
-        if one.numeric:
+        free = name not in {*COMMON, *arguments, *taken} and not (given and users(blank, name) == {"mask"})
+        if free and one and one.numeric and value is not None:
             low, high = (value, value) if one.low is None or one.high is None else (one.low, one.high)
             near = (min(max(value * factor, low), high) for factor in (0.5, 1, 1.5))
             around = {round(number) if one.type is int else number for number in near}
@@ -111,17 +111,8 @@ def check_axis(blanks: Sequence[Plan], name: str, values: Sequence[Any], argumen
         raise ValueError(f"the axis {name} must have values, none of them twice, got {', '.join(map(str, values))}")
     if name in arguments and (name, arguments[name]) != ("seed", None):
         raise ValueError(f"{name} stands on an axis; it cannot have the value {arguments[name]} besides")
-    if arguments.get("mask") is not None and all(only_mask(one, name) for one in blanks):
+    if arguments.get("mask") is not None and all(users(one, name) == {"mask"} for one in blanks):
         raise ValueError(f"with a given mask nothing depends on {name}: put another option on that axis")
-
-
-def users(one: Plan, name: str) -> set[str]:
-    """What an option acts on: "mask", "path", "latent"."""
-    return {made for made, place in one.functions.items() if name in options_of(function_at(place))}
-
-
-def only_mask(one: Plan, name: str) -> bool:
-    return users(one, name) == {"mask"}
 
 
 # ---------------------------------------------------------------- edits that reuse one another

@@ -7,7 +7,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..run import Result, function_at
+from ..plans import function_at
+from ..result import Result
 from .layout import Page, Panel
 from .report import coloured, pictured
 from .sheet import notes, page_height

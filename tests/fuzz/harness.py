@@ -30,7 +30,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from PIL import Image
 
 from minidiffedit import StableDiffusion, cli
-from minidiffedit.commands.common import shown
+from minidiffedit.commands import shown
 
 from .forked import Child, Server
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from minidiffedit import cli
-from minidiffedit.commands.common import shown
+from minidiffedit.commands import shown
 from minidiffedit.many.manifest import columns
 
 from .harness import Case, World, drawn
