@@ -163,23 +163,18 @@ def hearing(said: list[str]) -> Iterator[None]:
         yield
 
 
-class Idle(Counter):
-    """In the place of a model of which nothing may be asked: a mask that is known is cut anew without it."""
-
-    def __init__(self, sd: "StableDiffusion"):
-        super().__init__(sd.kind)
-        for name in ("name", "side", "factor", "channels", "device", "scale"):
-            setattr(self, name, getattr(sd, name))
-
-    def eps(self, *_: Any, **__: Any) -> Any:
-        raise NeedsModel
+def asked(*_: Any, **__: Any) -> Any:
+    raise NeedsModel
 
 
 def cut(found: Result, settled: Plan, steering: Steering | None) -> Result:
     """The mask that a plan finds where `found` holds all that it takes; no model row is paid. Raises NeedsModel."""
     if settled.functions.get("mask") is None or settled.functions["mask"] != found.plan.functions.get("mask"):
         raise NeedsModel
-    idle: Any = Idle(found.sd)
+    idle: Any = Counter(found.sd.kind)  # in the model's place: what asks it for anything is stopped
+    for name in ("name", "side", "factor", "channels", "device", "scale"):
+        setattr(idle, name, getattr(found.sd, name))
+    idle.eps = asked
     assert found.source
     try:
         return execute_mask(settled, idle, found.source, steering=steering, reuse=[replace(found, sd=idle)])

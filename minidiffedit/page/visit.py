@@ -31,7 +31,7 @@ from .runs import NeedsModel, cut
 SHAPING = ("largest", "invert", "dilate", "feather")  # of a Steering, what sliders say
 TINT = (255, 88, 20)
 LONGEST, DRAWN = 1024, 640  # pixels a side of what is shown and painted on, and of what arrows are drawn on
-MOST_MADE, MOST_REUSED = 24, 3
+MOST_KEPT, MOST_REUSED = 24, 3  # results with their latents: of all visitors, and that one run begins from
 
 
 @dataclass(eq=False)
@@ -147,8 +147,6 @@ class Visit:
         saved = f'{texts[1]}done.save("{path.name}")\n'
         self.shown = Made(path, [path, *beside], about, texts[0], saved, self.before, done)
         self.made.append(self.shown)
-        for old in self.made[:-MOST_MADE]:
-            old.result = None  # its files stay
         return self.shown
 
     def whole(self) -> Made:
@@ -164,6 +162,12 @@ class Visit:
             save_report(one.result, page, picture=self.name, state=state.name if state in one.files else None)
             one.files.append(page)
         return one
+
+
+def let_go(visits: Sequence[Visit]) -> None:
+    """Keep the latest results' latents alone, those of the first visits go first; the files of all stay."""
+    for old in [one for visit in visits for one in visit.made if one.result][:-MOST_KEPT]:
+        old.result = None
 
 
 # ---------------------------------------------------------------- from controls to a plan, and back
@@ -283,13 +287,14 @@ def tinted(picture: Image.Image, M: Tensor) -> Image.Image:
 
 
 def own_parts(found: Result) -> list[tuple[Image.Image, str]]:
-    """Of several edits in one picture each its own mask over it, with its name and how much it covers."""
+    """Of several edits in one picture each its own mask over it, with how much it covers, and its heat map."""
     assert found.source
-    named = zip(found.plan.given.get("edits") or (), getattr(found.found, "each", ()))
-    return [
-        (tinted(found.source, M), f"{source} \N{RIGHTWARDS ARROW} {target}: {share_of(M)}")
-        for (source, target), M in named
-    ]
+    edits, parts, shown = found.plan.given.get("edits") or (), found.found, list[tuple[Image.Image, str]]()
+    for (source, target), M, mask in zip(edits, getattr(parts, "each", ()), getattr(parts, "found", ())):
+        name = f"{source} \N{RIGHTWARDS ARROW} {target}"
+        shown += [(tinted(found.source, M), f"{name}: {share_of(M)}")]
+        shown += [(heat_picture(mask.heat, found.source.size), f"{name}: heat map")]
+    return shown
 
 
 def share_of(M: Tensor) -> str:
