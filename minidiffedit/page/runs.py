@@ -19,7 +19,7 @@ from PIL import Image
 from ..cost import Counter, costs
 from ..files import images
 from ..files.masks import Steering
-from ..run import Plan, Result, Step, execute_mask
+from ..run import Plan, Result, Step, execute_mask, open_picture
 from ..views.previews import LatentRGB, apply, fit
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class Watcher:
         if known and known[0].x0 is not None:
             self.rgb = fit(known[0].x0, picture)
         else:
-            at = images.working_size(picture.size, size or sd.side, sd.factor)
+            _, at = open_picture(sd, picture, size)
             self.rgb = fit(sd.encode(images.to_tensor(picture, at)), picture)
 
     def __call__(self, step: Step) -> None:
@@ -169,16 +169,12 @@ def asked(*_: Any, **__: Any) -> Any:
 
 def cut(found: Result, settled: Plan, steering: Steering | None) -> Result:
     """The mask that a plan finds where `found` holds all that it takes; no model row is paid. Raises NeedsModel."""
-    if settled.functions.get("mask") is None or settled.functions["mask"] != found.plan.functions.get("mask"):
+    assert found.source
+    place, (_, at) = settled.functions.get("mask"), open_picture(found.sd, found.source, settled.settings["size"])
+    if not place or place != found.plan.functions.get("mask") or at != found.settings["working_size"]:
         raise NeedsModel
     idle: Any = Counter(found.sd.kind)  # in the model's place: what asks it for anything is stopped
-    for name in ("name", "side", "factor", "channels", "device", "scale"):
+    for name in ("name", "side", "factor", "channels", "device", "scale", "unet"):
         setattr(idle, name, getattr(found.sd, name))
     idle.eps = asked
-    assert found.source
-    try:
-        return execute_mask(settled, idle, found.source, steering=steering, reuse=[replace(found, sd=idle)])
-    except ValueError as error:
-        if "reuse=" in str(error):  # of another working size
-            raise NeedsModel from error
-        raise
+    return execute_mask(settled, idle, found.source, steering=steering, reuse=[replace(found, sd=idle)])

@@ -86,8 +86,6 @@ class Page:
                     with gr.Column(visible=self.blank.masked) as self.part["masking"]:
                         self.build_mask(gr)
                     self.build_edit(gr)
-                    with gr.Column(visible=False) as self.part["results"]:
-                        self.build_result(gr)
             self.part["status"] = gr.HTML(said(""))  # at the window's lower edge, wherever the page stands
             self.wire(gr, blocks)
         return blocks
@@ -165,24 +163,22 @@ class Page:
             put["paint"] = gr.Button("Paint", variant="primary")
             put["cancel"] = gr.Button("Cancel")
         put["preview"] = seen(gr, "What it is heading for", height=200, visible=False)
+        with gr.Column(visible=False) as put["results"]:
+            put["slider"] = gr.ImageSlider(label=BESIDE, interactive=False, max_height=560)
+            put["made_said"] = gr.HTML(said(""))
+            put["gallery"] = gallery(gr, "Results: choose one to go on from")
+            with gr.Row():
+                put["again"] = gr.Button("Take its settings")
+                put["next"] = gr.Button("Edit this result")
+                put["whole"] = gr.Button("Add state and report")
+            put["files"] = gr.File(label="Files", file_count="multiple", interactive=False)
+            with gr.Accordion("The same from the command line, and in Python", open=False):
+                text = {"interactive": False, "buttons": ["copy"], "lines": 2, "max_lines": 20}
+                put["command"] = gr.Textbox("", label="Command, beside the files", **text)
+                put["python"] = gr.Textbox("", label="Python, beside the files", **text)
         with gr.Accordion("Where each word of the source is looked for", open=False) as put["looks"]:
             put["words"] = gr.Button("Draw the word maps")
             put["sheet"] = seen(gr, "Word maps", show_label=False, visible=False)
-
-    def build_result(self, gr: Any) -> None:
-        put = self.part
-        put["slider"] = gr.ImageSlider(label=BESIDE, interactive=False, max_height=560)
-        put["made_said"] = gr.HTML(said(""))
-        put["gallery"] = gallery(gr, "Results: choose one to go on from")
-        with gr.Row():
-            put["again"] = gr.Button("Take its settings")
-            put["next"] = gr.Button("Edit this result")
-            put["whole"] = gr.Button("Add state and report")
-        put["files"] = gr.File(label="Files", file_count="multiple", interactive=False)
-        with gr.Accordion("The same from the command line, and in Python", open=False):
-            text = {"interactive": False, "buttons": ["copy"], "lines": 2, "max_lines": 20}
-            put["command"] = gr.Textbox("", label="Command, beside the files", **text)
-            put["python"] = gr.Textbox("", label="Python, beside the files", **text)
 
     # ------------------------------------------------------------ what happens
 
@@ -294,14 +290,13 @@ class Page:
         photo = told["photo"]
         if photo and visit.photo == Path(photo[0]):
             return
-        if visit.photo:
-            visit.take(None)
-            yield dict.fromkeys(("editor", "tinted", "heat", "places")) | {"mask_said": said("")}
-            yield self.show(panels=bool(photo))
+        visit.take(None)
+        yield dict.fromkeys(("editor", "tinted", "heat", "places")) | {"mask_said": said("")}
+        yield self.show(panels=bool(photo))
         if photo:
             visit.take(Path(photo[0]), photo[1])
             picture = visits.reduced(visit.at_hand[1], visits.LONGEST)
-            yield {"editor": {"background": picture, "layers": [], "composite": None}, **self.show(panels=True)}
+            yield {"editor": {"background": picture, "layers": [], "composite": None}}
             yield from self.show_places(visit, told)
 
     def take_example(self, visit: Visit, told: dict[Any, Any]) -> Iterator[Any]:
@@ -438,7 +433,7 @@ class Page:
     def running(self, visit: Visit, choice: Choice, work: Work) -> Iterator[Any]:
         """A run's looks as updates, whatever else it shows as it comes."""
         visit.stop.set()
-        visit.stop = stop = type(visit.stop)()
+        visit.stop = stop = threading.Event()
         yield {"status": said("Waiting for the model.")}
         for one in self.studio.run(stop, choice, work):
             if isinstance(one, Seen):

@@ -24,7 +24,7 @@ from ..files.metadata import identity, metadata, model_hash, prompt_of
 from ..files.results import MARK, settings_in
 from ..files.states import save_state
 from ..options import Option
-from ..run import GIVEN, Plan, Result, blank_plan, check_same, parts_of, plan
+from ..run import GIVEN, Plan, Result, blank_plan, open_picture, parts_of, plan
 from ..views.report import coloured, option, reduced, save_report, words
 from .runs import NeedsModel, cut
 
@@ -91,17 +91,10 @@ class Visit:
 
     def known(self, sd: Any, size: int | None) -> list[Result]:
         """Earlier results on this picture by this model: what still holds of them is not paid twice."""
-        found, (_, picture) = [], self.at_hand
-        at = images.working_size(picture.size, size or sd.side, sd.factor)
+        _, at = open_picture(sd, self.at_hand[1], size)
         latest = [one.result for one in self.made if one.result and one.before == self.before][-MOST_REUSED:]
-        for one in [self.found, *latest]:
-            try:
-                if one is not None:
-                    check_same(one, sd, picture, at)
-                    found.append(one)
-            except ValueError:
-                continue
-        return found
+        known = [self.found, *latest] if self.found else latest
+        return [one for one in known if one.sd is sd and one.settings["working_size"] == at]
 
     def mask(self, settled: Plan, steering: Steering | None, sd: Any) -> Result | Tensor | None:
         """The mask as the controls have it: of the maps that were found, or of a given or painted one the cells alone;
@@ -115,7 +108,7 @@ class Visit:
             return None
         if sd is None:  # another model could not be loaded
             raise NeedsModel
-        at = images.working_size(picture.size, settled.settings["size"] or sd.side, sd.factor)
+        _, at = open_picture(sd, picture, settled.settings["size"])
         cells = torch.zeros(1, 1, at[1] // sd.factor, at[0] // sd.factor)
         M = cells if given is None else images.latent_mask(given, picture.size, at, sd.factor)
         return steering.at(picture.size, at, sd.factor)(M) if steering else M
