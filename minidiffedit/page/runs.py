@@ -85,11 +85,9 @@ class Watcher:
 
     @torch.no_grad()
     def sees(self, sd: "StableDiffusion", picture: Image.Image, size: int | None, known: Sequence[Result]) -> None:
-        if known and known[0].x0 is not None:
-            self.rgb = fit(known[0].x0, picture)
-        else:
-            _, at = open_picture(sd, picture, size)
-            self.rgb = fit(sd.encode(images.to_tensor(picture, at)), picture)
+        x0 = known[0].x0 if known else None
+        pixels = images.to_tensor(picture, open_picture(sd, picture, size)[1])
+        self.rgb = fit(sd.encode(pixels) if x0 is None else x0, picture)
 
     def __call__(self, step: Step) -> None:
         if self.stop.is_set():
@@ -108,18 +106,25 @@ class Watcher:
 
 
 class Studio:
-    """The one model of all visitors. choice: which comes first."""
+    """The one model of all visitors. choice: which comes first; forget: lets go of all that holds a model."""
 
     def __init__(self, load: Callable[[Choice], "StableDiffusion"], choice: Choice):
         self.load, self.lock, self.choice = load, threading.Lock(), choice
         self.sd: StableDiffusion | None = load(choice)
+        self.forget: Callable[[], None] = lambda: None
 
     def model(self, choice: Choice) -> "StableDiffusion":
         """The chosen model; another one leaves the memory before it comes."""
-        if self.sd is None or choice != self.choice:
+        if (sd := self.held(choice)) is None:
             self.sd = None
-            self.sd, self.choice = self.load(choice), choice
-        return self.sd
+            self.forget()
+            sd, self.choice = self.load(choice), choice
+            self.sd = sd
+        return sd
+
+    def held(self, choice: Choice) -> "StableDiffusion | None":
+        """The chosen model if it is the one in memory."""
+        return self.sd if choice == self.choice else None
 
     def run(self, stop: threading.Event, choice: Choice, work: Work) -> Iterator[Any]:
         """Do the work in a thread: looks at it, whatever else it shows, and at last `Ended`. Raises what it raises."""

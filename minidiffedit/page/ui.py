@@ -65,7 +65,7 @@ class Page:
     def __init__(self, studio: Studio, setup: Setup, folder: Path):
         self.studio, self.setup, self.folder = studio, setup, folder
         self.visits, self.lock = dict[str, Visit](), threading.Lock()
-        self.part: dict[Any, Any] = {}
+        self.part, studio.forget = dict[Any, Any](), self.forget
         kinds = {studio.sd.kind} if studio.sd and len(setup.models) == 1 else {one.weights for one in SYSTEMS.values()}
         rows = {name: one for name, one in SYSTEMS.items() if one.edit and one.weights in kinds}
         self.methods = [name for name, one in rows.items() if "x_T" not in inputs_of(one.edit)]
@@ -203,7 +203,7 @@ class Page:
         on(self.take_photo, put["photo"].change, blocks.load)
         on(self.take_example, put["example"].input)
         on(self.take_method, put["method"].input, put["inversion"].input, put["mask_from"].submit)
-        on(self.take_settings, put["settings"].upload)
+        on(lambda visit, told: self.settings(visit, Path(told["settings"])), put["settings"].upload)
         on(self.take_place, put["places"].select, put["back"].click)
         on(self.show_places, put["points"].change)
         texts = [put[name].blur for name, one in GIVEN.items() if one.kind in ("text", "pairs")]
@@ -213,7 +213,7 @@ class Page:
         begun = [on(run, button.click, how=a_run, show_progress_on=put["status"]) for run, button in runs]
         on(self.cancel, put["cancel"].click, cancels=begun)
         on(self.choose, put["gallery"].select)
-        on(self.again, put["again"].click)
+        on(lambda visit, _: self.settings(visit, visit.result.picture), put["again"].click)
         on(self.next, put["next"].click)
         on(self.whole, put["whole"].click)
 
@@ -221,6 +221,12 @@ class Page:
             self.leave(request.session_hash)
 
         blocks.unload(gone)
+
+    def forget(self) -> None:
+        """Another model is to come: nothing of the last one's is kept but files."""
+        for one in (everyone := [*self.visits.values()]):
+            one.found = None
+        visits.let_go(everyone, 0)
 
     def visit(self, request: Any) -> Visit:
         """Whose request it is. Those who were here longest ago are forgotten first."""
@@ -325,10 +331,6 @@ class Page:
     def show(self, **there: bool) -> dict[str, Any]:
         return {name: self.update(visible=one) for name, one in there.items()}
 
-    def take_settings(self, visit: Visit, told: dict[Any, Any]) -> Iterator[Any]:
-        if told["settings"]:
-            yield from self.settings(visit, Path(told["settings"]))
-
     def settings(self, visit: Visit, picture: Path) -> Iterator[Any]:
         (method, inversion, mask), values = visits.settings_of(picture)
         told = {"method": method, "inversion": inversion, "mask_from": mask}
@@ -352,8 +354,8 @@ class Page:
     def look(self, visit: Visit, told: dict[Any, Any]) -> Iterator[Any]:
         """The mask as the controls have it now, from what is known: no model row is paid."""
         try:
-            settled, _, steering, _ = self.asked(visit, told)
-            if (found := visit.mask(settled, steering, self.studio.sd)) is not None:
+            settled, _, steering, choice = self.asked(visit, told)
+            if (found := visit.mask(settled, steering, self.studio.held(choice))) is not None:
                 yield self.masked(visit, found)
         except NeedsModel:
             yield {"mask_said": said(FIND_ANEW, "alert")}
@@ -397,13 +399,19 @@ class Page:
     def paint(self, visit: Visit, told: dict[Any, Any]) -> Iterator[Any]:
         """The edit under the mask as it is shown; a painted one becomes a file, so that a command can name it."""
         settled, files, steering, choice = self.asked(visit, told)
-        (photo, picture), size, made = visit.at_hand, settled.settings["size"], list[visits.Made]()
         if visits.painted(steering):
-            M = visit.mask(settled, steering, self.studio.sd)
+            try:
+                M = visit.mask(settled, steering, self.studio.held(choice))
+            except NeedsModel:
+                yield from self.find(visit, told)
+                told[self.seed] = str(visit.found.seed) if visit.found else None
+                settled, files, steering, choice = self.asked(visit, told)
+                M = visit.mask(settled, steering, self.studio.held(choice))
             M = M.latent_mask if isinstance(M, Result) else M
             assert M is not None  # painted
             files["mask"], steering = visit.mask_file(M), None
             settled = replace(settled, given=settled.given | {"mask": images.read_picture(files["mask"])})
+        (photo, picture), size, made = visit.at_hand, settled.settings["size"], list[visits.Made]()
         plans = planned(settled, int(told["count"] or 1), told["others"] or [])
 
         def work(sd: Any, watch: Any) -> Result | None:
@@ -421,7 +429,7 @@ class Page:
             if isinstance(one, Result):
                 about = f"{one.method}, seed {one.seed}, {one.verdict}: {cost_of(one)}"
                 made.append(visit.keep(one, files, self.setup.named(choice), about))
-                visits.let_go([*self.visits.values()])
+                visits.let_go([*self.visits.values()], visits.MOST_KEPT)
                 found = self.masked(visit, one) if one.latent_mask is not None else {}
                 one = found | self.shown(visit, made[-1]) | {self.seed: str(settled.settings["seed"])}
             elif isinstance(one, Ended):
@@ -463,9 +471,6 @@ class Page:
             made = self.shown(visit, visit.made[told["index"]])
             del made["gallery"]
             yield made
-
-    def again(self, visit: Visit, told: dict[Any, Any]) -> Iterator[Any]:
-        yield from self.settings(visit, visit.result.picture)
 
     def next(self, visit: Visit, told: dict[Any, Any]) -> Iterator[Any]:
         yield {"photo": str(visit.result.picture), "status": said("This result is the picture now.")}
@@ -566,6 +571,8 @@ def trusting_nothing(gr: Any) -> None:
     gr.Image.preprocess = uploaded
     for kind in (gr.Slider, gr.Number, gr.Dropdown, gr.CheckboxGroup, gr.Checkbox, gr.Textbox):
         kind.preprocess = lambda _, value: value
+    Image.init()  # Gradio opens pictures with whatever Pillow has: here with what the library reads
+    Image.ID[:] = [kind for kind in Image.ID if kind in (*images.READ, "MPO")]
 
 
 def uploaded(_: Any, payload: Any) -> tuple[str, str] | None:
@@ -611,11 +618,9 @@ def bar(one: Seen) -> str:
 
 
 def noted(one: Ended) -> str:
-    """The end of a run: what it warned of, what it cost."""
-    lines = [escape(text) for text in one.warnings]
-    if isinstance(one.made, Result):
-        lines.insert(0, escape(cost_of(one.made)))
-    return "<br>".join(lines or ["Done."])
+    """The end of a run: what it cost, what it warned of."""
+    first = cost_of(one.made) if isinstance(one.made, Result) else "Done."
+    return "<br>".join(escape(text) for text in (first, *one.warnings))
 
 
 def cost_of(one: Result) -> str:
@@ -664,7 +669,7 @@ def served(studio: Studio, setup: Setup, host: str = "127.0.0.1", port: int | No
     """The page, served as long as the block lasts; its address. What visitors send stands in a folder of its own, gone
     at the end, and is opened by the library's decoders alone. port: None for any that is free.
     """
-    with tempfile.TemporaryDirectory(prefix="minidiffedit-page-") as name, library_decoders():
+    with tempfile.TemporaryDirectory(prefix="minidiffedit-page-") as name:
         folder = Path(name).resolve()
         uploads = folder / "uploads"
         os.environ |= {"GRADIO_TEMP_DIR": str(uploads), "GRADIO_ANALYTICS_ENABLED": "False"}
@@ -686,15 +691,3 @@ def served(studio: Studio, setup: Setup, host: str = "127.0.0.1", port: int | No
             yield url
         finally:
             blocks.close()
-
-
-@contextmanager
-def library_decoders() -> Iterator[None]:
-    """Gradio opens pictures with whatever Pillow has: here with what the library reads."""
-    Image.init()
-    before = [*Image.ID]
-    Image.ID[:] = [kind for kind in before if kind in (*images.READ, "MPO")]
-    try:
-        yield
-    finally:
-        Image.ID[:] = before

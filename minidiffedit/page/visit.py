@@ -98,16 +98,16 @@ class Visit:
 
     def mask(self, settled: Plan, steering: Steering | None, sd: Any) -> Result | Tensor | None:
         """The mask as the controls have it: of the maps that were found, or of a given or painted one the cells alone;
-        None where nothing is known. Raises NeedsModel where it must be found anew.
+        None where nothing is known. Raises NeedsModel where it must be found anew. sd: the model if it is in memory.
         """
         _, picture = self.at_hand
-        given = settled.given.get("mask")
-        if given is None and "mask" in settled.functions and self.found:
-            return cut(self.found, settled, steering)
-        if given is None and not painted(steering):
+        given, found = settled.given.get("mask"), self.found if "mask" in settled.functions else None
+        if given is None and not painted(steering) and not found:
             return None
-        if sd is None:  # another model could not be loaded
+        if sd is None:
             raise NeedsModel
+        if given is None and found:
+            return cut(found, settled, steering)
         _, at = open_picture(sd, picture, settled.settings["size"])
         cells = torch.zeros(1, 1, at[1] // sd.factor, at[0] // sd.factor)
         M = cells if given is None else images.latent_mask(given, picture.size, at, sd.factor)
@@ -157,9 +157,10 @@ class Visit:
         return one
 
 
-def let_go(visits: Sequence[Visit]) -> None:
-    """Keep the latest results' latents alone, those of the first visits go first; the files of all stay."""
-    for old in [one for visit in visits for one in visit.made if one.result][:-MOST_KEPT]:
+def let_go(visits: Sequence[Visit], but: int) -> None:
+    """Of all results keep the last with their latents and model, those of the first visits go first; files stay."""
+    held = [one for visit in visits for one in visit.made if one.result]
+    for old in held[: max(0, len(held) - but)]:
         old.result = None
 
 
@@ -218,10 +219,10 @@ def settings_of(path: Path) -> tuple[tuple[str, str, str], dict[str, Any]]:
             said[given] = value
     for option_name in blank.options.keys() & settings.keys():
         said[option_name] = blank.options[option_name].check(settings[option_name])
-    steering = settings.get("steering")
-    shaping = {name: steering[name] for name in SHAPING if name in steering} if isinstance(steering, dict) else {}
+    steering = one if isinstance(one := settings.get("steering"), dict) else {}
+    shaping = {name: steering.get(name, getattr(Steering, name)) for name in SHAPING}
     Steering(**shaping)
-    return (name, own, mask), said | {name: shaping.get(name, getattr(Steering, name)) for name in SHAPING}
+    return (name, own, mask), said | shaping
 
 
 # ---------------------------------------------------------------- how a result is made again

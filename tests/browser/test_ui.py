@@ -500,7 +500,7 @@ def test_memory_is_flat_over_200_edits(tmp_path):
             caller.say(part__count=2 if edit % 10 == 9 else 1)
             if edit % 3 == 0:
                 assert "mask 2" in (said := caller.use("find")), said[-2000:]
-            assert "UNet rows" in (said := caller.use("paint")), said[-2000:]
+            assert "decode 6" in (said := caller.use("paint")), said[-2000:]
             after[edit + 1] = resident(one.process)
     finally:
         one.end()
