@@ -129,7 +129,7 @@ class Page:
     def build_mask(self, gr: Any) -> None:
         put, steerable = self.part, self.blank.steerable
         gr.HTML("<h2>The mask</h2><p>What may change. Paint finds it by itself; here it is seen and altered.</p>")
-        put["find"] = gr.Button("Find the mask", variant="primary")
+        put["find"] = gr.Button("Find the mask", variant="primary", visible="mask" in self.blank.functions)
         put["mask_said"] = gr.HTML(said(""))
         with gr.Column(visible=False) as put["panels"]:
             with gr.Row():
@@ -153,7 +153,7 @@ class Page:
         self.build_given(gr, "mask")
 
     def build_edit(self, gr: Any) -> None:
-        put = self.part
+        put, blank = self.part, self.blank
         gr.HTML("<h2>The edit</h2>")
         with gr.Row():
             put["count"] = gr.Number(1, precision=0, minimum=1, maximum=16, label="Candidates", info="of one seed each")
@@ -176,7 +176,8 @@ class Page:
                 text = {"interactive": False, "buttons": ["copy"], "lines": 2, "max_lines": 20}
                 put["command"] = gr.Textbox("", label="Command, beside the files", **text)
                 put["python"] = gr.Textbox("", label="Python, beside the files", **text)
-        with gr.Accordion("Where each word of the source is looked for", open=False) as put["looks"]:
+        about, shown = "Where each word of the source is looked for", "source" in blank.given
+        with gr.Accordion(about, open=False, visible=shown) as put["looks"]:
             put["words"] = gr.Button("Draw the word maps")
             put["sheet"] = seen(gr, "Word maps", show_label=False, visible=False)
 

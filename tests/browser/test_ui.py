@@ -258,6 +258,7 @@ def test_an_example_another_method_and_a_results_settings(server, come, tmp_path
     page.get_by_role("button", name="More options").click()
     expect(page.locator("#option-first_step-int input")).to_be_visible()
     expect(page.locator("#option-maps-int input")).to_be_hidden()
+    expect(page.locator("#part-find")).to_be_hidden()  # it has no mask
     page.locator("#option-steps-int input").first.fill("4")
     page.locator("#option-first_step-int input").fill("1")
     paint(page)
@@ -604,13 +605,14 @@ def test_accessible_and_within_its_width(server, come, scheme):
         page.set_viewport_size({"width": 1400, "height": 1000})
 
     check("fresh")
-    press(page, "Paint")
+    for name in ("slider", "editor", "tinted"):
+        expect(page.locator(f"#part-{name}")).to_be_hidden()  # nothing empty
+    page.set_viewport_size({"width": 390, "height": 700})
+    press(page, "Find the mask")
     status(page, "no picture yet")
+    expect(page.locator("#part-status")).to_be_in_viewport()  # wherever the button stands
+    page.set_viewport_size({"width": 1400, "height": 1000})
     fill(page)
-    choose(page, "method", "diffedit-regions")
-    page.locator("#part-edits textarea").fill(f"{HORSE}=>{ZEBRA}; grass=>sand")
-    for name in ("steps", "maps"):
-        page.locator(f"#option-{name}-int input").first.fill(dict(QUICK)[name][1])
     for name in ("The same from the command line", "Where each word of the source is looked for"):
         page.get_by_role("button", name=name).click()
     paint(page)
@@ -618,6 +620,13 @@ def test_accessible_and_within_its_width(server, come, scheme):
     expect(page.locator("#part-sheet img")).to_be_visible(timeout=120_000)
     check("full")
     page.locator("#part-gallery button.thumbnail-item").first.click()
+    choose(page, "method", "diffedit-regions")
+    page.locator("#part-edits textarea").fill(f"{HORSE}=>{ZEBRA}; grass=>sand")
+    for name in ("steps", "maps"):
+        page.locator(f"#option-{name}-int input").first.fill(dict(QUICK)[name][1])
+    press(page, "Find the mask")
+    status(page, "UNet rows")
+    check("regions")
     choose(page, "method", "sde-drag")
     press(page, "Paint")
     status(page, "needs points")
