@@ -14,7 +14,7 @@ RUN := $(VENV)/bin/python
 # Threads that wait asleep: spinning ones bring small models to a halt on a machine that is busy otherwise.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test test-long check test-browser clean parity-full load-peak full-size-edit diffusers-edit bench-gpu bench-mini table tour lock matrix compare evidence evidence-quick lines bench bench-peers bench-steps bench-busy figures batch-1000 test-scale fuzz faults mutants test-versions audit same-results lint bench-openvino bench-costs fuzz-parsers
+.PHONY: demo test test-long check test-browser page-memory clean parity-full load-peak full-size-edit diffusers-edit bench-gpu bench-mini table tour lock matrix compare evidence evidence-quick lines bench bench-peers bench-steps bench-busy figures batch-1000 test-scale fuzz faults mutants test-versions audit same-results lint bench-openvino bench-costs fuzz-parsers
 
 demo: $(VENV)/run.stamp
 	$(RUN) -m weights.demo --model $(MODEL)
@@ -114,7 +114,11 @@ $(VENV)/test.stamp: $(VENV)/run.stamp
 
 test-browser: $(VENV)/test.stamp  ## the report and the page in headless Chromium; screenshots in .screenshots
 	$(RUN) -m pip install --quiet --editable '.[browser,ui]'
-	$(RUN) -m pytest tests/browser
+	$(RUN) -m pytest tests/browser -m "not long"
+
+page-memory: $(VENV)/test.stamp  ## the page's resident memory over 200 edits of twenty visitors
+	$(RUN) -m pip install --quiet --editable '.[browser,ui]'
+	$(RUN) -m pytest tests/browser -m long -s
 
 bench-gpu: $(VENV)/test.stamp  ## what only a CUDA device can answer: right, rates, ratios, the kernels; with TORCH=torch; GPU="--quick"
 	$(RUN) tests/bench/gpu.py --json bench-gpu.json $(GPU)

@@ -8,6 +8,7 @@ import threading
 import time
 import warnings
 import weakref
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from minidiffedit.files.images import latent_mask, read_picture
 from minidiffedit.methods.table import SYSTEMS
 from minidiffedit.page import visit as visits
 from minidiffedit.page.runs import Choice, Ended, NeedsModel, Seen, Stopped, Studio, Watcher, hearing
-from minidiffedit.page.ui import Local, planned
+from minidiffedit.page.ui import Local, Page, Setup, planned
 from minidiffedit.page.visit import Visit, settings_of, settle, strokes
 from minidiffedit.run import blank_plan, execute, execute_mask, plan
 
@@ -165,15 +166,24 @@ def test_each_of_several_edits_has_its_own_part(visit, loaded):
         visit.found = execute_mask(plan("diffedit-regions", **told), loaded, visit.photo)
     found = visit.mask(plan("diffedit-regions", **told), None, loaded)
     shown = visits.own_parts(found)
-    assert found.rows == 0 and [text.split(": ")[0] for _, text in shown] == ["a horse → a zebra", "grass → sand"]
+    parts, heats = shown[::2], shown[1::2]
+    assert found.rows == 0 and [text.split(": ")[0] for _, text in parts] == ["a horse → a zebra", "grass → sand"]
+    assert [text for _, text in heats] == ["a horse → a zebra: heat map", "grass → sand: heat map"]
     cells = [int((M > 0).sum()) for M in found.found.each]
-    assert [f", {n} of 80 cells" in text for n, (_, text) in zip(cells, shown)] == [True, True] and min(cells) > 0
-    for M, (picture, _) in zip(found.found.each, shown):
+    assert [f", {n} of 80 cells" in text for n, (_, text) in zip(cells, parts)] == [True, True] and min(cells) > 0
+    for one, (heat, _) in zip(found.found.found, heats):
+        assert np.array_equal(np.asarray(heat), np.asarray(visits.heat_picture(one.heat, (93, 75))))
+    for M, (picture, _) in zip(found.found.each, parts):
         changed = (np.asarray(picture).astype(int) != np.asarray(visit.picture)).any(axis=2)
         inside = np.asarray(Image.fromarray(M[0, 0].numpy()).resize((93, 75), Image.Resampling.NEAREST)) > 0
         assert changed[inside].any() and not changed[~inside].any()
+    before = loaded.evaluations
+    with pytest.warns(UserWarning, match="edit 2 leaves"):
+        lower = visit.mask(plan("diffedit-regions", **told, mask_threshold=0.3), None, loaded)
+    assert lower.rows == 0 and loaded.evaluations == before  # the slider is live for every edit's part
+    assert int((lower.found.each[0] > 0).sum()) > cells[0]
     with pytest.raises(NeedsModel):
-        visit.mask(plan("diffedit-regions", **told, mask_threshold=0.3), None, loaded)
+        visit.mask(plan("diffedit-regions", **told | {"edits": "a horse=>a cow; grass=>sand"}), None, loaded)
     assert visits.own_parts(found_by(visit, loaded)) == []
 
 
@@ -291,14 +301,60 @@ def test_state_and_report_come_when_they_are_asked_for(visit, loaded):
     assert len(visit.whole().files) == 4  # asked for twice, written once
 
 
-def test_history_keeps_files_and_lets_go_of_old_latents(visit, loaded, monkeypatch):
-    monkeypatch.setattr(visits, "MOST_MADE", 2)
-    done = edit(loaded, visit.photo, **QUICK)
-    made = [visit.keep(done, {}, ([], ""), "") for _ in range(3)]
-    assert [one.result is None for one in made] == [True, False, False] and all(one.picture.exists() for one in made)
-    visit.shown = made[0]
+def test_history_keeps_files_and_lets_go_of_old_latents(visit, loaded, tmp_path):
+    """Of all visitors together, so that many of them fit: the first visitor's first results go first."""
+    other = Visit(tmp_path / "server")
+    other.take(visit.photo)
+    alive = []
+    for seed in range(8):
+        one, known = (visit, other)[seed % 2], visit.known(loaded, None)
+        done = execute(plan("diffedit", **QUICK | {"seed": seed}), loaded, one.photo, reuse=known, bitwise=True)
+        alive.append(weakref.ref(done))
+        one.keep(done, {}, ([], ""), "")
+        visits.let_go([visit, other], 3)
+        del done, known
+    gc.collect()
+    assert [one() is not None for one in alive] == [False] * 3 + [True, False, True, False, True]
+    assert all(one.picture.exists() for one in (*visit.made, *other.made)) and len(visit.made) == 4
+    assert max(len(one.result.calls) for one in other.made if one.result) <= 32
+    visit.shown = visit.made[0]
     with pytest.raises(ValueError, match="only the picture"):
         visit.whole()
+
+
+def test_another_model_comes_when_the_last_has_left_the_memory(visit, folder, tmp_path):
+    """Whatever visitors had found and made with it."""
+    models = []
+
+    def load(choice):
+        gc.collect()
+        assert not any(one() for one in models)
+        models.append(weakref.ref(sd := StableDiffusion.load(folder, device="cpu")))
+        return sd
+
+    studio, settled = Studio(load, Choice("a")), plan("diffedit", **QUICK)
+    page = Page(studio, Setup(["a", "b"], "", [], lambda _: ([], ""), None), tmp_path)
+    page.visits["me"] = visit
+    for name in ("a", "b", "a"):
+        (ended,) = studio.run(threading.Event(), Choice(name), lambda sd, watch: execute(settled, sd, visit.photo))
+        visit.found = ended.made
+        visit.keep(ended.made, {}, ([], ""), "")
+        del ended
+        assert studio.held(Choice(name)) is visit.found.sd and studio.held(Choice("c")) is None
+    assert len(models) == 3 and [one.result is None for one in visit.made] == [True, True, False]
+    with pytest.raises(NeedsModel):  # a choice that is not in memory: the mask that is known is not its own
+        visit.mask(settled, None, studio.held(Choice("b")))
+
+
+def test_who_was_here_longest_ago_is_forgotten_first(loaded, tmp_path, monkeypatch):
+    monkeypatch.setattr("minidiffedit.page.ui.MOST_VISITS", 2)
+    setup = Setup(["mini"], "", [], lambda _: ([], ""), None)
+    page = Page(Studio(lambda _: loaded, Choice("mini")), setup, tmp_path)
+    asks = [SimpleNamespace(session_hash=name) for name in "abc"]
+    first, second = page.visit(asks[0]), page.visit(asks[1])
+    assert page.visit(asks[0]) is first  # who comes again is no stranger
+    page.visit(asks[2])
+    assert [*page.visits] == ["a", "c"] and second.stop.is_set() and not second.folder.exists()
 
 
 def test_other_methods_take_what_is_said_and_the_second_reuses_what_the_first_paid(visit, loaded):
@@ -313,21 +369,6 @@ def test_other_methods_take_what_is_said_and_the_second_reuses_what_the_first_pa
     assert [one.settings["seed"] for one in planned(plan("diffedit", **QUICK), 3, [])] == [3, 4, 5]
     with pytest.raises(ValueError, match="did you mean"):
         planned(settled, 1, ["sdedti"])
-
-
-def test_memory_stays_flat_over_many_edits(visit, loaded, monkeypatch):
-    """As a visitor goes on and on: results and what they hold for reuse live only as long as history says."""
-    monkeypatch.setattr(visits, "MOST_MADE", 3)
-    alive = []
-    for seed in range(8):
-        known = visit.known(loaded, None)
-        done = execute(plan("diffedit", **QUICK | {"seed": seed}), loaded, visit.photo, reuse=known, bitwise=True)
-        alive.append(weakref.ref(done))
-        visit.keep(done, {}, ([], ""), "")
-        del done, known
-    gc.collect()
-    assert [one() is not None for one in alive] == [False] * 5 + [True] * 3
-    assert max(len(one().calls) for one in alive[5:]) <= 32
 
 
 def test_results_of_another_picture_or_model_are_not_reused(visit, loaded, sd, tmp_path):

@@ -119,6 +119,20 @@ def test_what_is_known_is_not_paid_again(sd, picture):
     assert plain.evaluations == {"mask": 4, "encode": 0, "decode": 16}
 
 
+@pytest.mark.filterwarnings("ignore:.*to earlier edits", "ignore:edit . has no cell", "ignore:the mask of image")
+def test_another_threshold_cuts_the_known_maps(sd, picture):
+    """For no row, to the very masks of a run that knows nothing; another pair, or other maps, are sought anew."""
+    first = regions(sd, picture, PAIRS)
+    moved = {"mask_threshold": 0.2, "mask_clip": 2.0}
+    again, anew = regions(sd, picture, PAIRS, reuse=first, **moved), regions(sd, picture, PAIRS, **moved)
+    assert again.evaluations["mask"] == 0 and anew.evaluations["mask"] == 10
+    for one, other in zip(again.found.each, anew.found.each, strict=True):
+        assert torch.equal(one, other)
+    assert torch.equal(again.latent, anew.latent) and not torch.equal(again.latent_mask, first.latent_mask)
+    assert regions(sd, picture, PAIRS[:2], reuse=first).evaluations["mask"] > 0
+    assert regions(sd, picture, PAIRS, reuse=first, maps=1).evaluations["mask"] > 0
+
+
 FAST = ["--steps", "10", "--maps", "2", "--seed", "0", "--mask-threshold", "0.7"]
 
 
@@ -169,6 +183,8 @@ MUTATIONS = {
     "each source predicted anew": ("contrasts", "known_reference=known.get(id(source)),", "", test_counts_and_masks),
     "one source's prediction for all": ("contrasts", "known.get(id(source))", "next(iter(known.values()), None)",
         test_counts_and_masks),
+    "known maps as they were cut": ("contrasts", "threshold_maps(one.maps, one.flat_below, **cut)", "one",
+        test_another_threshold_cuts_the_known_maps),
     "rows for an edit without a cell": ("decode_edits", "if own.any()", "", test_pairs_that_find_nothing_drop_out),
     "towards the source": ("decode_edits", "own, (_, target)", "own, (target, _)", test_one_pair_is_the_edit),
     "guided from the null text": ("decode_edits", "targets, own_null", "targets, targets[0]",

@@ -62,12 +62,10 @@ def chosen(args: argparse.Namespace, choice: "Choice") -> argparse.Namespace:
 
 def in_a_command(model: str, known: dict[str, Any]) -> list[str]:
     """The model's part of a command line. known: its options, so far as they are not as usual."""
-    said = ["--model", model]
-    for name, value in known.items():
-        flag = f"--{name.replace('_', '-')}"
-        each = value if isinstance(value, list) else [value]
-        said += [flag] if value is True else [word for one in each for word in (flag, str(one))]
-    return said
+    from ..views.report import option
+
+    each = [(name, one) for name, value in known.items() for one in (value if isinstance(value, list) else [value])]
+    return [word for name, one in [("model", model), *each] for word in option(name, one)]
 
 
 def in_python(model: str, known: dict[str, Any]) -> str:

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from ..ddim import Trajectory, levels, move
-from ..diffedit import Eps, Mask, checked_mask, find_mask, finite, working
+from ..diffedit import Eps, Mask, checked_mask, find_mask, finite, threshold_maps, working
 from ..options import Scale, Seed, Steps
 from ..path import Path
-from .diffedit import Chunk, Clip, MapLevel, Maps, Threshold
+from .diffedit import Chunk, Clip, MapLevel, Maps, OfTheMask, Threshold
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,14 +42,18 @@ def contrasts(
     mask_threshold: Threshold = 0.5,
     seed: Seed = 0,
     chunk: Chunk = None,
+    earlier: Any = None,
 ) -> Regions:
-    """Each pair's mask (source, target), those of one source sharing its predictions; then each cell to the first."""
+    """Each pair's mask (source, target), those of one source sharing its predictions; then each cell to the first.
+    Known maps are cut again for 0 rows.
+    """
+    cut: dict[str, Any] = {"clip": mask_clip, "threshold": mask_threshold}
     options: dict[str, Any] = {"steps": steps, "strength": mask_strength, "maps": maps, "seed": seed, "chunk": chunk}
-    options |= {"clip": mask_clip, "threshold": mask_threshold}
     known: dict[int, Tensor | None] = {}
-    found = []
-    for source, target in edits:
-        mask = find_mask(raw_eps, x0, target, source, known_reference=known.get(id(source)), **options)
+    before = next(earlier(*OfTheMask), None) if earlier else None
+    found = [threshold_maps(one.maps, one.flat_below, **cut) for one in before.found] if before else []
+    for source, target in [] if before else edits:
+        mask = find_mask(raw_eps, x0, target, source, known_reference=known.get(id(source)), **options, **cut)
         found.append(mask)
         if mask.reference is not None:
             known[id(source)] = mask.reference

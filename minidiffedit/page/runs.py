@@ -19,7 +19,7 @@ from PIL import Image
 from ..cost import Counter, costs
 from ..files import images
 from ..files.masks import Steering
-from ..run import Plan, Result, Step, execute_mask
+from ..run import Plan, Result, Step, execute_mask, open_picture
 from ..views.previews import LatentRGB, apply, fit
 
 if TYPE_CHECKING:
@@ -85,11 +85,9 @@ class Watcher:
 
     @torch.no_grad()
     def sees(self, sd: "StableDiffusion", picture: Image.Image, size: int | None, known: Sequence[Result]) -> None:
-        if known and known[0].x0 is not None:
-            self.rgb = fit(known[0].x0, picture)
-        else:
-            at = images.working_size(picture.size, size or sd.side, sd.factor)
-            self.rgb = fit(sd.encode(images.to_tensor(picture, at)), picture)
+        x0 = known[0].x0 if known else None
+        pixels = images.to_tensor(picture, open_picture(sd, picture, size)[1])
+        self.rgb = fit(sd.encode(pixels) if x0 is None else x0, picture)
 
     def __call__(self, step: Step) -> None:
         if self.stop.is_set():
@@ -108,18 +106,25 @@ class Watcher:
 
 
 class Studio:
-    """The one model of all visitors. choice: which comes first."""
+    """The one model of all visitors. choice: which comes first; forget: lets go of all that holds a model."""
 
     def __init__(self, load: Callable[[Choice], "StableDiffusion"], choice: Choice):
         self.load, self.lock, self.choice = load, threading.Lock(), choice
         self.sd: StableDiffusion | None = load(choice)
+        self.forget: Callable[[], None] = lambda: None
 
     def model(self, choice: Choice) -> "StableDiffusion":
         """The chosen model; another one leaves the memory before it comes."""
-        if self.sd is None or choice != self.choice:
+        if (sd := self.held(choice)) is None:
             self.sd = None
-            self.sd, self.choice = self.load(choice), choice
-        return self.sd
+            self.forget()
+            sd, self.choice = self.load(choice), choice
+            self.sd = sd
+        return sd
+
+    def held(self, choice: Choice) -> "StableDiffusion | None":
+        """The chosen model if it is the one in memory."""
+        return self.sd if choice == self.choice else None
 
     def run(self, stop: threading.Event, choice: Choice, work: Work) -> Iterator[Any]:
         """Do the work in a thread: looks at it, whatever else it shows, and at last `Ended`. Raises what it raises."""
@@ -163,27 +168,18 @@ def hearing(said: list[str]) -> Iterator[None]:
         yield
 
 
-class Idle(Counter):
-    """In the place of a model of which nothing may be asked: a mask that is known is cut anew without it."""
-
-    def __init__(self, sd: "StableDiffusion"):
-        super().__init__(sd.kind)
-        for name in ("name", "side", "factor", "channels", "device", "scale"):
-            setattr(self, name, getattr(sd, name))
-
-    def eps(self, *_: Any, **__: Any) -> Any:
-        raise NeedsModel
+def asked(*_: Any, **__: Any) -> Any:
+    raise NeedsModel
 
 
 def cut(found: Result, settled: Plan, steering: Steering | None) -> Result:
     """The mask that a plan finds where `found` holds all that it takes; no model row is paid. Raises NeedsModel."""
-    if settled.functions.get("mask") is None or settled.functions["mask"] != found.plan.functions.get("mask"):
-        raise NeedsModel
-    idle: Any = Idle(found.sd)
     assert found.source
-    try:
-        return execute_mask(settled, idle, found.source, steering=steering, reuse=[replace(found, sd=idle)])
-    except ValueError as error:
-        if "reuse=" in str(error):  # of another working size
-            raise NeedsModel from error
-        raise
+    place, (_, at) = settled.functions.get("mask"), open_picture(found.sd, found.source, settled.settings["size"])
+    if not place or place != found.plan.functions.get("mask") or at != found.settings["working_size"]:
+        raise NeedsModel
+    idle: Any = Counter(found.sd.kind)  # in the model's place: what asks it for anything is stopped
+    for name in ("name", "side", "factor", "channels", "device", "scale", "unet"):
+        setattr(idle, name, getattr(found.sd, name))
+    idle.eps = asked
+    return execute_mask(settled, idle, found.source, steering=steering, reuse=[replace(found, sd=idle)])

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -35,7 +36,9 @@ from .runs import Choice, Ended, NeedsModel, Seen, Stopped, Studio, Work
 from .visit import SHAPING, Visit
 
 FIRST = ("seed", "steps", "strength", "guidance_scale")  # options that are shown at once
-MOST_VISITS, LARGEST = 50, "64mb"  # the upload of one picture
+MOST_VISITS, LARGEST = 32, "64mb"  # remembered at once; the upload of one picture
+UPLOAD: dict[str, Any] = {"type": "filepath", "image_mode": None, "sources": ["upload", "clipboard"]}
+WELCOME = "Choose an example or a picture, say what it shall show, and paint. All of it runs on this machine."
 FIND_ANEW = "These options ask for another mask: find it anew, or paint, which finds it first."
 # What Gradio's own page would ask other machines for.
 OTHERS = rb'<link\s+rel="preconnect"[^>]*>|<script\s+src="https?:[^>]*>\s*</script>'
@@ -61,8 +64,8 @@ class Page:
 
     def __init__(self, studio: Studio, setup: Setup, folder: Path):
         self.studio, self.setup, self.folder = studio, setup, folder
-        self.visits: dict[str, Visit] = {}
-        self.part: dict[Any, Any] = {}
+        self.visits, self.lock = dict[str, Visit](), threading.Lock()
+        self.part, studio.forget = dict[Any, Any](), self.forget
         kinds = {studio.sd.kind} if studio.sd and len(setup.models) == 1 else {one.weights for one in SYSTEMS.values()}
         rows = {name: one for name, one in SYSTEMS.items() if one.edit and one.weights in kinds}
         self.methods = [name for name, one in rows.items() if "x_T" not in inputs_of(one.edit)]
@@ -75,13 +78,15 @@ class Page:
         import gradio as gr
 
         with gr.Blocks(title="minidiffedit", analytics_enabled=False, delete_cache=(3600, 86400)) as blocks:
-            gr.HTML("<h1>minidiffedit</h1><p>Edit a picture by text. All of it runs on this machine.</p>")
+            gr.HTML(f"<h1>minidiffedit</h1><p>{WELCOME}</p>")
             with gr.Row():
                 with gr.Column(scale=2, min_width=320):
                     self.build_asking(gr)
                 with gr.Column(scale=3, min_width=320):
-                    self.build_mask(gr)
-                    self.build_result(gr)
+                    with gr.Column(visible=self.blank.masked) as self.part["masking"]:
+                        self.build_mask(gr)
+                    self.build_edit(gr)
+            self.part["status"] = gr.HTML(said(""))  # at the window's lower edge, wherever the page stands
             self.wire(gr, blocks)
         return blocks
 
@@ -89,87 +94,92 @@ class Page:
         for key in keys:
             self.part[key] = control(gr, self.options[key], self.blank)
 
+    def build_given(self, gr: Any, *names: str) -> None:
+        for name in names:
+            (kind, meaning), shown = GIVEN[name], name in self.blank.given
+            if kind in ("mask", "picture"):
+                self.part[name] = gr.Image(label=spoken(meaning), height=160, visible=shown, **UPLOAD)
+            else:
+                info = f"{meaning}{': A=>B; C=>D' * (kind == 'pairs')}"
+                self.part[name] = gr.Textbox(label=spoken(name), info=info, visible=shown, max_lines=4)
+
     def build_asking(self, gr: Any) -> None:
         put, blank, setup = self.part, self.blank, self.setup
-        upload = {"type": "filepath", "image_mode": None, "sources": ["upload", "clipboard"]}
         photo = shutil.copy(setup.photo, self.folder) if setup.photo else None
-        put["photo"] = gr.Image(photo, label="Picture", height=320, **upload)
+        put["photo"] = gr.Image(photo, label="Picture", height=320, **UPLOAD)
         put["example"] = gr.Dropdown([*self.examples], value=None, label="Example", info="made for the miniature")
         put["method"] = gr.Dropdown(self.methods, value=self.methods[0], label="Method")
         put["about"] = gr.HTML(about(self.methods[0]))
-        for name, (kind, meaning) in GIVEN.items():
-            shown = name in blank.given
-            if kind in ("mask", "picture"):
-                put[name] = gr.Image(label=f"{spoken(name)}: {meaning}", height=160, visible=shown, **upload)
-            else:
-                info = f"{meaning}{': A=>B; C=>D' * (kind == 'pairs')}"
-                put[name] = gr.Textbox(label=spoken(name), info=info, visible=shown, max_lines=4)
-        label = "Click a place, then where it goes"
-        put["places"] = gr.Image(label=label, interactive=False, visible=False, format="png", buttons=["fullscreen"])
+        self.build_given(gr, *(name for name in GIVEN if name not in ("negative_prompt", "mask")))
+        put["places"] = seen(gr, "Click a place, then where it goes", visible=False, buttons=["fullscreen"])
         put["back"] = gr.Button("Undo the last place", visible=False)
         self.build_options(gr, sorted((k for k in self.options if k[0] in FIRST), key=lambda k: FIRST.index(k[0])))
         with gr.Accordion("More options", open=False):
-            put["inversion"] = gr.Dropdown([("its own", ""), *INVERSIONS], value="", label="inversion")
+            self.build_given(gr, "negative_prompt")
+            put["inversion"] = gr.Dropdown([("its own", ""), *INVERSIONS], value="", label="Inversion")
             info = f"{', '.join(MASKS)}; or words:horse"
-            put["mask_from"] = gr.Textbox("", label="mask from", info=info, visible=bool(blank.steerable))
+            put["mask_from"] = gr.Textbox("", label="Mask from", info=info, visible=blank.steerable)
             self.build_options(gr, (key for key in self.options if key[0] not in (*FIRST, *CUT)))
             models, vae, loras = setup.models, setup.vae, setup.loras
-            put["model"] = gr.Dropdown([*models], value=models[0], label="model", visible=len(models) > 1)
+            put["model"] = gr.Dropdown([*models], value=models[0], label="Model", visible=len(models) > 1)
             put["vae"] = gr.Dropdown([("its own", ""), vae], value=vae, label="VAE", visible=bool(vae))
             put["lora"] = gr.CheckboxGroup([*loras], value=[*loras], label="LoRA", visible=bool(loras))
-        put["settings"] = gr.File(label="Take the settings of a result", file_types=["image"], height=110)
+        put["settings"] = gr.File(label="Open a result to take its settings", file_types=["image"], height=110)
 
     def build_mask(self, gr: Any) -> None:
-        put = self.part
-        about = "Where the two texts disagree, and what you paint: orange adds, blue takes away."
-        gr.HTML(f"<h2>1. The mask</h2><p>{about}</p>")
-        put["find"] = gr.Button("Find the mask", variant="primary")
+        put, steerable = self.part, self.blank.steerable
+        gr.HTML("<h2>The mask</h2><p>What may change. Paint finds it by itself; here it is seen and altered.</p>")
+        put["find"] = gr.Button("Find the mask", variant="primary", visible="mask" in self.blank.functions)
         put["mask_said"] = gr.HTML(said(""))
-        seen = {"interactive": False, "buttons": ["download", "fullscreen"]}
-        with gr.Row():
-            brush = gr.Brush(default_size="auto", colors=["#ff5814", "#1450ff"], color_mode="fixed")
-            options: dict[str, Any] = {"type": "pil", "sources": [], "transforms": [], "layers": False}
-            put["editor"] = gr.ImageEditor(**options, brush=brush, label="Paint", height=420)
-            with gr.Column(min_width=200):
-                put["tinted"] = gr.Image(label="The mask", height=200, format="png", **seen)
-                put["heat"] = gr.Image(label="Heat map", height=200, format="png", **seen)
-        put["regions"] = gallery(gr, "Each edit's own part", visible=False)
-        with gr.Row():
-            self.build_options(gr, (key for key in self.options if key[0] in CUT))
-        with gr.Row():
-            put["dilate"] = gr.Slider(-4, 8, 0, step=1, min_width=200, label="dilate", info="below 0 it shrinks")
-            put["feather"] = gr.Slider(0, 8, 0, step=1, min_width=200, label="feather", info="fade out over more cells")
-        with gr.Row():
-            put["largest"] = gr.Checkbox(False, label="largest piece only")
-            put["invert"] = gr.Checkbox(False, label="invert")
+        with gr.Column(visible=False) as put["panels"]:
+            with gr.Row():
+                with gr.Column(visible=steerable, scale=2, min_width=300) as put["painting"]:
+                    brush = gr.Brush(default_size="auto", colors=["#ff5814", "#1450ff"], color_mode="fixed")
+                    options: dict[str, Any] = {"type": "pil", "sources": [], "transforms": [], "layers": False}
+                    label = "Brush: orange adds, blue takes away"
+                    put["editor"] = gr.ImageEditor(**options, brush=brush, label=label, height=420)
+                    put["editor"].blob_storage = gr.utils.LRUCache(MOST_VISITS)  # else strokes no event names stay
+                with gr.Column(min_width=200):
+                    put["tinted"], put["heat"] = seen(gr, "The mask", height=200), seen(gr, "Heat map", height=200)
+            put["regions"] = gallery(gr, "Each edit's own part", visible=False)
+            with gr.Row():
+                self.build_options(gr, (key for key in self.options if key[0] in CUT))
+            with gr.Column(visible=steerable) as put["shaping"], gr.Row():
+                about = "fade out over more cells"
+                put["dilate"] = gr.Slider(-4, 8, 0, step=1, min_width=200, label="Dilate", info="below 0 it shrinks")
+                put["feather"] = gr.Slider(0, 8, 0, step=1, min_width=200, label="Feather", info=about)
+                put["largest"] = gr.Checkbox(False, label="Largest piece only")
+                put["invert"] = gr.Checkbox(False, label="Invert")
+        self.build_given(gr, "mask")
 
-    def build_result(self, gr: Any) -> None:
-        put, seen = self.part, {"interactive": False, "buttons": ["download", "fullscreen"]}
-        gr.HTML("<h2>2. The edit</h2>")
+    def build_edit(self, gr: Any) -> None:
+        put, blank = self.part, self.blank
+        gr.HTML("<h2>The edit</h2>")
         with gr.Row():
-            put["count"] = gr.Number(1, precision=0, minimum=1, maximum=16, label="candidates", info="of one seed each")
+            put["count"] = gr.Number(1, precision=0, minimum=1, maximum=16, label="Candidates", info="of one seed each")
             about = "under the same settings, to compare"
-            put["others"] = gr.Dropdown(self.methods, value=[], multiselect=True, label="also by", info=about)
+            put["others"] = gr.Dropdown(self.methods, value=[], multiselect=True, label="Also by", info=about)
         with gr.Row():
             put["paint"] = gr.Button("Paint", variant="primary")
-            put["cancel"] = gr.Button("Cancel", variant="stop")
-        put["status"] = gr.HTML(said(""))
-        put["preview"] = gr.Image(label="What it is heading for", height=200, visible=False, **seen)
-        put["slider"] = gr.ImageSlider(label=BESIDE, interactive=False, max_height=560)
-        put["made_said"] = gr.HTML(said(""))
-        put["gallery"] = gallery(gr, "Results: choose one to go on from")
-        with gr.Row():
-            put["again"] = gr.Button("Take its settings")
-            put["next"] = gr.Button("Edit this result")
-            put["whole"] = gr.Button("Add state and report")
-        put["files"] = gr.File(label="Files", file_count="multiple", interactive=False)
-        with gr.Accordion("The same from the command line, and in Python", open=False):
-            text = {"interactive": False, "buttons": ["copy"], "lines": 2, "max_lines": 20}
-            put["command"] = gr.Textbox("", label="command, beside the files", **text)
-            put["python"] = gr.Textbox("", label="Python, beside the files", **text)
-        with gr.Accordion("Where each word of the source is looked for", open=False):
+            put["cancel"] = gr.Button("Cancel")
+        put["preview"] = seen(gr, "What it is heading for", height=200, visible=False)
+        with gr.Column(visible=False) as put["results"]:
+            put["slider"] = gr.ImageSlider(label=BESIDE, interactive=False, max_height=560)
+            put["made_said"] = gr.HTML(said(""))
+            put["gallery"] = gallery(gr, "Results: choose one to go on from")
+            with gr.Row():
+                put["again"] = gr.Button("Take its settings")
+                put["next"] = gr.Button("Edit this result")
+                put["whole"] = gr.Button("Add state and report")
+            put["files"] = gr.File(label="Files", file_count="multiple", interactive=False)
+            with gr.Accordion("The same from the command line, and in Python", open=False):
+                text = {"interactive": False, "buttons": ["copy"], "lines": 2, "max_lines": 20}
+                put["command"] = gr.Textbox("", label="Command, beside the files", **text)
+                put["python"] = gr.Textbox("", label="Python, beside the files", **text)
+        about, shown = "Where each word of the source is looked for", "source" in blank.given
+        with gr.Accordion(about, open=False, visible=shown) as put["looks"]:
             put["words"] = gr.Button("Draw the word maps")
-            put["sheet"] = gr.Image(label="Word maps", show_label=False, visible=False, format="png", **seen)
+            put["sheet"] = seen(gr, "Word maps", show_label=False, visible=False)
 
     # ------------------------------------------------------------ what happens
 
@@ -178,7 +188,7 @@ class Page:
         put, self.update = self.part, gr.update
         for key, one in put.items():
             one.elem_id = f"part-{key}" if isinstance(key, str) else f"option-{key[0]}-{key[1]}"
-        mute = (gr.HTML, gr.Button)
+        mute = (gr.HTML, gr.Button, gr.Row, gr.Column, gr.Accordion)
         told = [one for one in put.values() if not isinstance(one, mute) and one.interactive is not False]
         anything = {"concurrency_limit": None, "show_progress": "hidden", "trigger_mode": "always_last"}
         a_run = {"concurrency_limit": 1, "concurrency_id": "model", "show_progress": "minimal"}
@@ -194,17 +204,17 @@ class Page:
         on(self.take_photo, put["photo"].change, blocks.load)
         on(self.take_example, put["example"].input)
         on(self.take_method, put["method"].input, put["inversion"].input, put["mask_from"].submit)
-        on(self.take_settings, put["settings"].upload)
-        on(self.take_place, put["places"].select)
-        on(self.drop_place, put["back"].click)
+        on(lambda visit, told: self.settings(visit, Path(told["settings"])), put["settings"].upload)
+        on(self.take_place, put["places"].select, put["back"].click)
         on(self.show_places, put["points"].change)
-        on(self.look, put["mask"].change, *(put[key].input for key in (*SHAPING, *self.options)))
+        texts = [put[name].blur for name, one in GIVEN.items() if one.kind in ("text", "pairs")]
+        on(self.look, put["mask"].change, *texts, *(put[key].input for key in (*SHAPING, *self.options)))
         on(self.look, put["editor"].change)
         runs = [(self.find, put["find"]), (self.paint, put["paint"]), (self.words, put["words"])]
         begun = [on(run, button.click, how=a_run, show_progress_on=put["status"]) for run, button in runs]
         on(self.cancel, put["cancel"].click, cancels=begun)
         on(self.choose, put["gallery"].select)
-        on(self.again, put["again"].click)
+        on(lambda visit, _: self.settings(visit, visit.result.picture), put["again"].click)
         on(self.next, put["next"].click)
         on(self.whole, put["whole"].click)
 
@@ -213,13 +223,21 @@ class Page:
 
         blocks.unload(gone)
 
+    def forget(self) -> None:
+        """Another model is to come: nothing of the last one's is kept but files."""
+        for one in (everyone := [*self.visits.values()]):
+            one.found = None
+        visits.let_go(everyone, 0)
+
     def visit(self, request: Any) -> Visit:
+        """Whose request it is. Those who were here longest ago are forgotten first."""
         key = str(request.session_hash)
-        if key not in self.visits:
-            for old in [*self.visits][: len(self.visits) - MOST_VISITS + 1]:
-                self.leave(old)
-            self.visits[key] = Visit(self.folder)
-        return self.visits[key]
+        with self.lock:  # a visitor's events come in several threads
+            one = self.visits[key] = self.visits.pop(key, None) or Visit(self.folder)
+            gone = [*self.visits][:-MOST_VISITS]
+        for old in gone:
+            self.leave(old)
+        return one
 
     def leave(self, key: str | None) -> None:
         """A visitor is gone: the run stops, the files go."""
@@ -249,7 +267,7 @@ class Page:
             line = said(FIND_ANEW, "alert")
         except Exception as error:
             line = said(escape(visits.sentence(error, hidden)), "alert")
-        yield sent({"status": line, "preview": self.update(visible=False)})
+        yield sent({"status": line, **self.show(preview=False)})
 
     # ------------------------------------------------------------ handlers: what is asked for
 
@@ -266,7 +284,8 @@ class Page:
         if "editor" in told:  # else as it was when it was last painted on
             visit.layers = (told["editor"] or {}).get("layers") or []
         steering = Steering(**{name: told[name] for name in SHAPING} | visits.strokes(visit.layers, picture.size))
-        return settled, files, steering if steering.settings() else None, self.choice(told)
+        steered = settled.steerable and steering.settings()  # else the controls are not there
+        return settled, files, steering if steered else None, self.choice(told)
 
     def choice(self, told: dict[Any, Any]) -> Choice:
         one, setup = Choice(told["model"], told["vae"] or "", tuple(told["lora"] or ())), self.setup
@@ -278,13 +297,13 @@ class Page:
         photo = told["photo"]
         if photo and visit.photo == Path(photo[0]):
             return
-        if visit.photo:
-            visit.take(None)
-            yield dict.fromkeys(("editor", "tinted", "heat", "places")) | {"mask_said": said("")}
+        visit.take(None)
+        yield dict.fromkeys(("editor", "tinted", "heat", "places")) | {"mask_said": said("")}
+        yield self.show(panels=bool(photo))
         if photo:
             visit.take(Path(photo[0]), photo[1])
             picture = visits.reduced(visit.at_hand[1], visits.LONGEST)
-            yield {"editor": {"background": picture, "layers": [], "composite": None}, "status": said("")}
+            yield {"editor": {"background": picture, "layers": [], "composite": None}}
             yield from self.show_places(visit, told)
 
     def take_example(self, visit: Visit, told: dict[Any, Any]) -> Iterator[Any]:
@@ -299,20 +318,19 @@ class Page:
         values, made = values or {}, dict[Any, Any]()
         for name in GIVEN:
             made[name] = self.update(visible=name in blank.given, **({"value": values[name]} if name in values else {}))
-        made |= {name: self.update(visible="points" in blank.given) for name in ("places", "back")}
         for key in self.options:
             shown = kind_of(blank.options.get(key[0])) == key
             value = values.get(key[0], blank.settings.get(key[0]))
             made[key] = self.update(visible=shown, **({"value": boxed(blank.options[key[0]], value)} if shown else {}))
         made |= {name: values[name] for name in SHAPING if name in values}
-        made |= {"about": about(told["method"]), "mask_from": self.update(visible=blank.steerable)}
         made["inversion"] = self.update(visible=bool(blank.system.inversion), value=inversion)
-        made["regions"] = self.update(visible=False)
-        yield made
+        made |= self.show(masking=blank.masked, find="mask" in blank.functions, looks="source" in blank.given)
+        made |= dict.fromkeys(("mask_from", "painting", "shaping"), self.update(visible=blank.steerable))
+        made |= dict.fromkeys(("places", "back"), self.update(visible="points" in blank.given))
+        yield made | {"about": about(told["method"]), **self.show(regions=False)}
 
-    def take_settings(self, visit: Visit, told: dict[Any, Any]) -> Iterator[Any]:
-        if told["settings"]:
-            yield from self.settings(visit, Path(told["settings"]))
+    def show(self, **there: bool) -> dict[str, Any]:
+        return {name: self.update(visible=one) for name, one in there.items()}
 
     def settings(self, visit: Visit, picture: Path) -> Iterator[Any]:
         (method, inversion, mask), values = visits.settings_of(picture)
@@ -323,12 +341,10 @@ class Page:
             yield made | {"method": method, "mask_from": self.update(value=mask), "status": said("Settings taken.")}
 
     def take_place(self, visit: Visit, told: dict[Any, Any]) -> Iterator[Any]:
-        """Clicks into the picture: a place, then where it goes, and so on."""
-        place = visits.clicked(visit.at_hand[1], told["index"])
-        yield {"points": visits.points_of([*visits.places_of(told["points"]), place])}
-
-    def drop_place(self, visit: Visit, told: dict[Any, Any]) -> Iterator[Any]:
-        yield {"points": visits.points_of(visits.places_of(told["points"])[:-1])}
+        """A click into the picture is a place, then where it goes, and so on; a click elsewhere takes the last back."""
+        places, index = visits.places_of(told["points"]), told["index"]
+        places = [*places, visits.clicked(visit.at_hand[1], index)] if index else places[:-1]
+        yield {"points": visits.points_of(places)}
 
     def show_places(self, visit: Visit, told: dict[Any, Any]) -> Iterator[Any]:
         if visit.picture:
@@ -339,8 +355,8 @@ class Page:
     def look(self, visit: Visit, told: dict[Any, Any]) -> Iterator[Any]:
         """The mask as the controls have it now, from what is known: no model row is paid."""
         try:
-            settled, _, steering, _ = self.asked(visit, told)
-            if (found := visit.mask(settled, steering, self.studio.sd)) is not None:
+            settled, _, steering, choice = self.asked(visit, told)
+            if (found := visit.mask(settled, steering, self.studio.held(choice))) is not None:
                 yield self.masked(visit, found)
         except NeedsModel:
             yield {"mask_said": said(FIND_ANEW, "alert")}
@@ -358,8 +374,9 @@ class Page:
             line += f". UNet rows paid for it: {found.evaluations.get('mask', 0)}"
             heat = None if found.heat is None else visits.heat_picture(found.heat, picture.size)
             each = visits.own_parts(found)
-        regions = self.update(value=each, visible=bool(each))
-        return {"tinted": visits.tinted(picture, M), "heat": heat, "mask_said": said(f"{line}."), "regions": regions}
+        shown = {"heat": self.update(value=heat, visible=heat is not None), "mask_said": said(f"{line}.")}
+        shown["regions"] = self.update(value=each, visible=bool(each))
+        return shown | {"tinted": visits.tinted(picture, M)}
 
     def find(self, visit: Visit, told: dict[Any, Any]) -> Iterator[Any]:
         settled, _, steering, choice = self.asked(visit, told)
@@ -383,15 +400,19 @@ class Page:
     def paint(self, visit: Visit, told: dict[Any, Any]) -> Iterator[Any]:
         """The edit under the mask as it is shown; a painted one becomes a file, so that a command can name it."""
         settled, files, steering, choice = self.asked(visit, told)
-        (photo, picture), size, made = visit.at_hand, settled.settings["size"], list[visits.Made]()
         if visits.painted(steering):
-            if not settled.steerable:
-                raise ValueError(f"{settled.method} takes no painted mask: undo the strokes")
-            M = visit.mask(settled, steering, self.studio.sd)
+            try:
+                M = visit.mask(settled, steering, self.studio.held(choice))
+            except NeedsModel:
+                yield from self.find(visit, told)
+                told[self.seed] = str(visit.found.seed) if visit.found else None
+                settled, files, steering, choice = self.asked(visit, told)
+                M = visit.mask(settled, steering, self.studio.held(choice))
             M = M.latent_mask if isinstance(M, Result) else M
             assert M is not None  # painted
             files["mask"], steering = visit.mask_file(M), None
             settled = replace(settled, given=settled.given | {"mask": images.read_picture(files["mask"])})
+        (photo, picture), size, made = visit.at_hand, settled.settings["size"], list[visits.Made]()
         plans = planned(settled, int(told["count"] or 1), told["others"] or [])
 
         def work(sd: Any, watch: Any) -> Result | None:
@@ -399,7 +420,7 @@ class Page:
             watch.expect(plans, known)
             watch.sees(sd, picture, size, known)
             for one in plans:
-                shaping = steering if one.steerable or one is plans[0] else None  # else it is refused
+                shaping = steering if one.steerable else None
                 done = execute(one, sd, photo, steering=shaping, reuse=known, watch=watch, bitwise=True)
                 known = [*known, done][-visits.MOST_REUSED :]
                 watch.show(done)
@@ -409,6 +430,7 @@ class Page:
             if isinstance(one, Result):
                 about = f"{one.method}, seed {one.seed}, {one.verdict}: {cost_of(one)}"
                 made.append(visit.keep(one, files, self.setup.named(choice), about))
+                visits.let_go([*self.visits.values()], visits.MOST_KEPT)
                 found = self.masked(visit, one) if one.latent_mask is not None else {}
                 one = found | self.shown(visit, made[-1]) | {self.seed: str(settled.settings["seed"])}
             elif isinstance(one, Ended):
@@ -420,19 +442,19 @@ class Page:
     def running(self, visit: Visit, choice: Choice, work: Work) -> Iterator[Any]:
         """A run's looks as updates, whatever else it shows as it comes."""
         visit.stop.set()
-        visit.stop = stop = type(visit.stop)()
+        visit.stop = stop = threading.Event()
         yield {"status": said("Waiting for the model.")}
         for one in self.studio.run(stop, choice, work):
             if isinstance(one, Seen):
                 picture = {"preview": self.update(value=one.picture, visible=True)} if one.picture else {}
                 yield picture | {"status": bar(one)}
             else:
-                yield {"preview": self.update(value=None, visible=False)}
+                yield self.show(preview=False)
                 yield one
 
     def cancel(self, visit: Visit, told: dict[Any, Any]) -> Iterator[Any]:
         visit.stop.set()
-        yield {"status": said("Cancelled."), "preview": self.update(value=None, visible=False)}
+        yield {"status": said("Cancelled."), **self.show(preview=False)}
 
     def beside(self, left: Path, right: Path, label: str) -> dict[str, Any]:
         return {"slider": self.update(value=(str(left), str(right)) if left.exists() else None, label=label)}
@@ -442,7 +464,7 @@ class Page:
         visit.shown = made
         results = [(str(one.picture), one.about) for one in visit.made]
         told = {"gallery": results, "made_said": said(escape(made.about)), "files": [*map(str, made.files)]}
-        told |= self.beside(made.before, made.picture, BESIDE)
+        told |= self.beside(made.before, made.picture, BESIDE) | self.show(results=True)
         return told | {"command": made.command, "python": made.python}
 
     def choose(self, visit: Visit, told: dict[Any, Any]) -> Iterator[Any]:
@@ -450,9 +472,6 @@ class Page:
             made = self.shown(visit, visit.made[told["index"]])
             del made["gallery"]
             yield made
-
-    def again(self, visit: Visit, told: dict[Any, Any]) -> Iterator[Any]:
-        yield from self.settings(visit, visit.result.picture)
 
     def next(self, visit: Visit, told: dict[Any, Any]) -> Iterator[Any]:
         yield {"photo": str(visit.result.picture), "status": said("This result is the picture now.")}
@@ -511,6 +530,10 @@ def control(gr: Any, one: Option, blank: Any) -> Any:
     return gr.Textbox(**common | {"info": one.about + empty})
 
 
+def seen(gr: Any, label: str, **more: Any) -> Any:
+    return gr.Image(label=label, interactive=False, format="png", **{"buttons": ["download", "fullscreen"]} | more)
+
+
 def gallery(gr: Any, label: str, **more: Any) -> Any:
     looks = {"columns": 4, "height": "auto", "object_fit": "contain", "buttons": ["download", "fullscreen"]}
     return gr.Gallery(label=label, interactive=False, **looks, **more)
@@ -549,6 +572,8 @@ def trusting_nothing(gr: Any) -> None:
     gr.Image.preprocess = uploaded
     for kind in (gr.Slider, gr.Number, gr.Dropdown, gr.CheckboxGroup, gr.Checkbox, gr.Textbox):
         kind.preprocess = lambda _, value: value
+    Image.init()  # Gradio opens pictures with whatever Pillow has: here with what the library reads
+    Image.ID[:] = [kind for kind in Image.ID if kind in (*images.READ, "MPO")]
 
 
 def uploaded(_: Any, payload: Any) -> tuple[str, str] | None:
@@ -563,9 +588,7 @@ def uploaded(_: Any, payload: Any) -> tuple[str, str] | None:
 def examples() -> dict[str, tuple[Path, str, str]]:
     """Scenes that the miniature was made for, as far as they are here: name -> picture, source, target."""
     scenes, shown = find_mini() / "scenes", dict[str, tuple[Path, str, str]]()
-    listed, text = scenes / "scenes.json", "a photo of a {} on a grass field"
-    known = [{"folder": "horse-zebra", "source": text.format("horse"), "target": text.format("zebra")}]
-    for one in json.loads(listed.read_text(encoding="utf-8")) if listed.exists() else known:
+    for one in json.loads((scenes / "scenes.json").read_text(encoding="utf-8")):
         if (file := scenes / one["folder"] / "source.png").exists():
             shown[one["folder"].replace("-", " to ", 1)] = file, one["source"], one["target"]
     return dict([*shown.items()][:6])
@@ -575,7 +598,7 @@ def examples() -> dict[str, tuple[Path, str, str]]:
 
 
 def spoken(name: str) -> str:
-    return name.replace("_", " ")
+    return name[:1].upper() + name[1:].replace("_", " ")
 
 
 def said(text: str, role: str = "status") -> str:
@@ -596,11 +619,9 @@ def bar(one: Seen) -> str:
 
 
 def noted(one: Ended) -> str:
-    """The end of a run: what it warned of, what it cost."""
-    lines = [escape(text) for text in one.warnings]
-    if isinstance(one.made, Result):
-        lines.insert(0, escape(cost_of(one.made)))
-    return "<br>".join(lines or ["Done."])
+    """The end of a run: what it cost, what it warned of."""
+    first = cost_of(one.made) if isinstance(one.made, Result) else "Done."
+    return "<br>".join(escape(text) for text in (first, *one.warnings))
 
 
 def cost_of(one: Result) -> str:
@@ -649,7 +670,7 @@ def served(studio: Studio, setup: Setup, host: str = "127.0.0.1", port: int | No
     """The page, served as long as the block lasts; its address. What visitors send stands in a folder of its own, gone
     at the end, and is opened by the library's decoders alone. port: None for any that is free.
     """
-    with tempfile.TemporaryDirectory(prefix="minidiffedit-page-") as name, library_decoders():
+    with tempfile.TemporaryDirectory(prefix="minidiffedit-page-") as name:
         folder = Path(name).resolve()
         uploads = folder / "uploads"
         os.environ |= {"GRADIO_TEMP_DIR": str(uploads), "GRADIO_ANALYTICS_ENABLED": "False"}
@@ -663,6 +684,7 @@ def served(studio: Studio, setup: Setup, host: str = "127.0.0.1", port: int | No
         app = {"middleware": [door], "docs_url": None, "redoc_url": None}
         looks = {"theme": theme, "head": part("page.html"), "footer_links": []}
         limits = {"max_file_size": LARGEST, "strict_cors": True, "share": False, "ssr_mode": False}
+        limits["state_session_capacity"] = MOST_VISITS
         _, url, _ = blocks.launch(
             server_name=host, server_port=port, quiet=True, prevent_thread_lock=True, app_kwargs=app, **looks, **limits
         )
@@ -670,15 +692,3 @@ def served(studio: Studio, setup: Setup, host: str = "127.0.0.1", port: int | No
             yield url
         finally:
             blocks.close()
-
-
-@contextmanager
-def library_decoders() -> Iterator[None]:
-    """Gradio opens pictures with whatever Pillow has: here with what the library reads."""
-    Image.init()
-    before = [*Image.ID]
-    Image.ID[:] = [kind for kind in before if kind in (*images.READ, "MPO")]
-    try:
-        yield
-    finally:
-        Image.ID[:] = before

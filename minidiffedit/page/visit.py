@@ -24,14 +24,14 @@ from ..files.metadata import identity, metadata, model_hash, prompt_of
 from ..files.results import MARK, settings_in
 from ..files.states import save_state
 from ..options import Option
-from ..run import GIVEN, Plan, Result, blank_plan, check_same, parts_of, plan
+from ..run import GIVEN, Plan, Result, blank_plan, open_picture, parts_of, plan
 from ..views.report import coloured, option, reduced, save_report, words
 from .runs import NeedsModel, cut
 
 SHAPING = ("largest", "invert", "dilate", "feather")  # of a Steering, what sliders say
 TINT = (255, 88, 20)
 LONGEST, DRAWN = 1024, 640  # pixels a side of what is shown and painted on, and of what arrows are drawn on
-MOST_MADE, MOST_REUSED = 24, 3
+MOST_KEPT, MOST_REUSED = 24, 3  # results with their latents: of all visitors, and that one run begins from
 
 
 @dataclass(eq=False)
@@ -91,31 +91,24 @@ class Visit:
 
     def known(self, sd: Any, size: int | None) -> list[Result]:
         """Earlier results on this picture by this model: what still holds of them is not paid twice."""
-        found, (_, picture) = [], self.at_hand
-        at = images.working_size(picture.size, size or sd.side, sd.factor)
+        _, at = open_picture(sd, self.at_hand[1], size)
         latest = [one.result for one in self.made if one.result and one.before == self.before][-MOST_REUSED:]
-        for one in [self.found, *latest]:
-            try:
-                if one is not None:
-                    check_same(one, sd, picture, at)
-                    found.append(one)
-            except ValueError:
-                continue
-        return found
+        known = [self.found, *latest] if self.found else latest
+        return [one for one in known if one.sd is sd and one.settings["working_size"] == at]
 
     def mask(self, settled: Plan, steering: Steering | None, sd: Any) -> Result | Tensor | None:
         """The mask as the controls have it: of the maps that were found, or of a given or painted one the cells alone;
-        None where nothing is known. Raises NeedsModel where it must be found anew.
+        None where nothing is known. Raises NeedsModel where it must be found anew. sd: the model if it is in memory.
         """
         _, picture = self.at_hand
-        given = settled.given.get("mask")
-        if given is None and "mask" in settled.functions and self.found:
-            return cut(self.found, settled, steering)
-        if given is None and not painted(steering):
+        given, found = settled.given.get("mask"), self.found if "mask" in settled.functions else None
+        if given is None and not painted(steering) and not found:
             return None
-        if sd is None:  # another model could not be loaded
+        if sd is None:
             raise NeedsModel
-        at = images.working_size(picture.size, settled.settings["size"] or sd.side, sd.factor)
+        if given is None and found:
+            return cut(found, settled, steering)
+        _, at = open_picture(sd, picture, settled.settings["size"])
         cells = torch.zeros(1, 1, at[1] // sd.factor, at[0] // sd.factor)
         M = cells if given is None else images.latent_mask(given, picture.size, at, sd.factor)
         return steering.at(picture.size, at, sd.factor)(M) if steering else M
@@ -147,8 +140,6 @@ class Visit:
         saved = f'{texts[1]}done.save("{path.name}")\n'
         self.shown = Made(path, [path, *beside], about, texts[0], saved, self.before, done)
         self.made.append(self.shown)
-        for old in self.made[:-MOST_MADE]:
-            old.result = None  # its files stay
         return self.shown
 
     def whole(self) -> Made:
@@ -164,6 +155,13 @@ class Visit:
             save_report(one.result, page, picture=self.name, state=state.name if state in one.files else None)
             one.files.append(page)
         return one
+
+
+def let_go(visits: Sequence[Visit], but: int) -> None:
+    """Of all results keep the last with their latents and model, those of the first visits go first; files stay."""
+    held = [one for visit in visits for one in visit.made if one.result]
+    for old in held[: max(0, len(held) - but)]:
+        old.result = None
 
 
 # ---------------------------------------------------------------- from controls to a plan, and back
@@ -221,10 +219,10 @@ def settings_of(path: Path) -> tuple[tuple[str, str, str], dict[str, Any]]:
             said[given] = value
     for option_name in blank.options.keys() & settings.keys():
         said[option_name] = blank.options[option_name].check(settings[option_name])
-    steering = settings.get("steering")
-    shaping = {name: steering[name] for name in SHAPING if name in steering} if isinstance(steering, dict) else {}
+    steering = one if isinstance(one := settings.get("steering"), dict) else {}
+    shaping = {name: steering.get(name, getattr(Steering, name)) for name in SHAPING}
     Steering(**shaping)
-    return (name, own, mask), said | {name: shaping.get(name, getattr(Steering, name)) for name in SHAPING}
+    return (name, own, mask), said | shaping
 
 
 # ---------------------------------------------------------------- how a result is made again
@@ -283,13 +281,14 @@ def tinted(picture: Image.Image, M: Tensor) -> Image.Image:
 
 
 def own_parts(found: Result) -> list[tuple[Image.Image, str]]:
-    """Of several edits in one picture each its own mask over it, with its name and how much it covers."""
+    """Of several edits in one picture each its own mask over it, with how much it covers, and its heat map."""
     assert found.source
-    named = zip(found.plan.given.get("edits") or (), getattr(found.found, "each", ()))
-    return [
-        (tinted(found.source, M), f"{source} \N{RIGHTWARDS ARROW} {target}: {share_of(M)}")
-        for (source, target), M in named
-    ]
+    edits, parts, shown = found.plan.given.get("edits") or (), found.found, list[tuple[Image.Image, str]]()
+    for (source, target), M, mask in zip(edits, getattr(parts, "each", ()), getattr(parts, "found", ())):
+        name = f"{source} \N{RIGHTWARDS ARROW} {target}"
+        shown += [(tinted(found.source, M), f"{name}: {share_of(M)}")]
+        shown += [(heat_picture(mask.heat, found.source.size), f"{name}: heat map")]
+    return shown
 
 
 def share_of(M: Tensor) -> str:
