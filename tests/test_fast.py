@@ -8,7 +8,6 @@ import sys
 import warnings
 import weakref
 from dataclasses import replace
-from functools import partial
 from unittest import mock
 
 import pytest

@@ -1,4 +1,4 @@
-"""`compile="openvino"` where the package is installed (`make test-openvino`): its numbers, and what is kept between runs."""
+"""`compile="openvino"` where the package is (`make test-openvino`): its numbers, what is kept between runs."""
 
 import os
 import subprocess
@@ -18,6 +18,7 @@ from minidiffedit.kernels.openvino import Converted
 from minidiffedit.unet import UNet
 
 openvino = pytest.importorskip("openvino")
+BFLOAT16 = 4  # times torch's error, to float64
 GIVEN = latent(1, 4, 8, 8, dtype=torch.float32), torch.tensor([481]), latent(2, 77, 24, seed=1, dtype=torch.float32)
 
 
@@ -50,7 +51,7 @@ def converted(monkeypatch):
 @pytest.mark.parametrize("keep", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_numbers(tmp_path, dtype, keep):
-    """Against float64: float32 to 1e-4; bfloat16, in which OpenVINO keeps the norms too, to BFLOAT16 of torch's error."""
+    """Against float64: float32 to 1e-4; bfloat16, in which OpenVINO norms too, to BFLOAT16 of torch's error."""
     exact = unet(torch.float64)(*given(torch.float64))
     plain, network = unet(dtype)(*given(dtype)), unet(dtype)
     before = {name: one.clone() for name, one in network.state_dict().items()}
@@ -60,9 +61,6 @@ def test_numbers(tmp_path, dtype, keep):
     assert bool([*tmp_path.iterdir()]) == keep
     after = network.state_dict()
     assert all(torch.equal(one, after[name]) and after[name].dtype == dtype for name, one in before.items())
-
-
-BFLOAT16 = 4
 
 
 def test_a_second_process_converts_nothing(tmp_path):
