@@ -69,7 +69,7 @@ class Converted:
         how = {"INFERENCE_PRECISION_HINT": HINTS[self.dtype], "PERFORMANCE_HINT": "LATENCY"}
         how["INFERENCE_NUM_THREADS"] = torch.get_num_threads()
         core, kept = openvino.Core(), self.folder and self.folder / self.key(given)
-        if kept and kept.exists():
+        if kept and os.path.isdir(kept):
             try:
                 os.utime(kept)  # what was used longest ago goes first
                 return core.compile_model(kept / GRAPH, "CPU", how)
@@ -123,11 +123,11 @@ class Converted:
             make_room(kept.parent, wanted)
             with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
                 openvino.save_model(model, Path(folder, GRAPH), compress_to_fp16=half)
-                if not kept.exists():  # by another process
+                if not os.path.isdir(kept):  # by another process
                     os.rename(folder, kept)
         except (OSError, RuntimeError) as error:
             warnings.warn(f"the converted network is not kept for later runs: {error}", stacklevel=5)
-        return kept.exists()
+        return os.path.isdir(kept)
 
 
 class Asked(nn.Module):
