@@ -107,8 +107,9 @@ class Converted:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # sides become numbers of the graph: it is for this shape alone
             traced = torch.jit.trace(Asked(self.network, self.function), tuple(given), strict=False, check_trace=False)
+            decoder = TorchScriptPythonDecoder(traced)  # held until it is converted: OpenVINO does not hold it
             frontend = FrontEndManager().load_by_framework("pytorch")
-            model = frontend.convert(frontend.load(TorchScriptPythonDecoder(traced)))
+            model = frontend.convert(frontend.load(decoder))
         model.reshape({number: [*one.shape] for number, one in enumerate(given)})
         return model
 
