@@ -109,7 +109,10 @@ class Converted:
             traced = torch.jit.trace(Asked(self.network, self.function), tuple(given), strict=False, check_trace=False)
             decoder = TorchScriptPythonDecoder(traced)  # held until it is converted: OpenVINO does not hold it
             frontend = FrontEndManager().load_by_framework("pytorch")
-            model = frontend.convert(frontend.load(decoder))
+            try:
+                model = frontend.convert(frontend.load(decoder))
+            except Exception as error:  # its own kinds are no RuntimeErrors
+                raise RuntimeError(f"OpenVINO cannot convert the network: {error}") from error
         model.reshape({number: [*one.shape] for number, one in enumerate(given)})
         return model
 
