@@ -6,8 +6,9 @@
 
 cosmic-ray makes them: numbers changed by one, comparisons by their boundary, plus for minus, true for false, loops that
 do not run. The fast tests of a file run once, watched: which lines each runs, and how long it takes. A mutant is tried
-first by the tests that run its statement, the fastest first, then by others of the file (values of a table or a default
-are seen elsewhere) for 20 seconds at most; it is killed if one fails or takes far longer than it did. Tests that make
+first by the tests that run its statement, then by others of the file (values of a table or a default are seen
+elsewhere), for LONGEST seconds at most: those first that killed before, then the fastest; it is killed if one fails or
+all take far longer than they did. Tests that make
 mistakes of their own (OWN) are left out: they fail wherever the text that they exchange has changed. What survives is
 printed as a line before and after: a test that is missing, or a mistake that changes nothing. Those found to change
 nothing stand in equivalent.txt, with the reason, and are not counted.
@@ -18,6 +19,7 @@ Each try is a fork of this process, which has imported torch and the peers, but 
 import argparse
 import ast
 import contextlib
+import hashlib
 import os
 import random
 import re
@@ -27,7 +29,8 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import zip_longest
 from pathlib import Path
@@ -43,7 +46,7 @@ ROOT = Path(__file__).parents[2]
 CORE = ["diffedit", "ddim", "sd", "unet", "attention", "vae", "clip", "tokenizer", "checkpoint"]
 TESTS = "diffedit grey ddim prediction hook parity prompts checkpoint vae tokenizer refusals fast"  # of the core
 OWN = "turns_a_test_red or turns_it_red"
-FURTHER = 20  # seconds of tests that do not run the mutant's statement
+LONGEST = 25  # seconds of tests for a mutant, as they take while they are watched
 OPERATORS = {
     "NumberReplacer", "ReplaceTrueWithFalse", "ReplaceFalseWithTrue", "ReplaceAndWithOr", "ReplaceOrWithAnd", "AddNot",
     "ZeroIterationForLoop", "ReplaceBreakWithContinue", "ReplaceUnaryOperator_USub_UAdd",
@@ -105,9 +108,10 @@ def mutants(name: str) -> Iterator[Mutant]:
 
 
 class Watched:
-    """A plugin of pytest: by test the lines of ours that it runs, {(file, line)}, and its seconds; which tests failed."""
+    """A plugin of pytest: the lines of ours that each test runs, its seconds, and which failed."""
 
-    def __init__(self, tree: Path):
+    def __init__(self, tree: Path, kept: Path):
+        self.kept = kept
         self.ours, self.ran, self.seconds, self.failed = f"{tree}/minidiffedit/", dict[str, set](), {}, set[str]()
 
     @pytest.hookimpl(wrapper=True)
@@ -115,7 +119,7 @@ class Watched:
         lines, start = self.ran.setdefault(item.nodeid, set()), time.process_time()
 
         def line(frame, event, _):
-            lines.add((frame.f_code.co_filename, frame.f_lineno))
+            lines.add((frame.f_code.co_filename[len(self.ours) : -3], frame.f_lineno))
             return line
 
         sys.settrace(lambda frame, *_: line if frame.f_code.co_filename.startswith(self.ours) else None)
@@ -129,19 +133,26 @@ class Watched:
         if report.outcome != "passed":
             self.failed.add(report.nodeid)
 
+    def pytest_sessionfinish(self):
+        self.kept.write_text(repr((self.ran, self.seconds, self.failed)))
+
 
 class Ordered:
-    """A plugin of pytest: these tests alone, in this order."""
+    """A plugin of pytest: these tests alone, in this order; the one that fails is written into a file."""
 
-    def __init__(self, tests: list[str]):
-        self.places = {test: place for place, test in enumerate(tests)}
+    def __init__(self, tests: list[str], failed: Path):
+        self.places, self.failed = {test: place for place, test in enumerate(tests)}, failed
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items):
         items[:] = sorted((one for one in items if one.nodeid in self.places), key=lambda one: self.places[one.nodeid])
 
+    def pytest_runtest_logreport(self, report):
+        if report.failed:
+            self.failed.write_text(report.nodeid)
 
-def run(tree: Path, tests: tuple[str, ...], plugin: object, seconds: float, *options: str) -> int:
+
+def run(tree: Path, tests: Sequence[str], plugin: object, seconds: float, *options: str) -> int:
     """pytest in a fork that runs in a copy of the project; its exit code, or the signal below 0 that ended it."""
     assert len(os.listdir("/proc/self/task")) == 1, "a fork of a process with threads may wait for ever"
     if pid := os.fork():
@@ -162,22 +173,22 @@ def run(tree: Path, tests: tuple[str, ...], plugin: object, seconds: float, *opt
         sys.path.insert(0, str(tree))
         usual = ["-p", "no:cacheprovider", f"--basetemp={tree}/tmp", "-m", "not slow", "-k", f"not ({OWN})"]
         code = int(pytest.main([*usual, *options, *tests], plugins=[plugin]))
-        if isinstance(plugin, Watched):
-            (tree / "watched.txt").write_text(repr((plugin.ran, plugin.seconds, plugin.failed)))
     finally:
         os._exit(code)
 
 
 @cache
-def watched(tree: Path, tests: tuple[str, ...]) -> tuple[dict[str, set], dict[str, float]]:
-    """Lines and seconds by test, of those that pass while they are watched."""
-    (tree / "watched.txt").unlink(missing_ok=True)
-    code = run(tree, tests, Watched(tree), 1800)
-    assert code in (0, 1) and (tree / "watched.txt").exists(), (code, (tree / "said.txt").read_text()[-2000:])
-    ran, seconds, failed = eval((tree / "watched.txt").read_text(), {"set": set})
-    print(
-        f"{len(ran)} tests watched, {sum(seconds.values()):.0f} s; left out: {', '.join(failed) or 'none'}", flush=True
-    )
+def watched(tree: Path, file: str) -> tuple[dict[str, set], dict[str, float]]:
+    """Lines and seconds by test of a file, of those that pass while watched; kept until something changes."""
+    sources = [*ROOT.glob("minidiffedit/**/*.py"), *ROOT.glob("tests/[!t]*.py"), ROOT / file]
+    stamp = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(sources))).hexdigest()[:16]
+    kept = ROOT / ".mutants" / f"{Path(file).stem}-{stamp}.txt"
+    if not kept.exists():
+        kept.parent.mkdir(exist_ok=True)
+        code = run(tree, [file], Watched(tree, kept), 1800)
+        assert code in (0, 1, 5) and kept.exists(), (code, (tree / "said.txt").read_text()[-2000:])
+    ran, seconds, failed = eval(kept.read_text(), {"set": set})
+    print(f"{file}: {len(ran)} tests watched, {sum(seconds.values()):.0f} s; failed: {len(failed)}", flush=True)
     return {test: lines for test, lines in ran.items() if test not in failed}, seconds
 
 
@@ -192,28 +203,33 @@ def span(tree: ast.Module, line: int) -> range:
     return min((one for one in spans if line in one), key=len)
 
 
-def tried_by(mutant: Mutant, tree: Path) -> tuple[list[str], bool, float]:
+def tried_by(mutant: Mutant, tree: Path, kills: Counter[str]) -> tuple[list[str], bool, float]:
     """The tests in order, whether one runs the statement, and their seconds."""
-    ran, seconds = watched(tree, tests_of(mutant.name))
-    file = str(path_of(mutant.name, tree))
+    ran, seconds = dict[str, set](), dict[str, float]()
+    for file in tests_of(mutant.name):
+        lines, took = watched(tree, file)
+        ran, seconds = ran | lines, seconds | took
     numbers = span(ast.parse(path_of(mutant.name).read_text()), mutant.line)
-    touching = sorted((test for test in ran if any(name == file for name, _ in ran[test])), key=seconds.__getitem__)
-    direct = [test for test in touching if not ran[test].isdisjoint((file, number) for number in numbers)]
-    chosen, further = [*direct], 0.0
-    for test in touching:
-        if test not in direct and (further := further + seconds[test]) < FURTHER:
+    direct = {test for test in ran if not ran[test].isdisjoint((mutant.name, number) for number in numbers)}
+    touching = [test for test in ran if any(name == mutant.name for name, _ in ran[test])]
+    chosen, whole = list[str](), 0.0
+    for test in sorted(touching, key=lambda test: (test not in direct, -kills[test], seconds[test])):
+        if whole + seconds[test] < LONGEST:
             chosen.append(test)
-    return chosen, bool(direct), sum(seconds[test] for test in chosen)
+            whole += seconds[test]
+    return chosen, bool(direct), whole
 
 
-def survives(tree: Path, mutant: Mutant) -> str:
+def survives(tree: Path, mutant: Mutant, kills: Counter[str]) -> str:
     """Nothing where a test notices it, else what is to be printed."""
-    tests, direct, seconds = tried_by(mutant, tree)
-    path, place = path_of(mutant.name, tree), path_of(mutant.name)
+    tests, direct, seconds = tried_by(mutant, tree, kills)
+    path, place, failed = path_of(mutant.name, tree), path_of(mutant.name), tree / "failed.txt"
     path.write_text(mutant.text())
+    failed.write_text("")
     try:
-        named = tuple(dict.fromkeys(test.partition("::")[0] for test in tests))
-        if tests and run(tree, named, Ordered(tests), 3 * seconds + 20, "-x") not in (0, 5):
+        named = [*dict.fromkeys(test.partition("::")[0] for test in tests)]
+        if tests and run(tree, named, Ordered(tests, failed), 3 * seconds + 20, "-x") not in (0, 5):
+            kills[failed.read_text()] += 1
             return ""
     finally:
         shutil.copy2(place, path)
@@ -262,7 +278,7 @@ def main() -> int:
 
 
 def tries(drawn: list[Mutant], tree: Path, known: set[str], seconds: float) -> None:
-    start, tried, left, equal = time.monotonic(), list[str](), list[str](), 0
+    start, tried, left, equal, kills = time.monotonic(), list[str](), list[str](), 0, Counter[str]()
     for mutant in drawn:
         if time.monotonic() - start > seconds:
             break
@@ -270,7 +286,7 @@ def tries(drawn: list[Mutant], tree: Path, known: set[str], seconds: float) -> N
             equal += 1
             continue
         tried.append(mutant.name)
-        if line := survives(tree, mutant):
+        if line := survives(tree, mutant, kills):
             left.append(mutant.name)
             print("survived:", line, flush=True)
     core = {name for name in tried if name in CORE}
