@@ -180,7 +180,12 @@ def run(tree: Path, tests: Sequence[str], plugin: object, seconds: float, *optio
 @cache
 def watched(tree: Path, file: str) -> tuple[dict[str, set], dict[str, float]]:
     """Lines and seconds by test of a file, of those that pass while watched; kept until something changes."""
-    sources = [*ROOT.glob("minidiffedit/**/*.py"), *ROOT.glob("tests/[!t]*.py"), ROOT / file]
+    sources = [
+        *ROOT.glob("minidiffedit/**/*.py"),
+        *(ROOT / "tests").glob("[!t]*.py"),
+        ROOT / "tests/tiny.py",
+        ROOT / file,
+    ]
     stamp = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(sources))).hexdigest()[:16]
     kept = ROOT / ".mutants" / f"{Path(file).stem}-{stamp}.txt"
     if not kept.exists():
