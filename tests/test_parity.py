@@ -160,11 +160,11 @@ def test_eps_gives_one_prediction_per_text(sd):
         sd.eps(x, 481, [sd.text(["a", "b"])])
 
 
-def test_a_new_model_says_its_sizes_and_counts_from_zero(deep):
+def test_a_new_model_says_its_sizes_and_counts_from_zero(deep, loads):
     sd = StableDiffusion(deep.unet, deep.vae, deep.clip, deep.tokenizer)
     assert (sd.side, sd.factor, sd.channels, sd.further, sd.scale, sd.coarsest) == (64, 8, 4, 0, 0.18215, 2)
     assert (sd.evaluations, sd.gradients, sd.low_memory, sd.name, sd.kind) == (0, 0, False, "", "base")
-    options = [*inspect.signature(StableDiffusion.load).parameters.values()][1:]
+    options = [*inspect.signature(loads).parameters.values()][1:]
     assert all(one.kind is one.KEYWORD_ONLY for one in options)
     assert {one.name for one in options if one.default is False} == {"local_files_only", "compile", "low_memory"}
 
