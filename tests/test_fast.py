@@ -345,6 +345,11 @@ def test_strips_are_used_for_large_pictures_and_low_memory(monkeypatch, sd):
     monkeypatch.setattr(sd, "low_memory", True)
     sd.decode(latent(1, 4, 8, 8))
     assert len(used) == 2
+    monkeypatch.setattr(sd, "low_memory", False)
+    monkeypatch.setattr(fast, "decode", lambda vae, z, by_rows: used.append(by_rows) or z)
+    for size in ((96, 96), (97, 95), (96, 97)):
+        sd.decode(torch.zeros(1, 4, *size))
+    assert used[2:] == [False, False, True]  # beyond 768 x 768 pixels
 
 
 @torch.no_grad()
