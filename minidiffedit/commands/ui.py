@@ -74,10 +74,6 @@ def in_python(model: str, known: dict[str, Any]) -> str:
     return f"StableDiffusion.load({', '.join([repr(model), *words])})"
 
 
-def say_ui(result: dict[str, Any]) -> str:
-    return ""
-
-
 COMMANDS = {
-    "ui": Command("a page in the browser to edit on", add_ui, run_ui, say_ui, ("ui photo.png --model mini",)),
+    "ui": Command("a page in the browser to edit on", add_ui, run_ui, lambda _: "", ("ui photo.png --model mini",)),
 }

@@ -176,8 +176,7 @@ class Page:
                 text = {"interactive": False, "buttons": ["copy"], "lines": 2, "max_lines": 20}
                 put["command"] = gr.Textbox("", label="Command, beside the files", **text)
                 put["python"] = gr.Textbox("", label="Python, beside the files", **text)
-        about, shown = "Where each word of the source is looked for", "source" in blank.given
-        with gr.Accordion(about, open=False, visible=shown) as put["looks"]:
+        with gr.Accordion("Where each word is looked for", open=False, visible="source" in blank.given) as put["looks"]:
             put["words"] = gr.Button("Draw the word maps")
             put["sheet"] = seen(gr, "Word maps", show_label=False, visible=False)
 

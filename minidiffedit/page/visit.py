@@ -265,7 +265,7 @@ def strokes(layers: Sequence[Image.Image], size: tuple[int, int]) -> dict[str, I
     pixels = np.asarray(whole)
     there, warm = pixels[..., 3] > 127, pixels[..., 0] >= pixels[..., 2]
     inside = {"union": there & warm, "subtract": there & ~warm}
-    made = {name: Image.fromarray((255 * one).astype(np.uint8)) for name, one in inside.items() if one.any()}
+    made = {name: Image.fromarray(np.uint8(255) * one) for name, one in inside.items() if one.any()}
     return {name: mask.resize(size, Image.Resampling.NEAREST) for name, mask in made.items()}
 
 
