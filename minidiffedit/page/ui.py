@@ -3,6 +3,7 @@
 Every handler is a generator of {name of a component: update}; what it raises is said as a sentence in the page.
 """
 
+import gc
 import json
 import os
 import re
@@ -190,7 +191,8 @@ class Page:
         mute = (gr.HTML, gr.Button, gr.Row, gr.Column, gr.Accordion)
         told = [one for one in put.values() if not isinstance(one, mute) and one.interactive is not False]
         anything = {"concurrency_limit": None, "show_progress": "hidden", "trigger_mode": "always_last"}
-        a_run = {"concurrency_limit": 1, "concurrency_id": "model", "show_progress": "minimal"}
+        a_run: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model", "show_progress": "minimal"}
+        a_run["show_progress_on"] = put["status"]
 
         def on(handler: Callable[..., Iterator[Any]], *triggers: Any, how: Any = anything, **more: Any) -> Any:
             def call(data: dict[Any, Any], request: gr.Request, event: gr.EventData) -> Iterator[Any]:
@@ -209,8 +211,7 @@ class Page:
         texts = [put[name].blur for name, one in GIVEN.items() if one.kind in ("text", "pairs")]
         on(self.look, put["mask"].change, *texts, *(put[key].input for key in (*SHAPING, *self.options)))
         on(self.look, put["editor"].change)
-        runs = [(self.find, put["find"]), (self.paint, put["paint"]), (self.words, put["words"])]
-        begun = [on(run, button.click, how=a_run, show_progress_on=put["status"]) for run, button in runs]
+        begun = [on(getattr(self, name), put[name].click, how=a_run) for name in ("find", "paint", "words")]
         on(self.cancel, put["cancel"].click, cancels=begun)
         on(self.choose, put["gallery"].select)
         on(lambda visit, _: self.settings(visit, visit.result.picture), put["again"].click)
@@ -233,9 +234,8 @@ class Page:
         key = str(request.session_hash)
         with self.lock:  # a visitor's events come in several threads
             one = self.visits[key] = self.visits.pop(key, None) or Visit(self.folder)
-            gone = [*self.visits][:-MOST_VISITS]
-        for old in gone:
-            self.leave(old)
+            for old in [*self.visits][:-MOST_VISITS]:
+                self.leave(old)
         return one
 
     def leave(self, key: str | None) -> None:
@@ -677,13 +677,13 @@ def served(studio: Studio, setup: Setup, host: str = "127.0.0.1", port: int | No
         from starlette.middleware import Middleware
 
         trusting_nothing(gr)
+        gc.freeze()  # the program itself: Python sweeps what is left behind the sooner
         blocks = Page(studio, setup, folder).build().queue(max_size=20)
         theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
         door = Middleware(Local, host in ("127.0.0.1", "localhost", "::1"))
         app = {"middleware": [door], "docs_url": None, "redoc_url": None}
-        looks = {"theme": theme, "head": part("page.html"), "footer_links": []}
+        looks = {"theme": theme, "head": part("page.html"), "footer_links": [], "state_session_capacity": MOST_VISITS}
         limits = {"max_file_size": LARGEST, "strict_cors": True, "share": False, "ssr_mode": False}
-        limits["state_session_capacity"] = MOST_VISITS
         _, url, _ = blocks.launch(
             server_name=host, server_port=port, quiet=True, prevent_thread_lock=True, app_kwargs=app, **looks, **limits
         )

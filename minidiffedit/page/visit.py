@@ -93,8 +93,7 @@ class Visit:
         """Earlier results on this picture by this model: what still holds of them is not paid twice."""
         _, at = open_picture(sd, self.at_hand[1], size)
         latest = [one.result for one in self.made if one.result and one.before == self.before][-MOST_REUSED:]
-        known = [self.found, *latest] if self.found else latest
-        return [one for one in known if one.sd is sd and one.settings["working_size"] == at]
+        return [one for one in (self.found, *latest) if one and one.sd is sd and one.settings["working_size"] == at]
 
     def mask(self, settled: Plan, steering: Steering | None, sd: Any) -> Result | Tensor | None:
         """The mask as the controls have it: of the maps that were found, or of a given or painted one the cells alone;
