@@ -233,7 +233,7 @@ class Page:
         """Whose request it is. Those who were here longest ago are forgotten first."""
         key = str(request.session_hash)
         with self.lock:  # a visitor's events come in several threads
-            one = self.visits[key] = self.visits.pop(key, None) or Visit(self.folder)
+            one = self.visits[key] = self.visits.pop(key) if key in self.visits else Visit(self.folder)
             for old in [*self.visits][:-MOST_VISITS]:
                 self.leave(old)
         return one
