@@ -84,7 +84,8 @@ class Page:
                 with gr.Column(scale=2, min_width=320):
                     self.build_asking(gr)
                 with gr.Column(scale=3, min_width=320):
-                    with gr.Column(visible=self.blank.masked) as self.part["masking"]:
+                    self.part["hiding"] = gr.HTML(hiding(self.blank, False))
+                    with gr.Column() as self.part["masking"]:
                         self.build_mask(gr)
                     self.build_edit(gr)
             self.part["status"] = gr.HTML(said(""))  # at the window's lower edge, wherever the page stands
@@ -132,9 +133,9 @@ class Page:
         gr.HTML("<h2>The mask</h2><p>What may change. Paint finds it by itself; here it is seen and altered.</p>")
         put["find"] = gr.Button("Find the mask", variant="primary", visible="mask" in self.blank.functions)
         put["mask_said"] = gr.HTML(said(""))
-        with gr.Column(visible=False) as put["panels"]:
+        with gr.Column() as put["panels"]:
             with gr.Row():
-                with gr.Column(visible=steerable, scale=2, min_width=300) as put["painting"]:
+                with gr.Column(scale=2, min_width=300) as put["painting"]:
                     brush = gr.Brush(default_size="auto", colors=["#ff5814", "#1450ff"], color_mode="fixed")
                     options: dict[str, Any] = {"type": "pil", "sources": [], "transforms": [], "layers": False}
                     label = "Brush: orange adds, blue takes away"
@@ -298,7 +299,7 @@ class Page:
             return
         visit.take(None)
         yield dict.fromkeys(("editor", "tinted", "heat", "places")) | {"mask_said": said("")}
-        yield self.show(panels=bool(photo))
+        yield {"hiding": hiding(blank_plan(told["method"]), bool(photo))}
         if photo:
             visit.take(Path(photo[0]), photo[1])
             picture = visits.reduced(visit.at_hand[1], visits.LONGEST)
@@ -323,9 +324,10 @@ class Page:
             made[key] = self.update(visible=shown, **({"value": boxed(blank.options[key[0]], value)} if shown else {}))
         made |= {name: values[name] for name in SHAPING if name in values}
         made["inversion"] = self.update(visible=bool(blank.system.inversion), value=inversion)
-        made |= self.show(masking=blank.masked, find="mask" in blank.functions, looks="source" in blank.given)
-        made |= dict.fromkeys(("mask_from", "painting", "shaping"), self.update(visible=blank.steerable))
+        made |= self.show(find="mask" in blank.functions, looks="source" in blank.given)
+        made |= dict.fromkeys(("mask_from", "shaping"), self.update(visible=blank.steerable))
         made |= dict.fromkeys(("places", "back"), self.update(visible="points" in blank.given))
+        made["hiding"] = hiding(blank, bool(visit.photo))
         yield made | {"about": about(told["method"]), **self.show(regions=False)}
 
     def show(self, **there: bool) -> dict[str, Any]:
@@ -609,6 +611,13 @@ def about(method: str) -> str:
     system = SYSTEMS[method]
     paper = f"arXiv {system.paper}" if system.paper.replace(".", "").isdigit() else system.paper
     return said(escape(f"{paper}{'; ' if system.note else ''}{system.note}"), "note")
+
+
+def hiding(blank: Plan, photo: bool) -> str:
+    """Styles that hide what a method or the page has no use for. Gradio's editor, taken out and put back, breaks."""
+    there = {"masking": blank.masked, "panels": photo, "painting": blank.steerable}
+    hidden = ", ".join(f"#part-{name}" for name, one in there.items() if not one)
+    return f"<style>{hidden or 'none'} {{ position: absolute; visibility: hidden; }}</style>"
 
 
 def bar(one: Seen) -> str:
