@@ -27,14 +27,13 @@ from ..methods.table import INVERSIONS, MASKS, SYSTEMS
 from ..options import Option, options_of
 from ..run import COMMON, GIVEN, Plan, Result, blank_plan, execute, execute_mask, execute_path, function_at, inputs_of
 from ..run import plan_words as words_of_a_text
-from ..views.report import CUT, part
+from ..views.report import CUT, SHAPING, part
 from ..views.sheet import candidates, plan_all
 from ..views.witness import Witness
-from ..views.word_page import chosen as chosen_words
-from ..views.word_page import word_page
+from ..views.word_page import chosen, word_page
 from . import visit as visits
 from .runs import Choice, Ended, NeedsModel, Seen, Stopped, Studio, Work
-from .visit import SHAPING, Visit
+from .visit import Visit
 
 FIRST = ("seed", "steps", "strength", "guidance_scale")  # options that are shown at once
 MOST_VISITS, LARGEST = 32, "64mb"  # remembered at once; the upload of one picture
@@ -66,7 +65,7 @@ class Page:
     def __init__(self, studio: Studio, setup: Setup, folder: Path):
         self.studio, self.setup, self.folder = studio, setup, folder
         self.visits, self.lock = dict[str, Visit](), threading.Lock()
-        self.part, studio.forget = dict[Any, Any](), self.forget
+        self.part, studio.forget = dict[Any, Any](), lambda: visits.let_go([*self.visits.values()], 0)
         kinds = {studio.sd.kind} if studio.sd and len(setup.models) == 1 else {one.weights for one in SYSTEMS.values()}
         rows = {name: one for name, one in SYSTEMS.items() if one.edit and one.weights in kinds}
         self.methods = [name for name, one in rows.items() if "x_T" not in inputs_of(one.edit)]
@@ -224,12 +223,6 @@ class Page:
 
         blocks.unload(gone)
 
-    def forget(self) -> None:
-        """Another model is to come: nothing of the last one's is kept but files."""
-        for one in (everyone := [*self.visits.values()]):
-            one.found = None
-        visits.let_go(everyone, 0)
-
     def visit(self, request: Any) -> Visit:
         """Whose request it is. Those who were here longest ago are forgotten first."""
         key = str(request.session_hash)
@@ -269,7 +262,7 @@ class Page:
             line = said(escape(visits.sentence(error, hidden)), "alert")
         yield sent({"status": line, **self.show(preview=False)})
 
-    # ------------------------------------------------------------ handlers: what is asked for
+    # ------------------------------------------------------------ handlers: what is asked for, and its mask
 
     def asked(self, visit: Visit, told: dict[Any, Any]) -> tuple[Plan, dict[str, Path], Steering | None, Choice]:
         """The plan, its files, the steering with what is painted (None: neither), the model."""
@@ -298,8 +291,8 @@ class Page:
         if photo and visit.photo == Path(photo[0]):
             return
         visit.take(None)
-        yield dict.fromkeys(("editor", "tinted", "heat", "places")) | {"mask_said": said("")}
-        yield {"hiding": hiding(blank_plan(told["method"]), bool(photo))}
+        hidden = hiding(blank_plan(told["method"]), bool(photo))
+        yield dict.fromkeys(("editor", "tinted", "heat", "places")) | {"mask_said": said(""), "hiding": hidden}
         if photo:
             visit.take(Path(photo[0]), photo[1])
             picture = visits.reduced(visit.at_hand[1], visits.LONGEST)
@@ -350,8 +343,6 @@ class Page:
     def show_places(self, visit: Visit, told: dict[Any, Any]) -> Iterator[Any]:
         if visit.picture:
             yield {"places": visits.arrows(visit.picture, visits.places_of(told["points"]))}
-
-    # ------------------------------------------------------------ handlers: the mask
 
     def look(self, visit: Visit, told: dict[Any, Any]) -> Iterator[Any]:
         """The mask as the controls have it now, from what is known: no model row is paid."""
@@ -455,7 +446,7 @@ class Page:
 
     def cancel(self, visit: Visit, told: dict[Any, Any]) -> Iterator[Any]:
         visit.stop.set()
-        yield {"status": said("Cancelled."), **self.show(preview=False)}
+        raise Stopped
 
     def beside(self, left: Path, right: Path, label: str) -> dict[str, Any]:
         return {"slider": self.update(value=(str(left), str(right)) if left.exists() else None, label=label)}
@@ -486,7 +477,7 @@ class Page:
         if not told["source"]:
             raise ValueError("say in the source what the picture shows: its words are looked for")
         settled, seen = words_of_a_text(told["source"]), Witness()
-        shown = chosen_words(told["source"], None)
+        shown = chosen(told["source"], None)
 
         def work(sd: Any, watch: Any) -> Image.Image:
             watch.expect([settled], [], "encode")
@@ -498,7 +489,7 @@ class Page:
             yield one
 
 
-# ---------------------------------------------------------------- controls
+# ---------------------------------------------------------------- controls and words
 
 
 def kind_of(one: Option | None) -> Any:
@@ -593,9 +584,6 @@ def examples() -> dict[str, tuple[Path, str, str]]:
         if (file := scenes / one["folder"] / "source.png").exists():
             shown[one["folder"].replace("-", " to ", 1)] = file, one["source"], one["target"]
     return dict([*shown.items()][:6])
-
-
-# ---------------------------------------------------------------- words
 
 
 def spoken(name: str) -> str:

@@ -25,10 +25,9 @@ from ..files.results import MARK, settings_in
 from ..files.states import save_state
 from ..options import Option
 from ..run import GIVEN, Plan, Result, blank_plan, open_picture, parts_of, plan
-from ..views.report import coloured, option, reduced, save_report, words
+from ..views.report import SHAPING, coloured, option, reduced, save_report, words
 from .runs import NeedsModel, cut
 
-SHAPING = ("largest", "invert", "dilate", "feather")  # of a Steering, what sliders say
 TINT = (255, 88, 20)
 LONGEST, DRAWN = 1024, 640  # pixels a side of what is shown and painted on, and of what arrows are drawn on
 MOST_KEPT, MOST_REUSED = 24, 3  # results with their latents: of all visitors, and that one run begins from
@@ -157,10 +156,12 @@ class Visit:
 
 
 def let_go(visits: Sequence[Visit], but: int) -> None:
-    """Of all results keep the last with their latents and model, those of the first visits go first; files stay."""
+    """Of all results keep the last with their latents, those of the first visits go first; with but=0 no mask either."""
     held = [one for visit in visits for one in visit.made if one.result]
     for old in held[: max(0, len(held) - but)]:
         old.result = None
+    for one in () if but else visits:
+        one.found = None
 
 
 # ---------------------------------------------------------------- from controls to a plan, and back
