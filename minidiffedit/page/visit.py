@@ -156,7 +156,7 @@ class Visit:
 
 
 def let_go(visits: Sequence[Visit], but: int) -> None:
-    """Of all results keep the last with their latents, those of the first visits go first; with but=0 no mask either."""
+    """Of all results keep the last with their latents, the first visits go first; with but=0 no mask either."""
     held = [one for visit in visits for one in visit.made if one.result]
     for old in held[: max(0, len(held) - but)]:
         old.result = None
