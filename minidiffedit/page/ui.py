@@ -83,10 +83,10 @@ class Page:
                 with gr.Column(scale=2, min_width=320):
                     self.build_asking(gr)
                 with gr.Column(scale=3, min_width=320):
-                    self.part["hiding"] = gr.HTML(hiding(self.blank, False))
                     with gr.Column() as self.part["masking"]:
                         self.build_mask(gr)
                     self.build_edit(gr)
+            self.part["hiding"] = gr.HTML(hiding(self.blank, False))
             self.part["status"] = gr.HTML(said(""))  # at the window's lower edge, wherever the page stands
             self.wire(gr, blocks)
         return blocks
@@ -291,12 +291,12 @@ class Page:
         if photo and visit.photo == Path(photo[0]):
             return
         visit.take(None)
-        hidden = hiding(blank_plan(told["method"]), bool(photo))
-        yield dict.fromkeys(("editor", "tinted", "heat", "places")) | {"mask_said": said(""), "hiding": hidden}
+        blank = blank_plan(told["method"])
+        yield {"tinted": None, "heat": None, "mask_said": said(""), "hiding": hiding(blank, False)}
         if photo:
             visit.take(Path(photo[0]), photo[1])
             picture = visits.reduced(visit.at_hand[1], visits.LONGEST)
-            yield {"editor": {"background": picture, "layers": [], "composite": None}}
+            yield {"editor": {"background": picture, "layers": [], "composite": None}, "hiding": hiding(blank, True)}
             yield from self.show_places(visit, told)
 
     def take_example(self, visit: Visit, told: dict[Any, Any]) -> Iterator[Any]:
