@@ -173,5 +173,5 @@ lines:  ## the reading order with line counts
 	@cd minidiffedit && wc -l diffedit.py ddim.py sd.py unet.py attention.py vae.py clip.py tokenizer.py checkpoint.py
 
 clean:
-	rm -rf $(VENV) $(VERSIONS) demo .bench-mini .compare .evidence .screenshots build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) $(VERSIONS) demo .bench-mini .compare .evidence .photographs .samples .screenshots build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
