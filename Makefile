@@ -62,6 +62,11 @@ bench-openvino: $(VENV)/test.stamp  ## the UNet and an edit against OpenVINO on 
 	$(RUN) -c 'import openvino' 2>/dev/null || $(RUN) -m pip install --quiet openvino
 	$(RUN) tests/bench/against_openvino.py $(OPENVINO)
 
+.PHONY: test-openvino
+test-openvino: $(VENV)/test.stamp  ## `--compile openvino`: numbers, what is kept between runs
+	$(RUN) -m pip install --quiet --editable '.[openvino]'
+	$(RUN) -m pytest tests/test_openvino.py
+
 .PHONY: bench-partial
 bench-partial: $(VENV)/run.stamp  ## DiffEdit decoded in a rectangle against the whole, error and seconds by size of mask; PARTIAL="--full --steps 4"
 	$(RUN) tests/bench/partial.py $(PARTIAL)

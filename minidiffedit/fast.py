@@ -11,7 +11,6 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import kernels
 from .attention import BACKENDS, Attend, Feature, Hooks, join_heads, sdpa, split_heads, unchanged
+from .kernels.compilers import compiled
 from .unet import Attention, UNet
 from .vae import VAE, ResBlock
 
@@ -222,26 +221,24 @@ def fuse(unet: UNet) -> UNet:
 
 
 class CompiledUNet:
-    """unet(x, t, text, attend) by torch.compile: the whole graph, once per shape; on a GPU replayed as a CUDA graph.
+    """unet(x, t, text, attend) by torch.compile or OpenVINO: the whole graph, once per shape; on a GPU replayed as a
+    CUDA graph.
 
-    Takes the UNet over (channels last, projections fused); for inference and the built-in attention only, without taps
-    and features, else ValueError. seconds: by (latents, texts, h, w), what the first call of that shape took, compiling
-    included. note: is told before, and after, with the edits from which on it pays. What was compiled is kept by torch
-    for the next run (TORCHINDUCTOR_CACHE_DIR: its own is a folder that a reboot clears, the commands set another).
+    Takes the UNet over (channels last; by torch, projections fused); for inference and the built-in attention only,
+    without taps and features, else ValueError. seconds: by (latents, texts, h, w), what the first call of that shape
+    took, compiling included. note: is told before, and after, with the edits from which on it pays. What was compiled
+    is kept for the next run in TORCHINDUCTOR_CACHE_DIR, which the commands set; without it torch's in a folder that a
+    reboot clears, OpenVINO's not.
     """
 
     grid = 64  # pixels: sides of pictures are multiples of it (run.open_picture), so that few shapes are compiled
 
     def __init__(self, unet: UNet, backend: str = "inductor", note: Callable[[str], None] | None = None):
-        self.unet, self.note = fuse(unet), note
-        unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.unet, self.note = unet if backend == "openvino" else fuse(unet), note
         self.seconds: dict[tuple[int, ...], float] = {}
         self.on_gpu = unet.conv_in.weight.device.type == "cuda"
         mode = "reduce-overhead" if self.on_gpu and backend == "inductor" else None
-        # Every size of picture is a graph of its own; beyond torch's limit of 8 the next one would be refused.
-        limit = "recompile_limit" if hasattr(torch._dynamo.config, "recompile_limit") else "cache_size_limit"
-        setattr(torch._dynamo.config, limit, max(64, getattr(torch._dynamo.config, limit)))
-        self.graph = torch.compile(unet.forward, fullgraph=True, dynamic=False, mode=mode, backend=backend)
+        self.graph = compiled(unet, "forward", backend, mode)
 
     def __call__(self, x: Tensor, t: int, text: Tensor, attend: Attend = sdpa, feature: Feature = unchanged) -> Tensor:
         if attend not in BACKENDS.values() or feature is not unchanged:
@@ -262,7 +259,7 @@ class CompiledUNet:
             raise
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[0]
-            advice = "or, if a run was killed at it, empty torch's TORCHINDUCTOR_CACHE_DIR"
+            advice = "or, if a run was killed at it, empty TORCHINDUCTOR_CACHE_DIR"
             raise RuntimeError(f"{what} failed: {reason}; load the model without compile, {advice}") from error
         if self.on_gpu:
             torch.cuda.synchronize()
@@ -301,19 +298,8 @@ class CompiledUNet:
         return getattr(self.unet, name)
 
 
-def check_options(device: torch.device, compile: bool, low_memory: bool) -> None:
-    """Raise ValueError for options that exclude each other, and where torch.compile could build nothing."""
-    if compile and low_memory:
-        raise ValueError("compile and low_memory exclude each other: what is compiled stays in memory")
-    on_gpu = device.type == "cuda"
-    lacking = "the package triton" if on_gpu and find_spec("triton") is None else None
-    if compile and (lacking := lacking or kernels.lacking_compiler("C" if on_gpu else "C++")):
-        raise ValueError(f"compile needs {lacking}, which is not installed; install it or load without compile")
-
-
 def compiled_vae(vae: VAE, backend: str = "inductor") -> VAE:
     """Both halves compiled, in place; without CUDA graphs, which would keep the memory of what runs once."""
-    vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    for name in ("encode", "decode"):
-        setattr(vae, name, torch.compile(getattr(vae, name), fullgraph=True, dynamic=False, backend=backend))
+    for method in ("encode", "decode"):
+        setattr(vae, method, compiled(vae, method, backend))
     return vae

@@ -18,6 +18,7 @@ from .fast import choose_device, choose_dtype
 from .files.addons import LearnedWords, with_add_ons
 from .files.configs import Kind, Prediction, kinds
 from .files.hub import find_model, find_vae
+from .kernels.compilers import choose_compiler
 from .kernels.once import Once
 from .learnable import Learnable
 from .prompts import many
@@ -72,7 +73,7 @@ class StableDiffusion(Learnable):
         lora: Sequence[str | Path | tuple[str | Path, float]] = (),
         embeddings: Sequence[str | Path] = (),
         attention: str = "auto",
-        compile: bool = False,
+        compile: bool | str = False,
         low_memory: bool = False,
     ) -> "StableDiffusion":
         """model: a folder in the hub's layout, a single .safetensors file, a hub id "owner/name", or "mini".
@@ -81,16 +82,17 @@ class StableDiffusion(Learnable):
         device: "auto" (CUDA if there is one, else CPU) or torch's. dtype: "auto" (see choose_dtype), "float32",
         "float16", "bfloat16" or torch's. variant: None, "fp16" or "non_ema" of a folder's files. revision, cache_dir,
         local_files_only: for hub ids. lora: files, "x.safetensors:0.8" or (path, scale); embeddings: files of learned
-        words (see files/addons.py). attention: "auto", "sdpa" or "triton" (see attention.py). compile: by
-        torch.compile, minutes at the first call of each shape. low_memory: one network at a time is in memory, read
-        again when it is needed. Raises ValueError for anything that is not SD v1, before its weights are read, for NaN
-        weights, and for what this machine cannot do; OSError when the hub cannot give the files.
+        words (see files/addons.py). attention: "auto", "sdpa" or "triton" (see attention.py). compile: by "torch"
+        (True) or "openvino", minutes at the first call of each shape. low_memory: one network at a time is in memory,
+        read again when it is needed. Raises ValueError for anything that is not SD v1, before its weights are read, for
+        NaN weights, and for what this machine cannot do; OSError when the hub cannot give the files.
         """
         device = choose_device(device)
-        fast.check_options(device, compile, low_memory)
+        nearest = choose_dtype(dtype, device)
+        compiler = choose_compiler(compile, device, nearest, low_memory)
         if device.type == "cuda":
             torch.cuda.set_device(device)  # Triton launches on the current one
-        half = (nearest := choose_dtype(dtype, device)) != torch.float32
+        half = nearest != torch.float32
         path = find_model(str(model), revision, cache_dir, local_files_only, variant, half, vae is None)
         other = None if vae is None else find_vae(str(vae), cache_dir, local_files_only, half)
         found = with_add_ons(open_checkpoint(path, variant=variant, dtype=nearest, vae=other), lora, embeddings)
@@ -100,8 +102,8 @@ class StableDiffusion(Learnable):
         makes = [partial(load_network, n, found.configs[n], found.parts[n], device, dtype) for n in found.parts]
         # The largest first: while it is cast, little else is in memory.
         unet, coder, clip = fast.one_at_a_time(makes) if low_memory else (make() for make in makes)
-        if compile:
-            unet, coder = fast.CompiledUNet(unet), fast.compiled_vae(coder)
+        if compiler:
+            unet, coder = fast.CompiledUNet(unet, compiler), fast.compiled_vae(coder, compiler)
         sd = cls(unet, coder, clip, tokenizer, attend)
         sd.name, sd.checkpoint, sd.low_memory = str(model).removeprefix("hub:"), found, low_memory
         sd.vae_name, sd.prediction = str(vae or "").removeprefix("hub:"), found.prediction

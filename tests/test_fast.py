@@ -1,13 +1,13 @@
 """The fast paths: the same numbers as the plain one, taken where they were asked for, refused where they cannot be."""
 
 import gc
+import os
 import pickle
 import re
 import sys
 import warnings
 import weakref
 from dataclasses import replace
-from functools import partial
 from unittest import mock
 
 import pytest
@@ -308,6 +308,64 @@ def test_load_compiles_when_asked(folder):
     assert type(sd.unet) is fast.CompiledUNet and sd.unet.config == tiny.QUICK and sd.side == 64
 
 
+class StandIn:
+    """For kernels.openvino.Converted, where the package openvino may be missing: what it was given."""
+
+    def __init__(self, network, method, folder):
+        self.network, self.method, self.folder = network, method, folder
+
+
+def test_openvino_takes_the_networks_as_they_are(monkeypatch, folder):
+    """Its numbers are checked in test_openvino.py, where it is installed."""
+    monkeypatch.setattr(kernels.openvino, "lacking", lambda device, dtype: None)
+    monkeypatch.setattr(kernels.openvino, "Converted", StandIn)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "kept")
+    sd = StableDiffusion.load(folder, device="cpu", compile="openvino")
+    asked = [sd.unet.graph, sd.vae.encode, sd.vae.decode]
+    assert [(one.method, one.folder) for one in asked] == [("forward", "kept"), ("encode", "kept"), ("decode", "kept")]
+    assert asked[0].network is sd.unet.unet and asked[1].network is asked[2].network is sd.vae
+    kinds = {type(module) for module in sd.unet.unet.modules()}
+    assert type(sd.unet) is fast.CompiledUNet and Attention in kinds and fast.FusedAttention not in kinds
+    x, text = latent(1, 4, 8, 8, dtype=torch.float32), latent(1, 77, 24, dtype=torch.float32)
+    for hook in ({"tap": lambda plain, *of: plain(*of)}, {"feature": lambda site, h: h}):
+        with pytest.raises(ValueError, match="load the model without compile"):
+            sd.eps(x, 1, [text], **hook)
+    with pytest.raises(ValueError, match="without compile and low_memory"):
+        sd.eps(x, 1, [text], deltas={"conv_in.weight": torch.zeros(())})
+
+
+def test_where_openvino_cannot_run_is_said(monkeypatch, folder, tmp_path, capsys):
+    monkeypatch.setattr(kernels.openvino, "find_spec", lambda name: None)
+    for options, said in [
+        ({"dtype": "float16"}, "compile needs float32 or bfloat16 for OpenVINO, got float16"),
+        ({}, r"compile needs the package openvino \(pip install"),
+        ({"low_memory": True}, "exclude each other"),
+        ({"compile": "tvm"}, "compile must be False, True, 'torch' or 'openvino', got 'tvm'"),
+    ]:
+        with pytest.raises(ValueError, match=said):
+            StableDiffusion.load(folder, **{"device": "cpu", "compile": "openvino"} | options)
+    assert kernels.openvino.lacking(torch.device("cuda:1"), torch.float32) == "the CPU for OpenVINO, got cuda:1"
+    command = ["generate", "a", "--model", str(folder), "--device", "cpu", "-o", str(tmp_path / "a.png")]
+    assert main([*command, "--compile", "openvino"]) == 1 and "package openvino" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main(["edit", "--compile", "photo.png", "--target", "a"])
+    assert "torch or openvino is wanted, got 'photo.png'; a picture goes before" in capsys.readouterr().err
+
+
+def test_what_was_used_longest_ago_makes_room(monkeypatch, tmp_path):
+    for age, name in enumerate("abc"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "network.bin").write_bytes(bytes(10))
+        os.utime(tmp_path / name, (100 - age, 100 - age))  # c is the oldest
+    monkeypatch.setattr(kernels.openvino, "MOST", 35)
+    kernels.openvino.make_room(tmp_path, 5)
+    assert len([*tmp_path.iterdir()]) == 3
+    kernels.openvino.make_room(tmp_path, 6)
+    assert {path.name for path in tmp_path.iterdir()} == {"a", "b"}
+    with pytest.raises(OSError, match=r"1000000\.0 GB and a GiB to spare are wanted in"):
+        kernels.openvino.make_room(tmp_path, 10**15)
+
+
 # ---------------------------------------------------------------- memory
 
 
@@ -483,7 +541,8 @@ def test_the_processors_flags(tmp_path, monkeypatch, flags, able):
 @pytest.mark.slow
 def test_the_commands_compile_and_say_so(fresh_compiler, monkeypatch, folder, tmp_path, capsys):
     for name in ("CompiledUNet", "compiled_vae"):
-        monkeypatch.setattr(fast, name, partial(getattr(fast, name), backend="eager"))
+        made = getattr(fast, name)
+        monkeypatch.setattr(fast, name, lambda network, backend, made=made: made(network, "eager"))
     command = ["generate", "a", "--model", str(folder), "--device", "cpu", "--steps", "2", "--compile", "-o"]
     assert main([*command, str(tmp_path / "a.png")]) == 0
     said = capsys.readouterr().err

@@ -189,6 +189,12 @@ def named(text: str) -> str:
     return text
 
 
+def compiler(text: str) -> str:
+    if text not in ("torch", "openvino"):
+        raise argparse.ArgumentTypeError(f"torch or openvino is wanted, got {text!r}; a picture goes before --compile")
+    return text
+
+
 def add_model(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
     about = "mini, folder, .safetensors file or hub id (default: SD v1.5 from the cache)"
@@ -199,8 +205,10 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--dtype", default="auto", choices=("auto", "float32", "float16", "bfloat16"), help=about)
     about = "which kernel (%(default)s: the faster one; sdpa is torch's, triton our own, for CUDA)"
     group.add_argument("--attention", default="auto", choices=("auto", "sdpa", "triton"), help=about)
-    either, about = group.add_mutually_exclusive_group(), "compile UNet and VAE: minutes at first, then faster"
-    either.add_argument("--compile", action="store_true", help=f"{about}, most of all on a GPU")
+    either, about = group.add_mutually_exclusive_group(), "compile UNet and VAE by torch or openvino (on CPUs; keeps "
+    about += "gigabytes for later runs): minutes at first, then faster (torch)"
+    how: dict[str, Any] = {"nargs": "?", "default": False, "const": "torch", "type": compiler}
+    either.add_argument("--compile", metavar="torch|openvino", help=about, **how)
     about = "one network in memory at a time; each is read again when needed"
     either.add_argument("--low-memory", action="store_true", help=about)
     group.add_argument("--variant", choices=("fp16", "non_ema"), help="which of a folder's weights")
