@@ -184,5 +184,5 @@ def test_the_losses_of_a_method_beside_a_walk_without_gradients(tmp_path, capsys
     one, other = (line.split(" | ") for line in (tmp_path / "losses.md").read_text().splitlines()[2:])
     assert one[0] == "| pix2pix-zero" and one[2].startswith("pix2pix_zero:") and one[3] == "50"
     assert float(one[5]) < float(one[4])  # it falls
-    assert one[6:8] == ["yes", "100"] and other[2:4] == ["none", "0"]
+    assert one[6] == "yes / yes" and one[8] == "100" and other[2:4] == ["none", "0"]
     assert len(capsys.readouterr().out.splitlines()) == 2
