@@ -15,7 +15,6 @@ import sys
 import tempfile
 import time
 import warnings
-from collections import Counter as Counting
 from pathlib import Path
 from typing import Any
 
@@ -37,25 +36,25 @@ def alone(name: str, size: int, weights: str) -> dict[str, Any]:
     """In this process: rows and seconds without gradient and with it, and the most bytes."""
     torch.set_num_threads(1)
     sd = StableDiffusion.load(weights, device="cpu", dtype="bfloat16")
-    rows, seconds, eps, grad = Counting[bool](), Counting[bool](), sd.eps, torch.autograd.grad
+    eps, grad = sd.eps, torch.autograd.grad
+    rows, seconds = [0, 0], [0.0, 0.0]  # without gradient, with it
 
     def asked(x: Any, t: int, texts: Any, **hooks: Any) -> Any:
         start = time.process_time()
         made = eps(x, t, texts, **hooks)
         rows[made[0].requires_grad] += len(x) * len(texts)
-        seconds[made[0].requires_grad] += time.process_time() - start  # type: ignore[assignment]
+        seconds[made[0].requires_grad] += time.process_time() - start
         return made
 
     def back(*given: Any, **how: Any) -> Any:
         start = time.process_time()
         made = grad(*given, **how)
-        seconds[True] += time.process_time() - start  # type: ignore[assignment]
+        seconds[True] += time.process_time() - start
         return made
 
-    sd.eps, torch.autograd.grad = asked, back  # type: ignore[method-assign, assignment]
+    sd.eps, torch.autograd.grad = asked, back
     execute(settled(name, picture(size), FEWEST), sd, picture(size))
-    per_row = [seconds[kind] / rows[kind] if rows[kind] else 0.0 for kind in (False, True)]
-    return {"per_row": per_row, "rows": [rows[False], rows[True]], "peak": peak(sd)}
+    return {"per_row": [s / max(n, 1) for s, n in zip(seconds, rows)], "peak": peak(sd)}
 
 
 def at_defaults(name: str) -> tuple[int, int]:
