@@ -344,6 +344,7 @@ def losses(args: argparse.Namespace) -> None:
         one = pair(number, KINDS[0])
         for name in args.only or names:
             arguments = given(blank_plan(name), one) | {"seed": 0, "paste": False}
+            arguments |= {"steps": args.steps} if args.steps else {}
             made, success, outside = list[dict[str, list[float]]](), list[str](), list[str]()
             for still in (True, False):
                 before, start = sd.gradients, time.perf_counter()
@@ -375,7 +376,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m weights.compare", description="Compare the table's methods.")
     parser.add_argument("what", choices=COMMANDS)
     parser.add_argument("--scenes", type=int, default=40, metavar="N", help="how many (%(default)s)")
-    parser.add_argument("--steps", type=int, default=0, metavar="N", help="of each method in the matrix (its default)")
+    parser.add_argument("--steps", type=int, default=0, metavar="N", help="of each method (its default)")
     parser.add_argument(
         "--numbers", default="4,7,9", metavar="N,N,N", help="scenes of gallery and losses (%(default)s)"
     )
