@@ -71,6 +71,10 @@ test-openvino: $(VENV)/test.stamp  ## `--compile openvino`: numbers, what is kep
 bench-partial: $(VENV)/run.stamp  ## DiffEdit decoded in a rectangle against the whole, error and seconds by size of mask; PARTIAL="--full --steps 4"
 	$(RUN) tests/bench/partial.py $(PARTIAL)
 
+.PHONY: bench-gradients
+bench-gradients: $(VENV)/run.stamp  ## methods with gradients on random weights of full size: a row's seconds, peak memory; GRADIENTS="--size 512"
+	$(RUN) tests/bench/gradient_costs.py $(GRADIENTS)
+
 bench-costs: $(VENV)/run.stamp  ## every method against the bare model calls that it makes; COSTS="--only masactrl" for others
 	$(RUN) tests/bench/method_costs.py $(COSTS)
 
