@@ -186,14 +186,14 @@ def editors() -> list[str]:
 
 
 def matrix_tasks(scenes: int, steps: int = 0, seed: int = 0) -> list[Task]:
-    """A task is a scene and an inversion, so that it is made once for all its editors."""
+    """A task is a scene and an inversion, so that it is made once for all its editors; the dear ones come last."""
     tasks = list[Task]()
     for number in range(scenes):
         some = [one for one in (*INVERSIONS, *editors()) if number < FEW or one not in DEAR]
         for inversion in [one for one in INVERSIONS if one in some]:
             names = tuple(f"{inversion}+{editor}" for editor in editors() if editor in some)
             tasks.append(Task(number, KINDS[0], seed, names, steps))
-    return tasks
+    return sorted(tasks, key=lambda task: task.methods[0].partition("+")[0] in DEAR)
 
 
 def table(rows: Sequence[dict[str, Any]], lines: Sequence[str], columns: Sequence[str], say: Any) -> str:
@@ -238,7 +238,8 @@ def matrix(args: argparse.Namespace) -> None:
 
 def gallery(args: argparse.Namespace) -> None:
     """Edits that lie in the folder are shown as they are: remove it to make them anew."""
-    names = [n for n, s in SYSTEMS.items() if s.edit and s.weights == "base" and n != "text-to-image"]
+    rows = {n: s for n, s in SYSTEMS.items() if s.edit and s.weights == "base" and n != "text-to-image"}
+    names = [n for n, s in rows.items() if s.letter in args.letters]
     (args.output / "gallery").mkdir(exist_ok=True)
     numbers = [int(number) for number in args.numbers.split(",")]
     sd, _, _ = networks(args.model, args.judge)
@@ -380,6 +381,7 @@ def main() -> None:
     parser.add_argument(
         "--numbers", default="4,7,9", metavar="N,N,N", help="scenes of gallery and losses (%(default)s)"
     )
+    parser.add_argument("--letters", default="ABD", help="of the methods in the gallery; B: gradients (%(default)s)")
     parser.add_argument("--only", nargs="+", metavar="METHOD", help="of the methods with a loss (all)")
     parser.add_argument("--wide", type=int, default=10, metavar="N", help="pictures in its lines (%(default)s)")
     add_options(parser, ".compare")
