@@ -67,8 +67,8 @@ def at_defaults(name: str) -> tuple[int, int]:
 def line(name: str, found: dict[str, Any]) -> str:
     plain, learned = rows = at_defaults(name)
     per_row = [f"{one:.1f}" if one else "" for one in found["per_row"]]
-    hours = sum(n * one for n, one in zip(rows, found["per_row"])) / 3600
-    cells = [f"`{name}`", *per_row, f"{found['peak'] / 2**30:.1f}", f"{plain:,}", f"{learned:,}", f"{hours:.1f}"]
+    minutes = sum(n * one for n, one in zip(rows, found["per_row"])) / 60
+    cells = [f"`{name}`", *per_row, f"{found['peak'] / 2**30:.1f}", f"{plain:,}", f"{learned:,}", f"{minutes:.0f}"]
     return f"| {' | '.join(cells)} |"
 
 
@@ -85,7 +85,7 @@ def main() -> int:
         return 0
     print(f"{time.strftime('%F')}, torch {torch.__version__}, {args.size} px, ", end="")
     print(f"weights {2 * parameters(FULL) / 2**30:.1f} GiB\n")
-    print("| method | s a row | s a row with gradient | peak, GiB | rows | with gradient | extrapolated, h |")
+    print("| method | s a row | s a row with gradient | peak, GiB | rows | with gradient | extrapolated, min |")
     print("|---|" + 6 * "---|", flush=True)
     failed = 0
     with tempfile.TemporaryDirectory() as folder:
