@@ -6,12 +6,11 @@
 
 cosmic-ray makes them: numbers changed by one, comparisons by their boundary, plus for minus, true for false, loops that
 do not run. The fast tests of a file run once, watched: which lines each runs, and how long it takes. A mutant is tried
-first by the tests that run its statement, then by some others of the file (values of a table or a default are seen
+first by the tests that run its statement, then by the quickest others (the value of a table or a default is seen
 elsewhere): those first that killed before, then the fastest; it is killed if one fails or all take far longer than they
-did. Tests that make
-mistakes of their own (OWN) are left out: they fail wherever the text that they exchange has changed. What survives is
-printed as a line before and after: a test that is missing, or a mistake that changes nothing. Those found to change
-nothing stand in equivalent.txt, with the reason, and are not counted.
+did. Tests that make mistakes of their own (OWN) are left out: they fail wherever the text that they exchange has
+changed. What survives is printed as a line before and after: a test that is missing, or a mistake that changes nothing.
+Those found to change nothing stand in equivalent.txt, with the reason, and are not counted.
 
 Each try is a fork of this process, which has imported torch and the peers, but nothing of ours, and computes nothing.
 """
@@ -47,7 +46,7 @@ ROOT = Path(__file__).parents[2]
 CORE = ["diffedit", "ddim", "sd", "unet", "attention", "vae", "clip", "tokenizer", "checkpoint"]
 TESTS = "diffedit grey ddim prediction hook parity prompts checkpoint vae tokenizer refusals fast"  # of the core
 OWN = "turns_a_test_red or turns_it_red"
-DIRECT, FURTHER = 120, 10  # seconds of tests that run a mutant's statement, of others; as long as the watched ones take
+DIRECT, FURTHER = 120, 30  # seconds of tests that run a mutant's statement, of others; as long as the watched ones take
 OPERATORS = {
     "NumberReplacer", "ReplaceTrueWithFalse", "ReplaceFalseWithTrue", "ReplaceAndWithOr", "ReplaceOrWithAnd", "AddNot",
     "ZeroIterationForLoop", "ReplaceBreakWithContinue", "ReplaceUnaryOperator_USub_UAdd",
@@ -216,9 +215,8 @@ def tried_by(mutant: Mutant, tree: Path, kills: Counter[str]) -> tuple[list[str]
         ran, seconds = ran | lines, seconds | took
     numbers = span(ast.parse(path_of(mutant.name).read_text()), mutant.line)
     direct = {test for test in ran if not ran[test].isdisjoint((mutant.name, number) for number in numbers)}
-    touching = [test for test in ran if any(name == mutant.name for name, _ in ran[test])]
     chosen, left, whole = list[str](), {True: DIRECT, False: FURTHER}, 0.0
-    for test in sorted(touching, key=lambda test: (test not in direct, -kills[test], seconds[test])):
+    for test in sorted(ran, key=lambda test: (test not in direct, -kills[test], seconds[test])):
         left[test in direct] -= seconds[test]
         if left[test in direct] > 0:
             chosen.append(test)
