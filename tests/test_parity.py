@@ -4,6 +4,7 @@
 """
 
 import inspect
+import re
 from dataclasses import replace
 
 import pytest
@@ -119,6 +120,9 @@ def test_vae_bounds_the_log_variance():
     ours.quant_conv.bias.data[4:] = torch.tensor([-100.0, 100.0, 0.0, 0.0])
     log_variance = ours.encode(latent(1, 3, 8, 8, dtype=torch.float32))[1]
     assert (log_variance[:, 0] == -30).all() and (log_variance[:, 1] == 20).all()
+    for sides in ((8, 12), (12, 8)):
+        with pytest.raises(AssertionError, match=f"sides {re.escape(str(sides))} are no multiples of 8"):
+            ours.encode(torch.zeros(1, 3, *sides))
 
 
 @torch.no_grad()

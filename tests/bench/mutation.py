@@ -6,12 +6,11 @@
 
 cosmic-ray makes them: numbers changed by one, comparisons by their boundary, plus for minus, true for false, loops that
 do not run. The fast tests of a file run once, watched: which lines each runs, and how long it takes. A mutant is tried
-first by the tests that run its statement, then by others of the file (values of a table or a default are seen
-elsewhere), for LONGEST seconds at most: those first that killed before, then the fastest; it is killed if one fails or
-all take far longer than they did. Tests that make
-mistakes of their own (OWN) are left out: they fail wherever the text that they exchange has changed. What survives is
-printed as a line before and after: a test that is missing, or a mistake that changes nothing. Those found to change
-nothing stand in equivalent.txt, with the reason, and are not counted.
+first by the tests that run its statement, then by the quickest others (the value of a table or a default is seen
+elsewhere): those first that killed before, then the fastest; it is killed if one fails or all take far longer than they
+did. Tests that make mistakes of their own (OWN) are left out: they fail wherever the text that they exchange has
+changed. What survives is printed as a line before and after: a test that is missing, or a mistake that changes nothing.
+Those found to change nothing stand in equivalent.txt, with the reason, and are not counted.
 
 Each try is a fork of this process, which has imported torch and the peers, but nothing of ours, and computes nothing.
 """
@@ -47,7 +46,7 @@ ROOT = Path(__file__).parents[2]
 CORE = ["diffedit", "ddim", "sd", "unet", "attention", "vae", "clip", "tokenizer", "checkpoint"]
 TESTS = "diffedit grey ddim prediction hook parity prompts checkpoint vae tokenizer refusals fast"  # of the core
 OWN = "turns_a_test_red or turns_it_red"
-LONGEST = 25  # seconds of tests for a mutant, as they take while they are watched
+DIRECT, FURTHER = 120, 30  # seconds of tests that run a mutant's statement, of others; as long as the watched ones take
 OPERATORS = {
     "NumberReplacer", "ReplaceTrueWithFalse", "ReplaceFalseWithTrue", "ReplaceAndWithOr", "ReplaceOrWithAnd", "AddNot",
     "ZeroIterationForLoop", "ReplaceBreakWithContinue", "ReplaceUnaryOperator_USub_UAdd",
@@ -136,8 +135,9 @@ class Watched:
         if report.outcome != "passed":
             self.failed.add(report.nodeid)
 
-    def pytest_sessionfinish(self):
-        self.kept.write_text(repr((self.ran, self.seconds, self.failed)))
+    def pytest_sessionfinish(self, exitstatus):
+        if exitstatus in (0, 1, 5):  # all passed, some failed, none is fast
+            self.kept.write_text(repr((self.ran, self.seconds, self.failed)))
 
 
 class Ordered:
@@ -190,7 +190,7 @@ def watched(tree: Path, file: str) -> tuple[dict[str, set], dict[str, float]]:
     if not kept.exists():
         kept.parent.mkdir(exist_ok=True)
         code = run(tree, [file], Watched(tree, kept), 1800)
-        assert code in (0, 1, 5) and kept.exists(), (code, (tree / "said.txt").read_text()[-2000:])
+        assert kept.exists(), (code, (tree / "said.txt").read_text()[-2000:])
     ran, seconds, failed = eval(kept.read_text(), {"set": set})
     print(f"{file}: {len(ran)} tests watched, {sum(seconds.values()):.0f} s; failed: {len(failed)}", flush=True)
     return {test: lines for test, lines in ran.items() if test not in failed}, seconds
@@ -215,10 +215,10 @@ def tried_by(mutant: Mutant, tree: Path, kills: Counter[str]) -> tuple[list[str]
         ran, seconds = ran | lines, seconds | took
     numbers = span(ast.parse(path_of(mutant.name).read_text()), mutant.line)
     direct = {test for test in ran if not ran[test].isdisjoint((mutant.name, number) for number in numbers)}
-    touching = [test for test in ran if any(name == mutant.name for name, _ in ran[test])]
-    chosen, whole = list[str](), 0.0
-    for test in sorted(touching, key=lambda test: (test not in direct, -kills[test], seconds[test])):
-        if whole + seconds[test] < LONGEST:
+    chosen, left, whole = list[str](), {True: DIRECT, False: FURTHER}, 0.0
+    for test in sorted(ran, key=lambda test: (test not in direct, -kills[test], seconds[test])):
+        left[test in direct] -= seconds[test]
+        if left[test in direct] > 0:
             chosen.append(test)
             whole += seconds[test]
     return chosen, bool(direct), whole
