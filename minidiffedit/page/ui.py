@@ -86,7 +86,6 @@ class Page:
                     with gr.Column() as self.part["masking"]:
                         self.build_mask(gr)
                     self.build_edit(gr)
-            self.part["hiding"] = gr.HTML(hiding(self.blank, False))
             self.part["status"] = gr.HTML(said(""))  # at the window's lower edge, wherever the page stands
             self.wire(gr, blocks)
         return blocks
@@ -164,7 +163,7 @@ class Page:
             put["paint"] = gr.Button("Paint", variant="primary")
             put["cancel"] = gr.Button("Cancel")
         put["preview"] = seen(gr, "What it is heading for", height=200, visible=False)
-        with gr.Column(visible=False) as put["results"]:
+        with gr.Column() as put["results"]:
             put["slider"] = gr.ImageSlider(label=BESIDE, interactive=False, max_height=560)
             put["made_said"] = gr.HTML(said(""))
             put["gallery"] = gallery(gr, "Results: choose one to go on from")
@@ -291,12 +290,11 @@ class Page:
         if photo and visit.photo == Path(photo[0]):
             return
         visit.take(None)
-        blank = blank_plan(told["method"])
-        yield {"tinted": None, "heat": None, "mask_said": said(""), "hiding": hiding(blank, False)}
+        yield {"tinted": None, "heat": None, "mask_said": said("")}
         if photo:
             visit.take(Path(photo[0]), photo[1])
             picture = visits.reduced(visit.at_hand[1], visits.LONGEST)
-            yield {"editor": {"background": picture, "layers": [], "composite": None}, "hiding": hiding(blank, True)}
+            yield {"editor": {"background": picture, "layers": [], "composite": None}}
             yield from self.show_places(visit, told)
 
     def take_example(self, visit: Visit, told: dict[Any, Any]) -> Iterator[Any]:
@@ -320,7 +318,6 @@ class Page:
         made |= self.show(find="mask" in blank.functions, looks="source" in blank.given)
         made |= dict.fromkeys(("mask_from", "shaping"), self.update(visible=blank.steerable))
         made |= dict.fromkeys(("places", "back"), self.update(visible="points" in blank.given))
-        made["hiding"] = hiding(blank, bool(visit.photo))
         yield made | {"about": about(told["method"]), **self.show(regions=False)}
 
     def show(self, **there: bool) -> dict[str, Any]:
@@ -456,7 +453,7 @@ class Page:
         visit.shown = made
         results = [(str(one.picture), one.about) for one in visit.made]
         told = {"gallery": results, "made_said": said(escape(made.about)), "files": [*map(str, made.files)]}
-        told |= self.beside(made.before, made.picture, BESIDE) | self.show(results=True)
+        told |= self.beside(made.before, made.picture, BESIDE)
         return told | {"command": made.command, "python": made.python}
 
     def choose(self, visit: Visit, told: dict[Any, Any]) -> Iterator[Any]:
@@ -596,16 +593,12 @@ def said(text: str, role: str = "status") -> str:
 
 
 def about(method: str) -> str:
-    system = SYSTEMS[method]
+    """The method's paper and note; by its class the page's style hides what the method has no use for."""
+    system, blank = SYSTEMS[method], blank_plan(method)
     paper = f"arXiv {system.paper}" if system.paper.replace(".", "").isdigit() else system.paper
-    return said(escape(f"{paper}{'; ' if system.note else ''}{system.note}"), "note")
-
-
-def hiding(blank: Plan, photo: bool) -> str:
-    """Styles that hide what a method or the page has no use for. Gradio's editor, taken out and put back, breaks."""
-    there = {"masking": blank.masked, "panels": photo, "painting": blank.steerable}
-    hidden = ", ".join(f"#part-{name}" for name, one in there.items() if not one)
-    return f"<style>{hidden or 'none'} {{ position: absolute; visibility: hidden; }}</style>"
+    lacks = f"{'' if blank.masked else 'maskless'} {'' if blank.steerable else 'brushless'}"
+    text = escape(f"{paper}{'; ' if system.note else ''}{system.note}")
+    return said(f'<span class="{lacks}">{text}</span>', "note")
 
 
 def bar(one: Seen) -> str:
