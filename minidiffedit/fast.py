@@ -234,11 +234,12 @@ class CompiledUNet:
     grid = 64  # pixels: sides of pictures are multiples of it (run.open_picture), so that few shapes are compiled
 
     def __init__(self, unet: UNet, backend: str = "inductor", note: Callable[[str], None] | None = None):
-        self.unet, self.note = unet if backend == "openvino" else fuse(unet), note
+        self.by_openvino = backend == "openvino"
+        self.unet, self.note = unet if self.by_openvino else fuse(unet), note
         self.seconds: dict[tuple[int, ...], float] = {}
         self.on_gpu = unet.conv_in.weight.device.type == "cuda"
         mode = "reduce-overhead" if self.on_gpu and backend == "inductor" else None
-        self.graph = compiled(unet, "forward", backend, mode)
+        self.graph = compiled(unet, self.of_time if self.by_openvino else unet.forward, backend, mode)
 
     def __call__(self, x: Tensor, t: int, text: Tensor, attend: Attend = sdpa, feature: Feature = unchanged) -> Tensor:
         if attend not in BACKENDS.values() or feature is not unchanged:
@@ -284,9 +285,14 @@ class CompiledUNet:
         step = torch.full((1,), t, device=x.device)  # as a number it would be compiled in; no copy to wait for
         with torch.no_grad():
             if not self.on_gpu:
-                return self.graph(x, step, text, attend)
+                return self.graph(x, self.unet.time(step) if self.by_openvino else step, text, attend)
             torch.compiler.cudagraph_mark_step_begin()
             return self.graph(x, step, text, attend).clone()  # the graph's own memory is written anew by the next call
+
+    def of_time(self, x: Tensor, time: Tensor, text: Tensor) -> Tensor:
+        """The UNet from its `time` on, which torch makes: a step of 481 is none of bfloat16's numbers."""
+        unet = self.unet
+        return unet(x, time, text, sdpa, unchanged, lambda layer, given: given if layer == unet.time else layer(given))
 
     def say(self, line: str) -> None:
         if self.note:
@@ -300,6 +306,6 @@ class CompiledUNet:
 
 def compiled_vae(vae: VAE, backend: str = "inductor") -> VAE:
     """Both halves compiled, in place; without CUDA graphs, which would keep the memory of what runs once."""
-    for method in ("encode", "decode"):
-        setattr(vae, method, compiled(vae, method, backend))
+    for half in ("encode", "decode"):
+        setattr(vae, half, compiled(vae, getattr(vae, half), backend))
     return vae

@@ -34,6 +34,10 @@ def given(dtype):
     return [one.to(dtype) if one.is_floating_point() else one for one in GIVEN]
 
 
+def converter(network, folder=None):
+    return Converted(network, network.forward, folder)
+
+
 @pytest.fixture(autouse=True)
 def without_gradients():
     with torch.no_grad():
@@ -50,26 +54,31 @@ def converted(monkeypatch):
 
 @pytest.mark.parametrize("keep", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_numbers(tmp_path, dtype, keep):
+def test_numbers(tmp_path, monkeypatch, dtype, keep):
     """Against float64: float32 to 1e-4; bfloat16, in which OpenVINO norms too, to BFLOAT16 of torch's error."""
-    exact = unet(torch.float64)(*given(torch.float64))
-    plain, network = unet(dtype)(*given(dtype)), unet(dtype)
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    if keep:
+        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    network, plain, exact = unet(dtype), unet(dtype), unet(torch.float64)
     before = {name: one.clone() for name, one in network.state_dict().items()}
-    made = Converted(network, "forward", tmp_path if keep else None)(*given(dtype))
-    assert made.dtype == dtype and made.shape == plain.shape
-    assert error(made, exact) <= (1e-4 if dtype == torch.float32 else BFLOAT16 * error(plain, exact))
+    compiled, (x, _, text) = CompiledUNet(network, "openvino"), given(dtype)
+    for t in (1, 481, 999):
+        made, torchs = compiled(x, t, text), plain(x, t, text)
+        want = exact(x.double(), t, text.double())
+        assert made.dtype == dtype and made.shape == want.shape
+        assert error(made, want) <= (1e-4 if dtype == torch.float32 else BFLOAT16 * error(torchs, want))
     assert bool([*tmp_path.iterdir()]) == keep
     after = network.state_dict()
     assert all(torch.equal(one, after[name]) and after[name].dtype == dtype for name, one in before.items())
 
 
 def test_a_second_process_converts_nothing(tmp_path):
-    first = Converted(unet(), "forward", tmp_path)(*GIVEN)
+    first = converter(unet(), tmp_path)(*GIVEN)
     torch.save(first, tmp_path / "first.pt")
     code = (
         "import sys, torch, test_openvino as t; from minidiffedit.kernels.openvino import Converted\n"
         "Converted.convert = None\n"
-        "with torch.no_grad(): made = Converted(t.unet(), 'forward', sys.argv[1])(*t.GIVEN)\n"
+        "with torch.no_grad(): made = t.converter(t.unet(), sys.argv[1])(*t.GIVEN)\n"
         "assert torch.equal(made, torch.load(sys.argv[1] + '/first.pt'))"
     )
     here = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
@@ -81,7 +90,7 @@ def test_a_second_process_converts_nothing(tmp_path):
 
 def test_other_weights_numbers_and_shapes_are_converted_anew(tmp_path, converted):
     def ask(network, *asked):
-        Converted(network, "forward", tmp_path)(*asked)
+        converter(network, tmp_path)(*asked)
         return len(converted)
 
     assert ask(unet(), *GIVEN) == 1
@@ -96,28 +105,28 @@ def test_other_weights_numbers_and_shapes_are_converted_anew(tmp_path, converted
 
 @pytest.mark.parametrize("name, size", [("network.xml", 1000), ("network.bin", 1000), ("network.bin", None)])
 def test_broken_files_are_made_anew(tmp_path, converted, name, size):
-    first = Converted(unet(), "forward", tmp_path)(*GIVEN)
+    first = converter(unet(), tmp_path)(*GIVEN)
     (path,) = tmp_path.glob(f"openvino/*/{name}")
     if size is None:
         path.unlink()
     else:
         os.truncate(path, size)
     with pytest.warns(UserWarning, match="cannot be read, it is made anew"):
-        assert torch.equal(Converted(unet(), "forward", tmp_path)(*GIVEN), first)
-    assert torch.equal(Converted(unet(), "forward", tmp_path)(*GIVEN), first) and len(converted) == 2
+        assert torch.equal(converter(unet(), tmp_path)(*GIVEN), first)
+    assert torch.equal(converter(unet(), tmp_path)(*GIVEN), first) and len(converted) == 2
 
 
 def test_what_cannot_be_kept_is_said(tmp_path, monkeypatch):
     """Without room, and in a folder that is none; nothing half-written stays."""
-    first = Converted(unet(), "forward")(*GIVEN)
+    first = converter(unet())(*GIVEN)
     full = "minidiffedit.kernels.openvino.shutil.disk_usage"
     monkeypatch.setattr(full, lambda folder: type("Disk", (), {"free": 2**30}))
     with pytest.warns(UserWarning, match=r"not kept for later runs: .* GB and a GiB to spare are wanted"):
-        assert torch.equal(Converted(unet(), "forward", tmp_path)(*GIVEN), first)
+        assert torch.equal(converter(unet(), tmp_path)(*GIVEN), first)
     assert not [*(tmp_path / "openvino").iterdir()]
     (tmp_path / "file").write_text("")
     with pytest.warns(UserWarning, match="not kept for later runs"):
-        assert torch.equal(Converted(unet(), "forward", tmp_path / "file")(*GIVEN), first)
+        assert torch.equal(converter(unet(), tmp_path / "file")(*GIVEN), first)
 
 
 def test_nothing_is_reported_over_the_internet(monkeypatch):
@@ -125,17 +134,18 @@ def test_nothing_is_reported_over_the_internet(monkeypatch):
         raise AssertionError("telemetry")
 
     monkeypatch.setattr("openvino.tools.ovc.convert_impl.init_ovc_telemetry", report)
-    Converted(unet(), "forward")(*GIVEN)
+    converter(unet())(*GIVEN)
 
 
 def test_gradients_are_refused():
     with torch.enable_grad(), pytest.raises(ValueError, match="no gradient; load the model without compile"):
-        Converted(unet(), "forward")(GIVEN[0].clone().requires_grad_(), *GIVEN[1:])
+        converter(unet())(GIVEN[0].clone().requires_grad_(), *GIVEN[1:])
 
 
 def test_what_cannot_be_converted_is_said_in_one_line(monkeypatch):
-    monkeypatch.setattr(UNet, "forward", lambda self, x, *_: torch.linalg.eigvals(x))
-    with pytest.raises(RuntimeError, match=r"^compiling the UNet for .* cells failed: .*without compile"):
+    monkeypatch.setattr(UNet, "forward", lambda self, x, *_: torch.linalg.eigvals(x).real)
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    with pytest.raises(RuntimeError, match=r"^compiling the UNet for .* failed: OpenVINO cannot .*without compile"):
         CompiledUNet(unet(), "openvino")(GIVEN[0], 481, GIVEN[2])
 
 

@@ -34,12 +34,14 @@ def choose_compiler(compile: bool | str, device: torch.device, dtype: torch.dtyp
     return COMPILERS[compile]
 
 
-def compiled(network: nn.Module, method: str, backend: str, mode: str | None = None) -> Callable[..., Any]:
-    """network.method by torch.compile or OpenVINO, in channels last. Both keep what they made in one folder."""
+def compiled(
+    network: nn.Module, function: Callable[..., Any], backend: str, mode: str | None = None
+) -> Callable[..., Any]:
+    """function, of the network, by torch.compile or OpenVINO, channels last. Both keep what they made in one folder."""
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if backend == "openvino":
-        return openvino.Converted(network, method, os.environ.get("TORCHINDUCTOR_CACHE_DIR"))
+        return openvino.Converted(network, function, os.environ.get("TORCHINDUCTOR_CACHE_DIR"))
     # Every size of picture is a graph of its own; beyond torch's limit of 8 the next one would be refused.
     limit = "recompile_limit" if hasattr(torch._dynamo.config, "recompile_limit") else "cache_size_limit"
     setattr(torch._dynamo.config, limit, max(64, getattr(torch._dynamo.config, limit)))
-    return torch.compile(getattr(network, method), fullgraph=True, dynamic=False, mode=mode, backend=backend)
+    return torch.compile(function, fullgraph=True, dynamic=False, mode=mode, backend=backend)

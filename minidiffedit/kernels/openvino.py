@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
@@ -37,7 +37,7 @@ def lacking(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 class Converted:
-    """network.method(*tensors) by OpenVINO, without gradients; what else is given, the built-in attention, is not read.
+    """function(*tensors), of a network, by OpenVINO, without gradients; what else is given, its attention, is not read.
 
     Takes float32 or bfloat16 weights on the CPU, as they are at the first call of a shape: later changes are not seen.
     folder: where conversions are kept for later runs, None for nowhere. Meanwhile the weights are float32, twice the
@@ -45,8 +45,8 @@ class Converted:
     gradient is asked for, RuntimeError for what OpenVINO cannot convert or compile.
     """
 
-    def __init__(self, network: nn.Module, method: str, folder: str | Path | None = None):
-        self.network, self.method, self.function = network, method, getattr(network, method)
+    def __init__(self, network: nn.Module, function: Callable[..., Any], folder: str | Path | None = None):
+        self.network, self.function = network, function
         self.dtype = next(network.parameters()).dtype
         self.folder = Path(folder, "openvino") if folder else None
         self.compiled: dict[tuple[torch.Size, ...], Any] = {}
@@ -92,7 +92,7 @@ class Converted:
 
         shapes, versions = [one.shape for one in given], (openvino.__version__, torch.__version__)
         numbers = getattr(self.network, "config", None)
-        made = sha256(repr((self.method, self.dtype, shapes, versions, numbers)).encode())
+        made = sha256(repr((self.function.__name__, self.dtype, shapes, versions, numbers)).encode())
         for path in sorted(Path(inspect.getfile(type(self.network))).parent.glob("*.py")):
             made.update(path.read_bytes())
         for name, weight in self.network.state_dict().items():
@@ -109,7 +109,10 @@ class Converted:
             traced = torch.jit.trace(Asked(self.network, self.function), tuple(given), strict=False, check_trace=False)
             decoder = TorchScriptPythonDecoder(traced)  # held until it is converted: OpenVINO does not hold it
             frontend = FrontEndManager().load_by_framework("pytorch")
-            model = frontend.convert(frontend.load(decoder))
+            try:
+                model = frontend.convert(frontend.load(decoder))
+            except Exception as error:  # its own kinds are no RuntimeErrors
+                raise RuntimeError(f"OpenVINO cannot convert the network: {error}") from error
         model.reshape({number: [*one.shape] for number, one in enumerate(given)})
         return model
 
@@ -117,8 +120,10 @@ class Converted:
         """Whether it is in the folder now; where it cannot be, a warning says why."""
         import openvino
 
-        half = self.dtype == torch.bfloat16  # as float16, which holds such a weight to within 3e-8, mostly exactly
-        wanted = sum(p.numel() for p in self.network.parameters()) * (2 if half else 4)
+        weights = [*self.network.parameters()]
+        # bfloat16 as float16, which holds a weight up to 65504 to within 3e-8, mostly exactly
+        half = self.dtype == torch.bfloat16 and all(bool((one.abs() <= 65504).all()) for one in weights)
+        wanted = sum(one.numel() for one in weights) * (2 if half else 4)
         try:
             kept.parent.mkdir(parents=True, exist_ok=True)
             make_room(kept.parent, wanted)
@@ -132,9 +137,9 @@ class Converted:
 
 
 class Asked(nn.Module):
-    """A method of a network as a network, which can be traced."""
+    """A function of a network as a network, which can be traced."""
 
-    def __init__(self, network: nn.Module, function: Any):
+    def __init__(self, network: nn.Module, function: Callable[..., Any]):
         super().__init__()
         self.network, self.function = network, function
 
