@@ -71,6 +71,10 @@ test-openvino: $(VENV)/test.stamp  ## `--compile openvino`: numbers, what is kep
 bench-partial: $(VENV)/run.stamp  ## DiffEdit decoded in a rectangle against the whole, error and seconds by size of mask; PARTIAL="--full --steps 4"
 	$(RUN) tests/bench/partial.py $(PARTIAL)
 
+.PHONY: bench-gradients
+bench-gradients: $(VENV)/run.stamp  ## methods with gradients on random weights of full size: a row's seconds, peak memory; GRADIENTS="--size 512"
+	$(RUN) tests/bench/gradient_costs.py $(GRADIENTS)
+
 bench-costs: $(VENV)/run.stamp  ## every method against the bare model calls that it makes; COSTS="--only masactrl" for others
 	$(RUN) tests/bench/method_costs.py $(COSTS)
 
@@ -178,5 +182,5 @@ lines:  ## the reading order with line counts
 	@cd minidiffedit && wc -l diffedit.py ddim.py sd.py unet.py attention.py vae.py clip.py tokenizer.py checkpoint.py
 
 clean:
-	rm -rf $(VENV) $(VERSIONS) demo .bench-mini .compare .evidence .screenshots build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) $(VERSIONS) demo .bench-mini .compare .evidence .photographs .samples .screenshots build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -207,11 +207,11 @@ def count_one(settled: Plan, counter: Counter, reuse: Sequence[Result]) -> Resul
 
 
 def rows_at_defaults(method: str) -> int:
-    """Model rows in all that a method pays with a target and what else it needs, where it finds something to edit."""
+    """Model rows of a method where it finds something to edit; its texts have two words, as DPL learns none of one."""
     found = blank_plan(method)
     made_up = {"mask": torch.ones(1, 1, CELLS, CELLS), "pairs": [["one text", "another text"]], "points": "0,0=>63,63"}
     wanted = {*found.needs, "target"} & found.given.keys()
-    given: dict[str, Any] = {name: made_up.get(GIVEN[name].kind, name) for name in wanted}  # a text is its own name
+    given: dict[str, Any] = {name: made_up.get(GIVEN[name].kind, f"a {name}") for name in wanted}
     return sum(cost(plan(method, seed=0, **given)).values())
 
 

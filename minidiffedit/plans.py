@@ -400,7 +400,7 @@ def idle(settled: Plan, asked: Collection[str], spell: Callable[[str], str] = st
     values, found = settled.settings | settled.given, dict[str, list[str]]()
     for name in sorted({*values} & {*asked}):
         one, by, why = settled.options.get(name), users(settled, name), ""
-        other, value = (one and one.unless) or ("", None)
+        other, value = one.unless if one and one.unless else ("", None)
         if other in values and values[other] == value:
             why = f"with {spell(other)} {value}" if value else f"without {spell(other)}"
         elif name not in COMMON:

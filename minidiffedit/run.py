@@ -327,6 +327,7 @@ def result_of(job: Job, latent: Tensor | None, M: Tensor | None) -> Result:
     if picture:
         image.info = dict(picture.info)
         job.stages["encode"] = [*job.values["path"][0].values()] if "path" in job.values else []
+    job.values.clear()  # job.eps is among them: in a circle pictures would stay until Python sweeps
     decoding = job.stage_of["latent"]
     job.stages[decoding] = [*job.stages.get(decoding, []), latent] if latent is not None else []
     sought = "computed" if "mask" in plan.functions else "everywhere"

@@ -200,7 +200,7 @@ def test_the_rows_at_the_defaults():
     expected = {
         "diffedit": 140, "diffedit-regions": 140, "user-mask": 120, "encode-only": 120, "mask-only": 100,
         "reconstruction": 80, "sdedit": 50, "masactrl": 250, "null-text-inversion": 50 + 50 + 500 + 50 + 200,
-        "replay": 150, "sd-inpainting": 100, "text-to-image": 100,
+        "replay": 150, "sd-inpainting": 100, "text-to-image": 100, "dpl": 50 + 50 * (20 + 1 + 51 + 1) + 200,
     }  # fmt: skip
     assert {method: C.rows_at_defaults(method) for method in expected} == expected
 

@@ -1,6 +1,8 @@
 """The algorithm pinned by closed forms: no weights, float64 where possible. `D` is exchanged by test_mutations."""
 
+import inspect
 import math
+import re
 import warnings
 from itertools import pairwise
 
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 from stubs import ALPHA_BAR, Counting, constant, gaussian, latent, zero
 
 from minidiffedit import diffedit as D
-from minidiffedit.ddim import Trajectory, levels, move
+from minidiffedit.ddim import Trajectory, level_at, levels, move
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*rounds to level 0")
 step_counts, ratios = st.sampled_from([1, 2, 7, 10, 20, 50]), st.sampled_from([0.0, 0.2, 0.5, 0.58, 0.8, 1.0])
@@ -27,6 +29,68 @@ def half_mask(h=6, w=5):
     mask = torch.zeros(1, 1, h, w, dtype=torch.bool)
     mask[..., : w // 2] = True
     return mask
+
+
+def test_options_go_by_name_and_begin_at_the_papers_values():
+    """2210.11427, section 4: 10 maps at half the noise, cut at 0.5 of their range, encoded to 0.8; 50 DDIM steps."""
+    rule, walk = {"clip": 3.0, "threshold": 0.5}, {"steps": 50}
+    expected = {
+        D.find_mask: walk | rule | {"strength": 0.5, "maps": 10, "seed": 0},
+        D.threshold_maps: rule,
+        D.encode: walk | {"strength": 0.8, "refine": 1},
+        D.masked_decode: {"guidance_scale": 7.5, "grey": "level"},
+        D.sample: walk | {"guidance_scale": 7.5},
+    }
+    for function, values in expected.items():
+        parameters = inspect.signature(function).parameters.values()
+        options = {one.name: one.default for one in parameters if one.kind is one.KEYWORD_ONLY}
+        assert {name: one for name, one in options.items() if one not in (None, D.untracked)} == values
+        assert all(one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD for one in parameters
+                   if one.name not in options)  # fmt: skip
+
+
+X0, RAMP = latent(2, 4, 3, 3), torch.linspace(0, 1, 9).reshape(1, 1, 3, 3)
+WALK = Trajectory([X0, X0], 1)
+
+
+@pytest.mark.parametrize("run, name, low, high", [
+    (lambda value: D.find_mask(zero, X0, 1.0, 0.0, maps=value), "maps", 1, 1000),
+    (lambda value: D.find_mask(zero, X0, 1.0, 0.0, maps=1, chunk=value), "chunk", 1, 1000),
+    (lambda value: D.find_mask(zero, X0, 1.0, 0.0, maps=1, seed=value), "seed", 0, 2**63 - 2),
+    (lambda value: D.encode(zero, X0, None, steps=1, refine=value), "refine", 1, 100),
+    (lambda value: D.masked_decode(zero, WALK, RAMP, None, None, guidance_scale=value), "guidance_scale", -1000, 1000),
+    (lambda value: D.sample(zero, X0, None, None, steps=1, guidance_scale=value), "guidance_scale", -1000, 1000),
+    (lambda value: D.threshold_maps(RAMP, torch.zeros(1), clip=value), "mask_clip", 1, 1e9),
+    (lambda value: D.threshold_maps(RAMP, torch.zeros(1), threshold=value), "mask_threshold", 0, 1),
+    (lambda value: levels(value), "steps", 1, 999),
+])  # fmt: skip
+def test_each_range_holds_its_ends_and_no_more(run, name, low, high):
+    for value in (low, high):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            run(value)
+    for value in (low - 1, high * 2):
+        with pytest.raises(ValueError, match=f"^{name} must be .* from {re.escape(f'{low} to {high}')}, got"):
+            run(value)
+
+
+def test_a_mask_is_itself_unchanging_and_told_without_its_cells():
+    found = D.threshold_maps(RAMP, torch.zeros(1))
+    assert found == found and found != D.threshold_maps(RAMP, torch.zeros(1))  # by identity: tensors have no truth
+    assert not any(f"{name}=" in repr(found) for name in ("mask", "heat", "maps", "reference"))
+    with pytest.raises(AttributeError):
+        found.mask = None
+
+
+def test_warnings_point_at_the_caller():
+    one_cell = torch.zeros(1, 1, 3, 3)
+    one_cell[..., 1, 1] = 1
+    with pytest.warns(UserWarning) as said:
+        D.threshold_maps(torch.arange(21.0).reshape(1, 1, 3, 7), torch.zeros(1), threshold=0.05)
+        D.threshold_maps(one_cell, torch.zeros(1), clip=None)
+        level_at(0.01, 10)
+    for one, words in zip(said, ("covers 90%", "single latent cell", "level 0"), strict=True):
+        assert words in str(one.message) and one.filename == __file__
 
 
 # ---------------------------------------------------------------- encoding
@@ -75,6 +139,35 @@ def test_strength_zero_makes_no_call():
     trajectory = D.encode(eps, x0, 0.0, strength=0.0)
     assert torch.equal(D.masked_decode(eps, trajectory, half_mask(3, 3), 0.0, 0.0), x0)
     assert eps.rows == 0 and list(trajectory) == [0]
+
+
+def test_what_is_returned_is_never_the_callers():
+    x0, record = latent(1, 4, 3, 3, dtype=torch.float32), ["of an earlier run"]
+    kept = x0.clone()
+    trajectory = D.encode(zero, x0, None, steps=4, strength=0.5, record=record)
+    assert len(record) == 3 and all(torch.equal(one, trajectory[j]) for j, one in enumerate(record))
+    nothing, none = D.masked_decode(zero, trajectory, torch.zeros(1, 1, 3, 3), 1.0, 0.0, record=(seen := [])), []
+    still = D.masked_decode(zero, trajectory.prefix(0), torch.ones(1, 1, 3, 3), 1.0, 0.0, record=none)
+    assert seen == none == []  # no step, no record
+    for one in (nothing, still, trajectory[0]):
+        one.zero_()
+    assert torch.equal(x0, kept) and not torch.equal(trajectory[1], torch.zeros_like(x0))
+
+
+def test_refining_stops_where_nothing_changes_any_more():
+    eps = Counting(constant(latent(1, 4, 3, 3, seed=1)))
+    D.encode(eps, latent(1, 4, 3, 3), None, steps=10, strength=0.5, refine=9)
+    assert eps.rows == 5 * 3  # the second pass gives the first one's value, the third can't be closer
+
+
+def test_sampling_asks_for_the_null_text_unless_the_guidance_is_one():
+    rows = []
+    for guidance in (0, 1, 2):
+        eps = Counting()
+        D.sample(eps, latent(2, 4, 3, 3), 1.0, 0.0, steps=5, guidance_scale=guidance)
+        rows.append(eps.rows)
+        assert [call[1] for call in eps.calls] == list(levels(5).t[:0:-1])
+    assert rows == [20, 10, 20]
 
 
 def test_refining_solves_the_implicit_step_better():

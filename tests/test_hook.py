@@ -86,6 +86,14 @@ class Operations(TorchDispatchMode):
 # ---------------------------------------------------------------- unused, it costs nothing
 
 
+def test_auto_takes_the_kernel_where_it_is_preferred(monkeypatch):
+    monkeypatch.setattr(attention.kernels, "attend", lambda site, q, k, v: "ours")
+    q = torch.zeros(1, 1, 2, 4)
+    for preferred in (True, False):
+        monkeypatch.setattr(attention.kernels, "preferred", lambda *_, known=preferred: known)
+        assert isinstance(attention.auto(Site("up", 0, 0, "self"), q, q, q), str) == preferred
+
+
 @torch.no_grad()
 def test_unused_it_is_the_unets_own_call():
     sd = model()

@@ -3,6 +3,10 @@
 `unet`, `vae`, `clip` are exchanged by test_mutations. At full size: tests/bench/parity_full.py (`make parity-full`).
 """
 
+import inspect
+import re
+from dataclasses import replace
+
 import pytest
 import tiny
 import torch
@@ -10,7 +14,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from stubs import latent
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from minidiffedit import clip, unet, vae
+from minidiffedit import StableDiffusion, clip, unet, vae
 
 BOUND = 1e-5
 
@@ -116,6 +120,9 @@ def test_vae_bounds_the_log_variance():
     ours.quant_conv.bias.data[4:] = torch.tensor([-100.0, 100.0, 0.0, 0.0])
     log_variance = ours.encode(latent(1, 3, 8, 8, dtype=torch.float32))[1]
     assert (log_variance[:, 0] == -30).all() and (log_variance[:, 1] == 20).all()
+    for sides in ((8, 12), (12, 8)):
+        with pytest.raises(AssertionError, match=f"sides {re.escape(str(sides))} are no multiples of 8"):
+            ours.encode(torch.zeros(1, 3, *sides))
 
 
 @torch.no_grad()
@@ -155,6 +162,50 @@ def test_eps_gives_one_prediction_per_text(sd):
         torch.testing.assert_close(one[i], sd.unet(x[i : i + 1], 481, texts[0])[0], rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="1 or 3 rows"):
         sd.eps(x, 481, [sd.text(["a", "b"])])
+
+
+def test_a_new_model_says_its_sizes_and_counts_from_zero(deep, loads):
+    sd = StableDiffusion(deep.unet, deep.vae, deep.clip, deep.tokenizer)
+    assert (sd.side, sd.factor, sd.channels, sd.further, sd.scale, sd.coarsest) == (64, 8, 4, 0, 0.18215, 2)
+    assert (sd.evaluations, sd.gradients, sd.low_memory, sd.name, sd.kind) == (0, 0, False, "", "base")
+    options = [*inspect.signature(loads).parameters.values()][1:]
+    assert all(one.kind is one.KEYWORD_ONLY for one in options)
+    assert {one.name for one in options if one.default is False} == {"local_files_only", "compile", "low_memory"}
+
+
+@torch.no_grad()
+def test_the_verbs_take_their_ranges_and_no_more(sd):
+    picture, texts = latent(1, 3, 8, 16, dtype=torch.float32).clamp(-1, 1), [sd.text(["a"])]
+    assert sd.encode(1.0009 * picture).shape == (1, 4, 1, 2)  # rounding may overshoot by a thousandth
+    for bad in (1.0011 * picture.sign(), picture[..., :12], picture[..., :4, :], picture[:, :2], picture[0],
+                picture[..., :0], picture[..., :0, :], picture.long(), torch.zeros(1, 1, 3, 8, 8)):  # fmt: skip
+        with pytest.raises(ValueError, match="image must"):
+            sd.encode(bad)
+    z = latent(1, 4, 2, 1, dtype=torch.float32)
+    for bad in (z[:, :3], z[0], z[None], z[..., :0], z[:0]):
+        with pytest.raises(ValueError, match="latent must"):
+            sd.decode(bad)
+    assert all(sd.eps(z, t, texts)[0].shape == z.shape for t in (0, 999))
+    for t in (-1, 1000):
+        with pytest.raises(ValueError, match="t must be a whole number from 0 to 999, got"):
+            sd.eps(z, t, texts)
+    for x, some in ((z, []), (z[:0], texts), (torch.cat([z, z, z]), [sd.text(["a", "b"])])):
+        with pytest.raises(ValueError, match="texts must have"):
+            sd.eps(x, 1, some)
+
+
+@pytest.mark.parametrize("ours, theirs, network", [
+    (unet.UNet, UNet2DConditionModel, "unet"), (vae.VAE, AutoencoderKL, "vae"),
+])  # fmt: skip
+def test_levels_of_unlike_widths_are_joined_as_the_peers(ours, theirs, network):
+    """SD v1's two coarsest levels are equally wide: here none is."""
+    widths = (8, 16, 24, 32)
+    config = replace({"unet": tiny.UNET, "vae": tiny.VAE_}[network], block_out_channels=widths)
+    with torch.device("meta"):
+        peer = theirs.from_config(tiny.CONFIGS[network] | {"block_out_channels": [*widths]})
+        own = ours(config)
+    sizes = [{name: one.shape for name, one in module.state_dict().items()} for module in (own, peer)]
+    assert sizes[0] == sizes[1]
 
 
 def test_attend_replaces_every_attention_of_the_unet(sd):

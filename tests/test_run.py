@@ -3,11 +3,13 @@
 `sd` is a stand-in of a few lines; where a network must be one, it is the tiny `network`.
 """
 
+import gc
 import json
 import math
 import subprocess
 import sys
 import warnings
+import weakref
 
 import numpy as np
 import pytest
@@ -50,6 +52,22 @@ def same(one, other):
 
 def near(one, other):
     return torch.allclose(one.latent, other.latent, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["diffedit", "masactrl", "sdedit"])
+def test_a_run_leaves_nothing_behind(sd, picture, method):
+    """Without Python's sweep for circles: pictures and latents of many runs would wait for it."""
+    gc.collect()
+    gc.disable()
+    try:
+        options = {name: QUICK[name] for name in (QUICK if method == "diffedit" else FEW)}
+        options |= {"source": "a horse"} if method == "masactrl" else {}
+        done = R.edit(sd, picture, method, **options)
+        held = [weakref.ref(one) for one in (done, done.source, done.latent, done.x0)]
+        del done
+        assert not any(one() is not None for one in held)
+    finally:
+        gc.enable()
 
 
 # ---------------------------------------------------------------- the plan

@@ -186,14 +186,14 @@ def editors() -> list[str]:
 
 
 def matrix_tasks(scenes: int, steps: int = 0, seed: int = 0) -> list[Task]:
-    """A task is a scene and an inversion, so that it is made once for all its editors."""
+    """A task is a scene and an inversion, so that it is made once for all its editors; the dear ones come last."""
     tasks = list[Task]()
     for number in range(scenes):
         some = [one for one in (*INVERSIONS, *editors()) if number < FEW or one not in DEAR]
         for inversion in [one for one in INVERSIONS if one in some]:
             names = tuple(f"{inversion}+{editor}" for editor in editors() if editor in some)
             tasks.append(Task(number, KINDS[0], seed, names, steps))
-    return tasks
+    return sorted(tasks, key=lambda task: task.methods[0].partition("+")[0] in DEAR)
 
 
 def table(rows: Sequence[dict[str, Any]], lines: Sequence[str], columns: Sequence[str], say: Any) -> str:
@@ -238,7 +238,8 @@ def matrix(args: argparse.Namespace) -> None:
 
 def gallery(args: argparse.Namespace) -> None:
     """Edits that lie in the folder are shown as they are: remove it to make them anew."""
-    names = [n for n, s in SYSTEMS.items() if s.edit and s.weights == "base" and n != "text-to-image"]
+    rows = {n: s for n, s in SYSTEMS.items() if s.edit and s.weights == "base" and n != "text-to-image"}
+    names = [n for n, s in rows.items() if s.letter in args.letters]
     (args.output / "gallery").mkdir(exist_ok=True)
     numbers = [int(number) for number in args.numbers.split(",")]
     sd, _, _ = networks(args.model, args.judge)
@@ -332,27 +333,32 @@ def heard(sd: StableDiffusion, still: bool) -> Iterator[dict[str, list[float]]]:
 
 
 def losses(args: argparse.Namespace) -> None:
-    """Each method twice on a scene, as it is and with gradients of 0, under the same noises: a line for each loss. Of
-    what drags without a target, success is that the thing and the place are still the same.
+    """Each method twice on a scene, as it is and with gradients of 0, under the same noises: a line for each loss, the
+    pictures in the folder. Of what drags without a target, success is that thing and place are still the same.
     """
     sd, judge, _ = networks(args.model, args.judge)
     names = [name for name, row in SYSTEMS.items() if row.letter == "B" and row.weights == "base"]
-    lines = ["| method | scene | loss | asked at | without it | with it | success | rows with gradient | seconds |"]
-    lines.append("|---|" + 8 * "---|")
+    lines = ["| method | scene | loss | asked | without it | with it | success | PSNR | rows with gradient | seconds |"]
+    lines.append("|---|" + 9 * "---|")
+    (args.output / "losses").mkdir(exist_ok=True)
     for number in map(int, args.numbers.split(",")):
         one = pair(number, KINDS[0])
         for name in args.only or names:
             arguments = given(blank_plan(name), one) | {"seed": 0, "paste": False}
-            made = list[dict[str, list[float]]]()
+            arguments |= {"steps": args.steps} if args.steps else {}
+            made, success, outside = list[dict[str, list[float]]](), list[str](), list[str]()
             for still in (True, False):
                 before, start = sd.gradients, time.perf_counter()
                 with heard(sd, still) as found, warnings.catch_warnings():
                     warnings.simplefilter("ignore")
                     done = edit(sd, Image.fromarray(one.source), name, **arguments)
                 made.append(found)
-            wanted = one.after if "target" in arguments else one.before
-            success = "yes" if right(judge, np.asarray(done.image), wanted) else "no"
-            end = f"{success} | {sd.gradients - before} | {time.perf_counter() - start:.1f} |"
+                wanted = one.after if "target" in arguments else one.before
+                success.append("yes" if right(judge, np.array(done.image), wanted) else "no")
+                outside.append(f"{figures(done, one, judge)['background_psnr'] or np.inf:.1f}")
+                write_picture(done.image, args.output / "losses" / f"{number}-{name}{'-without' if still else ''}.png")
+            spent = f"{sd.gradients - before} | {time.perf_counter() - start:.1f} |"
+            end = " | ".join([" / ".join(success), " / ".join(outside), spent])
             without, with_it = made
             said = [
                 f"{place} | {len(values)} | {np.mean(without.get(place, np.nan)):.4g} | {np.mean(values):.4g}"
@@ -371,10 +377,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m weights.compare", description="Compare the table's methods.")
     parser.add_argument("what", choices=COMMANDS)
     parser.add_argument("--scenes", type=int, default=40, metavar="N", help="how many (%(default)s)")
-    parser.add_argument("--steps", type=int, default=0, metavar="N", help="of each method in the matrix (its default)")
+    parser.add_argument("--steps", type=int, default=0, metavar="N", help="of each method (its default)")
     parser.add_argument(
         "--numbers", default="4,7,9", metavar="N,N,N", help="scenes of gallery and losses (%(default)s)"
     )
+    parser.add_argument("--letters", default="ABD", help="of the methods in the gallery; B: gradients (%(default)s)")
     parser.add_argument("--only", nargs="+", metavar="METHOD", help="of the methods with a loss (all)")
     parser.add_argument("--wide", type=int, default=10, metavar="N", help="pictures in its lines (%(default)s)")
     add_options(parser, ".compare")

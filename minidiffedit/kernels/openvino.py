@@ -66,7 +66,7 @@ class Converted:
     def compile(self, given: Sequence[Tensor]) -> Any:
         import openvino
 
-        how: dict[str, Any] = {"INFERENCE_PRECISION_HINT": HINTS[self.dtype], "PERFORMANCE_HINT": "LATENCY"}
+        how: dict[str, str | int] = {"INFERENCE_PRECISION_HINT": HINTS[self.dtype], "PERFORMANCE_HINT": "LATENCY"}
         how["INFERENCE_NUM_THREADS"] = torch.get_num_threads()
         core, kept = openvino.Core(), self.folder and self.folder / self.key(given)
         if kept and os.path.isdir(kept):

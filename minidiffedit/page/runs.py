@@ -1,4 +1,4 @@
-"""Runs behind the page: one model in memory, one run at a time, each in a thread that tells how far it is.
+"""Runs behind the page: one model in memory, one run at a time, in a thread that tells how far it is.
 
 A run stops at its next model call when its visitor cancels it or leaves. What needs no model at all, a mask cut anew
 from maps that are known, is made by `cut` beside it, while another visitor's run goes on.
@@ -109,9 +109,15 @@ class Studio:
     """The one model of all visitors. choice: which comes first; forget: lets go of all that holds a model."""
 
     def __init__(self, load: Callable[[Choice], "StableDiffusion"], choice: Choice):
-        self.load, self.lock, self.choice = load, threading.Lock(), choice
+        self.load, self.choice, self.runs = load, choice, queue.SimpleQueue[Callable[[], None]]()
         self.sd: StableDiffusion | None = load(choice)
         self.forget: Callable[[], None] = lambda: None
+        threading.Thread(target=self.work, daemon=True).start()
+
+    def work(self) -> None:
+        """Runs one after another, all in one thread: each thread has memory of its own, which it may keep."""
+        while True:
+            self.runs.get()()
 
     def model(self, choice: Choice) -> "StableDiffusion":
         """The chosen model; another one leaves the memory before it comes."""
@@ -127,20 +133,20 @@ class Studio:
         return self.sd if choice == self.choice else None
 
     def run(self, stop: threading.Event, choice: Choice, work: Work) -> Iterator[Any]:
-        """Do the work in a thread: looks at it, whatever else it shows, and at last `Ended`. Raises what it raises."""
+        """Do the work in its turn: looks at it, whatever else it shows, and at last `Ended`. Raises what it raises."""
         shown: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
         def done() -> None:
             said: list[str] = []
             try:
-                with self.lock, hearing(said):
+                with hearing(said):
                     if stop.is_set():
                         raise Stopped
                     shown.put(Ended(work(self.model(choice), Watcher(stop, shown.put)), said))
             except BaseException as error:
                 shown.put(error)
 
-        threading.Thread(target=done, daemon=True).start()
+        self.runs.put(done)
         try:
             while True:
                 one = shown.get()

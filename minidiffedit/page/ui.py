@@ -3,6 +3,7 @@
 Every handler is a generator of {name of a component: update}; what it raises is said as a sentence in the page.
 """
 
+import gc
 import json
 import os
 import re
@@ -26,14 +27,13 @@ from ..methods.table import INVERSIONS, MASKS, SYSTEMS
 from ..options import Option, options_of
 from ..run import COMMON, GIVEN, Plan, Result, blank_plan, execute, execute_mask, execute_path, function_at, inputs_of
 from ..run import plan_words as words_of_a_text
-from ..views.report import CUT, part
+from ..views.report import CUT, SHAPING, part
 from ..views.sheet import candidates, plan_all
 from ..views.witness import Witness
-from ..views.word_page import chosen as chosen_words
-from ..views.word_page import word_page
+from ..views.word_page import chosen, word_page
 from . import visit as visits
 from .runs import Choice, Ended, NeedsModel, Seen, Stopped, Studio, Work
-from .visit import SHAPING, Visit
+from .visit import Visit
 
 FIRST = ("seed", "steps", "strength", "guidance_scale")  # options that are shown at once
 MOST_VISITS, LARGEST = 32, "64mb"  # remembered at once; the upload of one picture
@@ -65,7 +65,7 @@ class Page:
     def __init__(self, studio: Studio, setup: Setup, folder: Path):
         self.studio, self.setup, self.folder = studio, setup, folder
         self.visits, self.lock = dict[str, Visit](), threading.Lock()
-        self.part, studio.forget = dict[Any, Any](), self.forget
+        self.part, studio.forget = dict[Any, Any](), lambda: visits.let_go([*self.visits.values()], 0)
         kinds = {studio.sd.kind} if studio.sd and len(setup.models) == 1 else {one.weights for one in SYSTEMS.values()}
         rows = {name: one for name, one in SYSTEMS.items() if one.edit and one.weights in kinds}
         self.methods = [name for name, one in rows.items() if "x_T" not in inputs_of(one.edit)]
@@ -83,7 +83,7 @@ class Page:
                 with gr.Column(scale=2, min_width=320):
                     self.build_asking(gr)
                 with gr.Column(scale=3, min_width=320):
-                    with gr.Column(visible=self.blank.masked) as self.part["masking"]:
+                    with gr.Column() as self.part["masking"]:
                         self.build_mask(gr)
                     self.build_edit(gr)
             self.part["status"] = gr.HTML(said(""))  # at the window's lower edge, wherever the page stands
@@ -131,9 +131,9 @@ class Page:
         gr.HTML("<h2>The mask</h2><p>What may change. Paint finds it by itself; here it is seen and altered.</p>")
         put["find"] = gr.Button("Find the mask", variant="primary", visible="mask" in self.blank.functions)
         put["mask_said"] = gr.HTML(said(""))
-        with gr.Column(visible=False) as put["panels"]:
+        with gr.Column() as put["panels"]:
             with gr.Row():
-                with gr.Column(visible=steerable, scale=2, min_width=300) as put["painting"]:
+                with gr.Column(scale=2, min_width=300) as put["painting"]:
                     brush = gr.Brush(default_size="auto", colors=["#ff5814", "#1450ff"], color_mode="fixed")
                     options: dict[str, Any] = {"type": "pil", "sources": [], "transforms": [], "layers": False}
                     label = "Brush: orange adds, blue takes away"
@@ -163,7 +163,7 @@ class Page:
             put["paint"] = gr.Button("Paint", variant="primary")
             put["cancel"] = gr.Button("Cancel")
         put["preview"] = seen(gr, "What it is heading for", height=200, visible=False)
-        with gr.Column(visible=False) as put["results"]:
+        with gr.Column() as put["results"]:
             put["slider"] = gr.ImageSlider(label=BESIDE, interactive=False, max_height=560)
             put["made_said"] = gr.HTML(said(""))
             put["gallery"] = gallery(gr, "Results: choose one to go on from")
@@ -176,8 +176,7 @@ class Page:
                 text = {"interactive": False, "buttons": ["copy"], "lines": 2, "max_lines": 20}
                 put["command"] = gr.Textbox("", label="Command, beside the files", **text)
                 put["python"] = gr.Textbox("", label="Python, beside the files", **text)
-        about, shown = "Where each word of the source is looked for", "source" in blank.given
-        with gr.Accordion(about, open=False, visible=shown) as put["looks"]:
+        with gr.Accordion("Where each word is looked for", open=False, visible="source" in blank.given) as put["looks"]:
             put["words"] = gr.Button("Draw the word maps")
             put["sheet"] = seen(gr, "Word maps", show_label=False, visible=False)
 
@@ -191,7 +190,8 @@ class Page:
         mute = (gr.HTML, gr.Button, gr.Row, gr.Column, gr.Accordion)
         told = [one for one in put.values() if not isinstance(one, mute) and one.interactive is not False]
         anything = {"concurrency_limit": None, "show_progress": "hidden", "trigger_mode": "always_last"}
-        a_run = {"concurrency_limit": 1, "concurrency_id": "model", "show_progress": "minimal"}
+        a_run: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model", "show_progress": "minimal"}
+        a_run["show_progress_on"] = put["status"]
 
         def on(handler: Callable[..., Iterator[Any]], *triggers: Any, how: Any = anything, **more: Any) -> Any:
             def call(data: dict[Any, Any], request: gr.Request, event: gr.EventData) -> Iterator[Any]:
@@ -210,8 +210,7 @@ class Page:
         texts = [put[name].blur for name, one in GIVEN.items() if one.kind in ("text", "pairs")]
         on(self.look, put["mask"].change, *texts, *(put[key].input for key in (*SHAPING, *self.options)))
         on(self.look, put["editor"].change)
-        runs = [(self.find, put["find"]), (self.paint, put["paint"]), (self.words, put["words"])]
-        begun = [on(run, button.click, how=a_run, show_progress_on=put["status"]) for run, button in runs]
+        begun = [on(getattr(self, name), put[name].click, how=a_run) for name in ("find", "paint", "words")]
         on(self.cancel, put["cancel"].click, cancels=begun)
         on(self.choose, put["gallery"].select)
         on(lambda visit, _: self.settings(visit, visit.result.picture), put["again"].click)
@@ -223,20 +222,13 @@ class Page:
 
         blocks.unload(gone)
 
-    def forget(self) -> None:
-        """Another model is to come: nothing of the last one's is kept but files."""
-        for one in (everyone := [*self.visits.values()]):
-            one.found = None
-        visits.let_go(everyone, 0)
-
     def visit(self, request: Any) -> Visit:
         """Whose request it is. Those who were here longest ago are forgotten first."""
         key = str(request.session_hash)
         with self.lock:  # a visitor's events come in several threads
-            one = self.visits[key] = self.visits.pop(key, None) or Visit(self.folder)
-            gone = [*self.visits][:-MOST_VISITS]
-        for old in gone:
-            self.leave(old)
+            one = self.visits[key] = self.visits.pop(key) if key in self.visits else Visit(self.folder)
+            for old in [*self.visits][:-MOST_VISITS]:
+                self.leave(old)
         return one
 
     def leave(self, key: str | None) -> None:
@@ -269,7 +261,7 @@ class Page:
             line = said(escape(visits.sentence(error, hidden)), "alert")
         yield sent({"status": line, **self.show(preview=False)})
 
-    # ------------------------------------------------------------ handlers: what is asked for
+    # ------------------------------------------------------------ handlers: what is asked for, and its mask
 
     def asked(self, visit: Visit, told: dict[Any, Any]) -> tuple[Plan, dict[str, Path], Steering | None, Choice]:
         """The plan, its files, the steering with what is painted (None: neither), the model."""
@@ -298,8 +290,7 @@ class Page:
         if photo and visit.photo == Path(photo[0]):
             return
         visit.take(None)
-        yield dict.fromkeys(("editor", "tinted", "heat", "places")) | {"mask_said": said("")}
-        yield self.show(panels=bool(photo))
+        yield {"tinted": None, "heat": None, "mask_said": said("")}
         if photo:
             visit.take(Path(photo[0]), photo[1])
             picture = visits.reduced(visit.at_hand[1], visits.LONGEST)
@@ -324,8 +315,8 @@ class Page:
             made[key] = self.update(visible=shown, **({"value": boxed(blank.options[key[0]], value)} if shown else {}))
         made |= {name: values[name] for name in SHAPING if name in values}
         made["inversion"] = self.update(visible=bool(blank.system.inversion), value=inversion)
-        made |= self.show(masking=blank.masked, find="mask" in blank.functions, looks="source" in blank.given)
-        made |= dict.fromkeys(("mask_from", "painting", "shaping"), self.update(visible=blank.steerable))
+        made |= self.show(find="mask" in blank.functions, looks="source" in blank.given)
+        made |= dict.fromkeys(("mask_from", "shaping"), self.update(visible=blank.steerable))
         made |= dict.fromkeys(("places", "back"), self.update(visible="points" in blank.given))
         yield made | {"about": about(told["method"]), **self.show(regions=False)}
 
@@ -349,8 +340,6 @@ class Page:
     def show_places(self, visit: Visit, told: dict[Any, Any]) -> Iterator[Any]:
         if visit.picture:
             yield {"places": visits.arrows(visit.picture, visits.places_of(told["points"]))}
-
-    # ------------------------------------------------------------ handlers: the mask
 
     def look(self, visit: Visit, told: dict[Any, Any]) -> Iterator[Any]:
         """The mask as the controls have it now, from what is known: no model row is paid."""
@@ -454,7 +443,7 @@ class Page:
 
     def cancel(self, visit: Visit, told: dict[Any, Any]) -> Iterator[Any]:
         visit.stop.set()
-        yield {"status": said("Cancelled."), **self.show(preview=False)}
+        raise Stopped
 
     def beside(self, left: Path, right: Path, label: str) -> dict[str, Any]:
         return {"slider": self.update(value=(str(left), str(right)) if left.exists() else None, label=label)}
@@ -464,7 +453,7 @@ class Page:
         visit.shown = made
         results = [(str(one.picture), one.about) for one in visit.made]
         told = {"gallery": results, "made_said": said(escape(made.about)), "files": [*map(str, made.files)]}
-        told |= self.beside(made.before, made.picture, BESIDE) | self.show(results=True)
+        told |= self.beside(made.before, made.picture, BESIDE)
         return told | {"command": made.command, "python": made.python}
 
     def choose(self, visit: Visit, told: dict[Any, Any]) -> Iterator[Any]:
@@ -485,7 +474,7 @@ class Page:
         if not told["source"]:
             raise ValueError("say in the source what the picture shows: its words are looked for")
         settled, seen = words_of_a_text(told["source"]), Witness()
-        shown = chosen_words(told["source"], None)
+        shown = chosen(told["source"], None)
 
         def work(sd: Any, watch: Any) -> Image.Image:
             watch.expect([settled], [], "encode")
@@ -497,7 +486,7 @@ class Page:
             yield one
 
 
-# ---------------------------------------------------------------- controls
+# ---------------------------------------------------------------- controls and words
 
 
 def kind_of(one: Option | None) -> Any:
@@ -594,9 +583,6 @@ def examples() -> dict[str, tuple[Path, str, str]]:
     return dict([*shown.items()][:6])
 
 
-# ---------------------------------------------------------------- words
-
-
 def spoken(name: str) -> str:
     return name[:1].upper() + name[1:].replace("_", " ")
 
@@ -607,9 +593,12 @@ def said(text: str, role: str = "status") -> str:
 
 
 def about(method: str) -> str:
-    system = SYSTEMS[method]
+    """The method's paper and note; by its class the page's style hides what the method has no use for."""
+    system, blank = SYSTEMS[method], blank_plan(method)
     paper = f"arXiv {system.paper}" if system.paper.replace(".", "").isdigit() else system.paper
-    return said(escape(f"{paper}{'; ' if system.note else ''}{system.note}"), "note")
+    lacks = f"{'' if blank.masked else 'maskless'} {'' if blank.steerable else 'brushless'}"
+    text = escape(f"{paper}{'; ' if system.note else ''}{system.note}")
+    return said(f'<span class="{lacks}">{text}</span>', "note")
 
 
 def bar(one: Seen) -> str:
@@ -678,13 +667,13 @@ def served(studio: Studio, setup: Setup, host: str = "127.0.0.1", port: int | No
         from starlette.middleware import Middleware
 
         trusting_nothing(gr)
+        gc.freeze()  # the program itself: Python sweeps what is left behind the sooner
         blocks = Page(studio, setup, folder).build().queue(max_size=20)
         theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
         door = Middleware(Local, host in ("127.0.0.1", "localhost", "::1"))
         app = {"middleware": [door], "docs_url": None, "redoc_url": None}
-        looks = {"theme": theme, "head": part("page.html"), "footer_links": []}
+        looks = {"theme": theme, "head": part("page.html"), "footer_links": [], "state_session_capacity": MOST_VISITS}
         limits = {"max_file_size": LARGEST, "strict_cors": True, "share": False, "ssr_mode": False}
-        limits["state_session_capacity"] = MOST_VISITS
         _, url, _ = blocks.launch(
             server_name=host, server_port=port, quiet=True, prevent_thread_lock=True, app_kwargs=app, **looks, **limits
         )

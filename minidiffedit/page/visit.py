@@ -25,10 +25,9 @@ from ..files.results import MARK, settings_in
 from ..files.states import save_state
 from ..options import Option
 from ..run import GIVEN, Plan, Result, blank_plan, open_picture, parts_of, plan
-from ..views.report import coloured, option, reduced, save_report, words
+from ..views.report import SHAPING, coloured, option, reduced, save_report, words
 from .runs import NeedsModel, cut
 
-SHAPING = ("largest", "invert", "dilate", "feather")  # of a Steering, what sliders say
 TINT = (255, 88, 20)
 LONGEST, DRAWN = 1024, 640  # pixels a side of what is shown and painted on, and of what arrows are drawn on
 MOST_KEPT, MOST_REUSED = 24, 3  # results with their latents: of all visitors, and that one run begins from
@@ -93,8 +92,7 @@ class Visit:
         """Earlier results on this picture by this model: what still holds of them is not paid twice."""
         _, at = open_picture(sd, self.at_hand[1], size)
         latest = [one.result for one in self.made if one.result and one.before == self.before][-MOST_REUSED:]
-        known = [self.found, *latest] if self.found else latest
-        return [one for one in known if one.sd is sd and one.settings["working_size"] == at]
+        return [one for one in (self.found, *latest) if one and one.sd is sd and one.settings["working_size"] == at]
 
     def mask(self, settled: Plan, steering: Steering | None, sd: Any) -> Result | Tensor | None:
         """The mask as the controls have it: of the maps that were found, or of a given or painted one the cells alone;
@@ -158,10 +156,12 @@ class Visit:
 
 
 def let_go(visits: Sequence[Visit], but: int) -> None:
-    """Of all results keep the last with their latents and model, those of the first visits go first; files stay."""
+    """Of all results keep the last with their latents, the first visits go first; with but=0 no mask either."""
     held = [one for visit in visits for one in visit.made if one.result]
     for old in held[: max(0, len(held) - but)]:
         old.result = None
+    for one in () if but else visits:
+        one.found = None
 
 
 # ---------------------------------------------------------------- from controls to a plan, and back
@@ -265,7 +265,7 @@ def strokes(layers: Sequence[Image.Image], size: tuple[int, int]) -> dict[str, I
     pixels = np.asarray(whole)
     there, warm = pixels[..., 3] > 127, pixels[..., 0] >= pixels[..., 2]
     inside = {"union": there & warm, "subtract": there & ~warm}
-    made = {name: Image.fromarray((255 * one).astype(np.uint8)) for name, one in inside.items() if one.any()}
+    made = {name: Image.fromarray(np.uint8(255) * one) for name, one in inside.items() if one.any()}
     return {name: mask.resize(size, Image.Resampling.NEAREST) for name, mask in made.items()}
 
 

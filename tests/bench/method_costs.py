@@ -27,6 +27,7 @@ from minidiffedit.methods.table import SYSTEMS
 from minidiffedit.run import GIVEN, begin, blank_plan, execute, plan
 
 MOST = 1.15
+FEW = {"inner_steps": 2, "iterations": 10, "updates": 3, "text_steps": 3, "lora_steps": 3, "maps": 4}
 ROOT = Path(__file__).parents[2]
 
 
@@ -52,9 +53,9 @@ class Seen:
                 torch.stack(made).float().square().sum().backward()
 
 
-def settled(name: str, steps: int, size: int, photo: Image.Image) -> Any:
-    """The method on made-up inputs; few inner iterations where it has some."""
-    blank = blank_plan(name)
+def settled(name: str, photo: Image.Image, few: dict[str, int]) -> Any:
+    """The method on made-up inputs for a square picture; few: options, of which it takes those that it has."""
+    blank, size = blank_plan(name), photo.width
     mask = torch.zeros(1, 1, size // 8, size // 8)
     mask[..., size // 32 : size // 12, size // 32 : size // 12] = 1
     made = {"mask": mask, "pairs": [["a photo of a horse", "a photo of a zebra"]], "picture": photo}
@@ -64,15 +65,13 @@ def settled(name: str, steps: int, size: int, photo: Image.Image) -> Any:
     given = {one: made.get(GIVEN[one].kind, texts.get(one, "make it a zebra")) for one in wanted}
     if "mask" in blank.given and "mask" not in blank.functions:
         given["mask"] = mask
-    few = {"steps": steps, "size": size, "inner_steps": 2, "iterations": 10, "updates": 3, "lora_steps": 3, "maps": 4}
-    options = {one: value for one, value in few.items() if one in blank.options}
-    return plan(name, seed=0, **given, **options)
+    return plan(name, seed=0, size=size, **given, **{one: few[one] for one in few.keys() & blank.options})
 
 
 def measured(sd: StableDiffusion, name: str, args: argparse.Namespace) -> dict[str, Any]:
     """Seconds of the loops alone: a run's time in the stages that ask the model."""
     photo = picture(args.size)
-    asked = settled(name, args.steps, args.size, photo)
+    asked = settled(name, photo, FEW | {"steps": args.steps})
     seen = Seen(sd.eps)
     sd.eps = seen  # type: ignore[method-assign]
     execute(asked, sd, photo)

@@ -361,7 +361,7 @@ def test_places_of_a_drag_are_clicked_shown_as_arrows_and_undone(server, come, t
 def test_the_words_of_the_source_are_mapped(server, come):
     page = come(server)
     fill(page)
-    page.get_by_role("button", name="Where each word of the source is looked for").click()
+    page.get_by_role("button", name="Where each word is looked for").click()
     press(page, "Draw the word maps")
     expect(page.locator("#part-sheet img")).to_be_visible(timeout=120_000)
     status(page, "Done")
@@ -613,7 +613,7 @@ def test_accessible_and_within_its_width(server, come, scheme):
     expect(page.locator("#part-status")).to_be_in_viewport()  # wherever the button stands
     page.set_viewport_size({"width": 1400, "height": 1000})
     fill(page)
-    for name in ("The same from the command line", "Where each word of the source is looked for"):
+    for name in ("The same from the command line", "Where each word is looked for"):
         page.get_by_role("button", name=name).click()
     paint(page)
     press(page, "Draw the word maps")
