@@ -212,7 +212,7 @@ def quality(rows: Sequence[dict[str, Any]]) -> str:
     """The background's PSNR and the share of successes."""
     some = [row for row in rows if "error" not in row]
     if not some:
-        return "refused"
+        return "refused" if rows else ""
     kept = [row["background_psnr"] for row in some if row["background_psnr"] is not None]  # None: the source came back
     said = f"{mean(kept):.1f} dB" if kept else "untouched"
     return f"{said}, {100 * np.mean([row['success'] for row in some]):.0f} %"
