@@ -77,7 +77,9 @@ def edit(
         mask = image
     given = {"target": target, "source": source, "mask": mask, "negative_prompt": negative_prompt}
     settled = plan(method, inversion=inversion, mask_from=mask_from, **given, **options)
-    for line in idle(settled, [name for name, one in (given | options).items() if one is not None]):
+    own = settled.options  # a record of an edit, given again, holds every default: they are no wishes
+    meant = [n for n, one in (given | options).items() if one is not None and (n not in own or one != own[n].default)]
+    for line in idle(settled, meant):
         warnings.warn(line, stacklevel=2)
     handles: dict[str, Any] = {"steering": steering, "reuse": earlier, "witness": witness, "bitwise": bitwise}
     with bar(settled, watch) if progress else nullcontext(watch) as seen:

@@ -4,9 +4,11 @@
 
 Needs the package openvino (`pip install openvino`, in an environment of its own if you like). Each side lives in a
 process of its own, as its threads wait in their own way, and is asked in turn: A B A B, B A B A. Sides: ours as it
-comes; with --sides, minutes at first, compiled by torch, or ours-openvino; OpenVINO, which reads our own UNet, traced.
+comes; with --sides, minutes at first, compiled by torch, or ours-openvino; OpenVINO, which reads our own UNet, traced,
+or with --peer another of ours in its place. OpenVINO's sides hold 9 and 14 GiB: both do not fit into 24 with `edit`.
 b1: one row, as in encoding; b2: a guided pair; edit: 5 steps, 2 maps, OpenVINO's UNet in our schedule. What is shown:
-median seconds, the median of the pairs' ratios ours / OpenVINO with its range, the relative difference of the results.
+median seconds, the median of the pairs' ratios ours / OpenVINO with its range, the relative difference of the results,
+of each side the seconds until its first answer and its peak memory (Linux).
 Both sides get the machine's defaults: ours what `import minidiffedit` sets. Exits with 1 where a limit is missed.
 """
 
@@ -154,29 +156,37 @@ class Side:
             raise RuntimeError(f"the process of {self.into.stem} ended with {self.process.wait()}")
         return float(answer)
 
+    def peak(self) -> float:
+        """GiB, the most it has held."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) / 2**20
+
 
 def compared(sides: dict[str, Side], task: str, rounds: int) -> dict[str, Any]:
-    for one in sides.values():
-        one.seconds(task)  # builds and warms up
+    *_, peer = sides
+    for name, one in sides.items():
+        start = time.perf_counter()
+        one.seconds(task)  # loads, builds and warms up
+        print(f"{task}: {name}: first answer after {time.perf_counter() - start:.1f} s", flush=True)
     found: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(rounds):
         for name in list(sides) if number % 2 == 0 else list(sides)[::-1]:
             found[name].append(sides[name].seconds(task))
     made: dict[str, Any] = {"seconds": {name: median(each) for name, each in found.items()}}
-    for name in sides.keys() - {"openvino"}:
-        ratios = [a / b for a, b in zip(found[name], found["openvino"])]
+    for name in sides.keys() - {peer}:
+        ratios = [a / b for a, b in zip(found[name], found[peer])]
         made[name] = {"ratio": median(ratios), "least": min(ratios), "most": max(ratios)}
     return made
 
 
-def shown(name: str, found: dict[str, Any], differ: dict[str, float]) -> str:
+def shown(name: str, found: dict[str, Any], differ: dict[str, float], peer: str) -> str:
     parts = []
     for side_name in found.keys() - {"seconds"}:
         one, seconds = found[side_name], found["seconds"]
         verdict = "met" if one["ratio"] <= MUST else "MISSED"
         parts.append(
             f"{name:9} {side_name:9} {one['ratio']:.3f} ({one['least']:.3f}..{one['most']:.3f}), "
-            f"{seconds[side_name]:.2f} / {seconds['openvino']:.2f} s, differ by {differ[side_name]:.1e}  "
+            f"{seconds[side_name]:.2f} / {seconds[peer]:.2f} s, differ by {differ[side_name]:.1e}  "
             f"{verdict} ({MUST})"
         )
     return "\n".join(sorted(parts))
@@ -189,6 +199,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=6, help="(%(default)s)")
     parser.add_argument("--only", nargs="+", default=list(TASKS), choices=TASKS)
     parser.add_argument("--sides", nargs="+", default=["ours"], choices=["ours", *COMPILE])
+    parser.add_argument("--peer", default="openvino", choices=["openvino", "ours", *COMPILE], help="(%(default)s)")
     parser.add_argument("--counters", action="store_true", help="only where the time of one row goes")
     parser.add_argument("--no-busy", action="store_true", help="leave out C7")
     parser.add_argument("--weights", type=Path, metavar="DIR", help="a model's folder, in place of random weights")
@@ -212,7 +223,7 @@ def main() -> int:
             return 0
         where = f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.2f}, {args.size} px"
         print(f"{time.strftime('%F %T')}, {where}", flush=True)
-        sides = {name: Side(name, args, Path(temporary)) for name in (*args.sides, "openvino")}
+        sides = {name: Side(name, args, Path(temporary)) for name in (*args.sides, args.peer)}
         try:
             for busy in (False, True)[: 1 if args.no_busy else 2]:
                 other = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if busy else None
@@ -221,9 +232,10 @@ def main() -> int:
                         name = f"{'C7' if busy else 'C6'} {task}"
                         all_found[name] = compared(sides, task, args.rounds)
                         made = {one: torch.load(each.into)[task] for one, each in sides.items()}
-                        peer = made.pop("openvino")
+                        peer = made.pop(args.peer)
                         differ = {one: float((each - peer).norm() / peer.norm()) for one, each in made.items()}
-                        print(shown(name, all_found[name], differ), flush=True)
+                        print(shown(name, all_found[name], differ, args.peer), flush=True)
+                        print(*(f"{one}: peak {each.peak():.1f} GiB" for one, each in sides.items()), sep="\n")
                 finally:
                     if other:
                         other.kill()
