@@ -14,6 +14,7 @@ from stubs import latent
 
 from minidiffedit import StableDiffusion, edit
 from minidiffedit.fast import CompiledUNet, compiled_vae
+from minidiffedit.kernels import openvino as ours
 from minidiffedit.kernels.openvino import Converted
 from minidiffedit.unet import UNet
 
@@ -146,6 +147,17 @@ def test_what_cannot_be_converted_is_said_in_one_line(monkeypatch):
     monkeypatch.setattr(UNet, "forward", lambda self, x, *_: torch.linalg.eigvals(x).real)
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
     with pytest.raises(RuntimeError, match=r"^compiling the UNet for .* failed: OpenVINO cannot .*without compile"):
+        CompiledUNet(unet(), "openvino")(GIVEN[0], 481, GIVEN[2])
+
+
+def test_short_memory_is_said_before_the_system_kills(monkeypatch):
+    pages, page = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
+    assert 0 < ours.free_memory() < pages * page / 2**30
+    monkeypatch.setattr(ours, "free_memory", lambda: 0.0)
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    with pytest.raises(
+        RuntimeError, match=r"failed: OpenVINO holds some .* GiB for each shape, 0\.0 GiB are free; load"
+    ):
         CompiledUNet(unet(), "openvino")(GIVEN[0], 481, GIVEN[2])
 
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 HINTS = {torch.float32: "f32", torch.bfloat16: "bf16"}  # by the weights' dtype, what OpenVINO computes in
 MOST = 20 * 2**30  # bytes of converted networks that are kept; those of SD v1's UNet are 1.7e9 in bfloat16, for a shape
+HELD = 6.5  # bytes of memory for each weight and shape, measured with SD v1's UNet in bfloat16; float32 takes no less
 GRAPH = "network.xml"  # beside it the weights, network.bin
 
 
@@ -42,7 +43,7 @@ class Converted:
     Takes float32 or bfloat16 weights on the CPU, as they are at the first call of a shape: later changes are not seen.
     folder: where conversions are kept for later runs, None for nowhere. Meanwhile the weights are float32, twice the
     memory of bfloat16; afterwards OpenVINO holds its own copy of them for each shape. Raises ValueError where a
-    gradient is asked for, RuntimeError for what OpenVINO cannot convert or compile.
+    gradient is asked for, RuntimeError for what OpenVINO cannot convert or compile, and where memory is short.
     """
 
     def __init__(self, network: nn.Module, function: Callable[..., Any], folder: str | Path | None = None):
@@ -66,6 +67,9 @@ class Converted:
     def compile(self, given: Sequence[Tensor]) -> Any:
         import openvino
 
+        wanted, free = HELD * sum(one.numel() for one in self.network.parameters()) / 2**30, free_memory()
+        if wanted > free:  # else the system kills the process, without a word
+            raise RuntimeError(f"OpenVINO holds some {wanted:.1f} GiB for each shape, {free:.1f} GiB are free")
         how: dict[str, str | int] = {"INFERENCE_PRECISION_HINT": HINTS[self.dtype], "PERFORMANCE_HINT": "LATENCY"}
         how["INFERENCE_NUM_THREADS"] = torch.get_num_threads()
         core, kept = openvino.Core(), self.folder and self.folder / self.key(given)
@@ -156,3 +160,12 @@ def make_room(folder: Path, wanted: int) -> None:
         sizes.pop(0)
     if (free := shutil.disk_usage(folder).free) < wanted + 2**30:
         raise OSError(f"{wanted / 1e9:.1f} GB and a GiB to spare are wanted in {folder}, {free / 1e9:.1f} are free")
+
+
+def free_memory() -> float:
+    """GiB that a process can still have on Linux; infinite where the system does not say."""
+    try:
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        return int(lines["MemAvailable"].split()[0]) / 2**20
+    except (OSError, KeyError, ValueError):
+        return float("inf")
