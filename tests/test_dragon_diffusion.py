@@ -161,7 +161,7 @@ MUTATIONS = {
         "y[[0, 0]]", test_without_energy_it_walks_beside_the_source),
     "from the first step on": ("dragon_diffusion:dragon_diffusion", "i < first(ALONE, path.top)", "False",
         test_without_energy_it_walks_beside_the_source),
-    "all of the start": ("dragon_diffusion:left", "(rows[:, None] | columns)", "(rows[:, None] | ~rows[:, None])",
+    "all of the start": ("dragon_diffusion:left", "rows[:, None] | columns", "rows[:, None] | ~columns",
         test_the_start_shall_change_where_it_is_not_the_goal),
     "what comes in from the other side": ("dragon_diffusion:copied",
         "squares(x, [goal], radius) * squares(x, [start], radius).roll(way, (2, 3))", "squares(x, [goal], radius)",

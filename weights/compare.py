@@ -33,7 +33,7 @@ from minidiffedit import StableDiffusion, edit, noises
 from minidiffedit.cost import cost
 from minidiffedit.files.images import to_picture, write_picture
 from minidiffedit.many.evaluate import append_row, mean, measures, read_rows
-from minidiffedit.many.metrics import iou
+from minidiffedit.many.metrics import iou, psnr
 from minidiffedit.methods.table import INVERSIONS, SYSTEMS
 from minidiffedit.methods.text_to_image import text_to_image
 from minidiffedit.run import Plan, Result, blank_plan, plan
@@ -335,11 +335,12 @@ def heard(sd: StableDiffusion, still: bool) -> Iterator[dict[str, list[float]]]:
 def losses(args: argparse.Namespace) -> None:
     """Each method twice on a scene, as it is and with gradients of 0, under the same noises: a line for each loss, the
     pictures in the folder. Of what drags, success is that thing and place are still the same, PSNR is outside the thing
-    and where it shall be, and `point` is how far the point is from its goal at first and at the end, in cells.
+    and where it shall be; `moved` is the PSNR inside, to the source and to the thing moved, and how far the point is
+    from its goal at first and at the end, in cells, where the method follows it.
     """
     sd, judge, _ = networks(args.model, args.judge)
     names = [name for name, row in SYSTEMS.items() if row.letter == "B" and row.weights == "base"]
-    heads = "method | scene | loss | asked | without it | with it | success | PSNR | point | rows with gradient"
+    heads = "method | scene | loss | asked | without it | with it | success | PSNR | moved | rows with gradient"
     lines, told = [f"| {heads} |", f"|---|{'---|' * heads.count('|')}"], dict(each.split("=") for each in args.set)
     (args.output / "losses").mkdir(exist_ok=True)
     for number, name in [(int(number), name) for number in args.numbers.split(",") for name in args.only or names]:
@@ -352,6 +353,9 @@ def losses(args: argparse.Namespace) -> None:
             where = one.before.alpha() > 0
             where = where | np.roll(where, (way[1] - way[0]).int().tolist(), (0, 1))
             arguments["mask"] = mask_image(where)
+            thing, (down, along) = one.before.things[0], (way[1] - way[0]).tolist()
+            there = replace(thing, x=thing.x + along / SIDE, y=thing.y + down / SIDE)
+            ideal = replace(one.before, things=(there,)).picture()
         made, success, outside = list[dict[str, list[float]]](), list[str](), list[str]()
         for still in (True, False):
             before = sd.gradients
@@ -364,9 +368,12 @@ def losses(args: argparse.Namespace) -> None:
             kept = measures(("psnr",), np.array(done.image), one.source, mask=where)["background_psnr"]
             outside.append(f"{np.inf if kept is None else kept:.1f}")
             write_picture(done.image, args.output / "losses" / f"{number}-{name}{'-without' if still else ''}.png")
-        ends = [way[0], 8 * done.tensors["points"][0].cpu()] if "points" in done.tensors else []
-        point = " / ".join(f"{float((end - way[1]).norm()) / 8:.1f}" for end in ends)
-        end = " | ".join([" / ".join(success), " / ".join(outside), point, str(sd.gradients - before)])
+        ends, moved = [way[0], 8 * done.tensors["points"][0].cpu()] if "points" in done.tensors else [], ""
+        if "points" in arguments:
+            near = [psnr(np.array(done.image), picture, where) for picture in (one.source, ideal)]
+            said = [f"{near[0]:.1f} / {near[1]:.1f} dB", *(f"{float((end - way[1]).norm()) / 8:.1f}" for end in ends)]
+            moved = ", ".join(said)
+        end = " | ".join([" / ".join(success), " / ".join(outside), moved, str(sd.gradients - before)])
         without, with_it = made
         said = [
             f"{place} | {len(values)} | {np.mean(without.get(place, np.nan)):.4g} | {np.mean(values):.4g}"

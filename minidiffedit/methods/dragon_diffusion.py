@@ -111,8 +111,8 @@ def left(features: Tensor, source: Tensor, places: Places, square: int) -> Tenso
     for start, goal in places:
         around = torch.arange(-square, square + 1).to(features)
         rows, columns = ((around + s - g).abs() > square for s, g in zip(start, goal))
-        alike = S(*(sampled(h, inner(start), square) for h in (features, source)))[0] * (rows[:, None] | columns)
-        found.append(alike.sum() / (rows[:, None] | columns).sum().clamp(min=1))
+        outside, here = rows[:, None] | columns, [sampled(h, inner(start), square) for h in (features, source)]
+        found.append((S(*here)[0] * outside).sum() / outside.sum().clamp(min=1))
     return torch.stack(found).mean()
 
 
