@@ -341,11 +341,12 @@ def losses(args: argparse.Namespace) -> None:
     sd, judge, _ = networks(args.model, args.judge)
     names = [name for name, row in SYSTEMS.items() if row.letter == "B" and row.weights == "base"]
     heads = "method | scene | loss | asked | without it | with it | success | PSNR | moved | rows with gradient"
-    lines, told = [f"| {heads} |", f"|---|{'---|' * heads.count('|')}"], dict(each.split("=") for each in args.set)
+    lines, told = [f"| {heads} |", f"|---|{'---|' * heads.count('|')}"], dict(each.split("=", 1) for each in args.set)
     (args.output / "losses").mkdir(exist_ok=True)
     for number, name in [(int(number), name) for number in args.numbers.split(",") for name in args.only or names]:
         one, blank = pair(number, KINDS[0]), blank_plan(name)
-        own = {key: blank.options[key].parse(value) for key, value in told.items() if key in blank.options}
+        own = {key: value for key, value in told.items() if key in blank.given}
+        own |= {key: blank.options[key].parse(value) for key, value in told.items() if key in blank.options}
         arguments, where, way = given(blank, one) | {"seed": 0, "paste": False} | own, one.mask, [torch.zeros(2)] * 2
         arguments |= {"steps": args.steps} if args.steps and "steps" in blank.options else {}
         if "points" in arguments:
@@ -399,7 +400,7 @@ def main() -> None:
     )
     parser.add_argument("--letters", default="ABD", help="of the methods in the gallery; B: gradients (%(default)s)")
     parser.add_argument("--only", nargs="+", metavar="METHOD", help="of the methods with a loss (all)")
-    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="options of the methods with a loss")
+    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="of their options and texts")
     parser.add_argument("--wide", type=int, default=10, metavar="N", help="pictures in its lines (%(default)s)")
     add_options(parser, ".compare")
     args = parser.parse_args()
