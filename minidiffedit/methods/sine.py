@@ -47,7 +47,7 @@ def sine(
     own, x = adapted(eps, made), next(draws(x0.shape, seed)).to(x0)
     for j in range(steps, 0, -1):
         e_null, e_text = eps(x, t[j], [null, target])
-        if t[j] > until:
+        if t[j] > until and learned > 0:
             e_text = (1 - learned) * e_text + learned * own(x, t[j], [source])[0]
         x = move(x, guide(e_null, e_text), a[j], a[j - 1])
     return x
