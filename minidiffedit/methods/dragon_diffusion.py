@@ -82,8 +82,8 @@ def dragon_diffusion(
             with torch.enable_grad():
                 y = x.detach().requires_grad_()
                 eps(y, path.t[j], [source], feature=partial(kept, ours))
-                pairs = [(ours[level], theirs[level][:1]) for level in ours]
-                levels = [[F.interpolate(h.to(x), x.shape[2:], mode="bilinear") for h in pair] for pair in pairs]
+                sized = partial(F.interpolate, size=x.shape[2:], mode="bilinear")
+                levels = [(sized(ours[level].to(x)), sized(theirs[level][:1].to(x))) for level in ours]
                 edit = torch.stack([edited(*h, places, square) + empty * left(*h, places, square) for h in levels])
                 (moves,) = torch.autograd.grad(edit.mean(), y, retain_graph=True)
                 (stays,) = torch.autograd.grad(content * torch.stack([unlike(*h, 1 - M) for h in levels]).mean(), y)

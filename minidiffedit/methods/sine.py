@@ -42,8 +42,10 @@ def sine(
 ) -> Tensor:
     """learned = 0 is plain sampling under the target, for which no weights are learned."""
     x0, (t, a), guide = one_picture(x0, "SINE"), levels(steps), cfg(guidance_scale)
-    learn = {"lora_steps": lora_steps if learned > 0 and t[steps] > until else 0, "lora_rate": lora_rate}
-    made = lora(eps, x0, projections, source, **learn, rank=rank, batch=batch, seed=seed)
+    lora_steps = lora_steps if learned > 0 and t[steps] > until else 0
+    made = lora(
+        eps, x0, projections, source, lora_steps=lora_steps, rank=rank, lora_rate=lora_rate, batch=batch, seed=seed
+    )
     own, x = adapted(eps, made), next(draws(x0.shape, seed)).to(x0)
     for j in range(steps, 0, -1):
         e_null, e_text = eps(x, t[j], [null, target])
