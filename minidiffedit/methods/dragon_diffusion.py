@@ -9,7 +9,7 @@ latent of each start copied onto its goal. In the first `energy_steps` it is led
     E_content = content / (1 + 4 S(F, F of the picture)) outside what may change,
 g = energy (M dE_edit/dx + (1 - M) dE_content/dx) is added to the prediction that DDIM's step makes the clean latent
 of, not to that along which it goes back into noise: x <- move(x - sqrt(1 - a) g). Added to both it would nearly cancel
-itself, and weigh about a twentieth in 50 steps. F: what the decoder's levels 2 and 1 hand on under the source's text,
+itself: in 50 steps a twelfth were left. F: what the decoder's levels 2 and 1 hand on under the source's text,
 at the latent's size, of whose energies the mean is taken; M: the mask, without one the squares around starts and goals.
 energy = 320 is their 2,000 times .04 times 4; content = 1.5 and empty = .05 are their 6 and .2 beside 4.
 
