@@ -401,7 +401,7 @@ def idle(settled: Plan, asked: Collection[str], spell: Callable[[str], str] = st
     for name in sorted({*values} & {*asked}):
         one, by, why = settled.options.get(name), users(settled, name), ""
         other, value = one.unless if one and one.unless else ("", None)
-        if other in values and values[other] == value:
+        if other in values and (values[other] is None) == (value is None) and values[other] == value:
             why = f"with {spell(other)} {value}" if value else f"without {spell(other)}"
         elif name not in COMMON:
             own = by == {"mask"} and values.get("mask") is not None

@@ -135,7 +135,8 @@ def test_every_inversion_meets_every_editor_that_takes_one():
     assert len(names) == 2 * len(INVERSIONS) * len(C.editors()) == 2 * len({*names})
     walking = {system.edit for system in SYSTEMS.values() if system.inversion and system.weights == "base"}
     reached = {SYSTEMS[name].edit for name in C.editors()}
-    assert walking - reached == {"diffedit:reconstruct"} and "prompt-to-prompt" in C.editors()
+    assert walking - reached == {"diffedit:reconstruct", "dragon_diffusion:dragon_diffusion"}  # which make no swap
+    assert "prompt-to-prompt" in C.editors()
     for name in names:
         assert not blank_plan(name).needs or C.given(blank_plan(name), stand_in(0))
         assert {*blank_plan(name).needs} <= C.given(blank_plan(name), stand_in(0)).keys()
@@ -180,11 +181,18 @@ def test_losses_are_heard_and_gradients_are_stilled():
 
 def test_the_losses_of_a_method_beside_a_walk_without_gradients(tmp_path, capsys):
     args = SimpleNamespace(
-        model="model", judge="judge", numbers="0", only=["pix2pix-zero", "dds"], steps=0, output=tmp_path
-    )
+        model="model", judge="judge", numbers="0", steps=0, output=tmp_path,
+        only=["pix2pix-zero", "dds", "drag-diffusion"], set=["iterations=2", "lora_steps=0"],
+    )  # fmt: skip
     C.losses(args)
-    one, other = (line.split(" | ") for line in (tmp_path / "losses.md").read_text().splitlines()[2:])
+    one, other, drag = (line.split(" | ") for line in (tmp_path / "losses.md").read_text().splitlines()[2:])
     assert one[0] == "| pix2pix-zero" and one[2].startswith("pix2pix_zero:") and one[3] == "50"
     assert float(one[5]) < float(one[4])  # it falls
-    assert one[6] == "yes / yes" and one[8] == "100" and other[2:4] == ["none", "0"]
-    assert len(capsys.readouterr().out.splitlines()) == 2
+    assert one[6] == "yes / yes" and one[9] == "100 |"
+    assert other[0] == "| dds iterations=2" and other[2:4] == ["none", "0"]
+    assert (
+        drag[0] == "| drag-diffusion iterations=2 lora_steps=0"
+        and drag[8].split(", ")[1] == "3.0"
+        and drag[8].count("dB") == 1
+    )
+    assert len(capsys.readouterr().out.splitlines()) == 3

@@ -9,7 +9,7 @@ from proofs import edited, turns_red
 from stubs import ALPHA_BAR, latent
 from tiny import box
 
-from minidiffedit import levels
+from minidiffedit import StableDiffusion, levels
 from minidiffedit.methods import drag as D
 from minidiffedit.methods import drag_diffusion as E
 from minidiffedit.methods.inversions import ddim
@@ -152,6 +152,16 @@ def test_the_loss_falls_and_the_point_moves(method, sd, monkeypatch):
     monkeypatch.undo()
     method(sd.eps, x0, PLACES, sd.projections, text, text, record=record, **options | {"iterations": 40, "rate": 0.2})
     assert D.distance(record["points"][0].tolist(), PLACES[0][0]) > 0.2
+
+
+def test_the_miniatures_middle_says_next_to_nothing():
+    """Why DragNoise drags nothing there, as its row says."""
+    sd, x = StableDiffusion.load("mini", device="cpu", dtype="float32"), latent(1, 4, 16, 16, dtype=torch.float32)
+    text, put = [sd.text(["a photo of a sheep on a sandy beach"])], lambda site, h: 0 * h if E.is_middle(site) else h
+    with torch.no_grad():
+        for t in (681, 341):
+            plain, without = (sd.eps(x, t, text, **how)[0] for how in ({}, {"feature": put}))
+            assert 0 < (plain - without).norm() < 0.01 * plain.norm()
 
 
 @pytest.mark.parametrize("method, one_more", [("drag-diffusion", 0), ("drag-noise", 1)])

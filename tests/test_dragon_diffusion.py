@@ -24,21 +24,43 @@ def moved(sd, path, places=PLACES, mask=None, **options):
 
 
 def test_without_energy_it_walks_beside_the_source(sd):
-    path, text, before = path_of(sd), sd.text(["a horse"]), sd.gradients
+    """It looks into both from the second of ten steps on."""
+    path, text, before = path_of(sd, steps=10), sd.text(["a horse"]), sd.gradients
     x = path.rows(1)
 
     def memory(plain, site, q, k, v):
-        if site.kind == "self" and site.place == "up":
-            k, v = k[:1].expand_as(k), v[:1].expand_as(v)
+        if site.kind == "self" and site.place == "up" and j < 10:
+            one, two = (torch.cat([y[:1].expand_as(y), y], dim=2) for y in (k, v))
+            return torch.cat([plain(site, q[:1], k[:1], v[:1]), plain(site, q, one, two)[1:]])
         return plain(site, q, k, v)
 
     for j in path.down():
         rows = torch.cat([path[j], x, x])
         _, e_null, e = sd.eps(rows, path.t[j], [torch.cat([text, sd.text([""]), text])], tap=memory)[0].split(1)
         x = path.step(x, e_null + 4 * (e - e_null), j)
-    for options in ({"energy": 0.0}, {"energy_steps": 0.0}):
-        torch.testing.assert_close(moved(sd, path, **options), x, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(moved(sd, path, energy=0.0), x, rtol=1e-4, atol=1e-4)
     assert sd.gradients == before and (moved(sd, path) - x).abs().max() > 1e-3
+
+
+def test_the_start_is_copied_onto_the_goal():
+    x = latent(1, 4, 8, 8)
+    expected = x.clone()
+    expected[..., 4:7, 3:6] = x[..., 1:4, 1:4]
+    assert torch.equal(D.copied(x, PLACES, 1), expected)
+    edge = x.clone()
+    edge[..., 7, 6:] = x[..., 1, 2:4]  # (6.9, 7.2) beyond which nothing is; nothing comes in from the other side
+    edge[..., 6, 6:] = x[..., 0, 2:4]
+    assert torch.equal(D.copied(x, [((0.5, 3.0), (6.9, 7.2))], 1), edge)
+    assert torch.equal(D.copied(x, [((2.0, 2.0), (2.0, 2.0))], 1), x)
+
+
+def test_the_start_shall_change_where_it_is_not_the_goal():
+    one, other = latent(1, 5, 8, 8), latent(1, 5, 8, 8, seed=1)
+    alike = (1 + F.cosine_similarity(one, other, dim=1)) / 2
+    apart, near = [((2.5, 2.5), (5.5, 4.5))], [((2.5, 2.5), (2.5, 3.5))]
+    assert float(D.left(one, other, apart, 1)) == pytest.approx(float(alike[0, 1:4, 1:4].mean()))
+    assert float(D.left(one, other, near, 1)) == pytest.approx(float(alike[0, 1:4, 1].mean()))
+    assert float(D.left(one, other, [((2.5, 2.5), (2.5, 2.5))], 1)) == 0
 
 
 def test_what_is_alike():
@@ -61,13 +83,17 @@ def test_the_energy_looks_from_start_to_goal():
 
 
 def test_the_gradient_is_the_finite_difference():
-    """Read from one step, with and without energy; a step is linear in its prediction."""
+    """Read from one step under two energies: it moves the clean latent alone, and so by what it is times sqrt(to / a)
+    sqrt(1 - a).
+    """
     sd, x0 = double(tiny.UNET), latent(1, 4, 8, 8)
     path, text, mask = path_of(sd, x0, steps=1), sd.text(["a horse"]), torch.zeros(1, 1, 8, 8)
     mask[..., 1:7, 1:7] = 1
-    one, two = (moved(sd, path, mask=mask, energy_steps=1.0, energy=e, content=2.0) for e in (0.0, 20.0))
+    options = {"mask": mask, "energy_steps": 1.0, "content": 2.0, "empty": 0.3}
+    one, two = (moved(sd, path, energy=e, **options) for e in (10.0, 30.0))
     a, to = path.a[1], path.a[0]
-    found = (two - one) / ((1 - to) ** 0.5 - (to / a) ** 0.5 * (1 - a) ** 0.5) / 20
+    found, at = (one - two) / ((to / a) ** 0.5 * (1 - a) ** 0.5) / 20, path[1].clone()
+    at[..., 4:7, 3:6] = path[1][..., 1:4, 1:4]
 
     def features(x):
         seen = []
@@ -77,51 +103,69 @@ def test_the_gradient_is_the_finite_difference():
                 seen.append(F.interpolate(h, (8, 8), mode="bilinear"))
             return h
 
-        def memory(plain, site, q, k, v):
-            if site.kind == "self" and site.place == "up":
-                k, v = k[:1].expand_as(k), v[:1].expand_as(v)
-            return plain(site, q, k, v)
+        sd.eps(x, path.t[1], [text], feature=look)
+        return seen
 
-        rows = torch.cat([path[1], x, x])
-        sd.eps(rows, path.t[1], [torch.cat([text, sd.text([""]), text])], tap=memory, feature=look)
-        return [(h[:1], h[2:]) for h in seen]
+    theirs = features(path[1])
 
     def cosines(one, other):
         return (1 + F.cosine_similarity(one, other, dim=1)) / 2
 
     def edit(x):
-        alike = [cosines(h[..., 4:7, 3:6], s[..., 1:4, 1:4]).mean() for s, h in features(x)]
-        return sum(1 / (1 + 4 * one) for one in alike) / 2  # levels
+        both = [*zip(features(x), theirs)]
+        alike = [cosines(h[..., 4:7, 3:6], s[..., 1:4, 1:4]).mean() for h, s in both]
+        stayed = [cosines(h[..., 1:4, 1:4], s[..., 1:4, 1:4]).mean() for h, s in both]
+        return sum(1 / (1 + 4 * one) for one in alike) / 2 + 0.3 * sum(stayed) / 2  # levels
 
     def content(x):
-        alike = [(cosines(s, h) * (1 - mask[:, 0])).sum() / (1 - mask).sum() for s, h in features(x)]
+        alike = [(cosines(s, h) * (1 - mask[:, 0])).sum() / (1 - mask).sum() for h, s in zip(features(x), theirs)]
         return 2 * sum(1 / (1 + 4 * one) for one in alike) / 2
 
     for part, where in ((edit, mask), (content, 1 - mask)):
-        (gradient,) = torch.autograd.grad(part(y := path[1].clone().requires_grad_()), y)
-        is_the_slope([gradient], [path[1]], part, rel=1e-4)
+        (gradient,) = torch.autograd.grad(part(y := at.clone().requires_grad_()), y)
+        is_the_slope([gradient], [at], part, rel=1e-4)
         torch.testing.assert_close(found * where, gradient * where, rtol=1e-4, atol=1e-9)
-        assert ((two - one) * where * gradient).sum() < 0  # the step goes down the energy
+
+
+@pytest.mark.parametrize("energy", [0.5, 50.0])
+def test_the_energy_is_lower_than_without(sd, energy, monkeypatch):
+    """What each step asks for, once the latent has been copied; the last of the led ones."""
+    values, path, plain = [], path_of(sd, steps=10), D.edited
+    monkeypatch.setattr(D, "edited", lambda *given: values.append(plain(*given)) or values[-1])
+    for e in (1e-9, energy):
+        moved(sd, path, energy=e, content=0.0, empty=0.0)
+    half = len(values) // 2
+    assert half == 2 * 6 and sum(values[half:]) < sum(values[:half])
 
 
 def test_on_a_picture(sd, picture):
     before = sd.gradients
     options = {"points": "30,30=>60,50", "source": "a horse", "steps": 5}
     done = edited(sd, picture, "dragon-diffusion", **options)
-    assert done.evaluations == {"encode": 5, "decode": 15} and sd.gradients - before == 2 * 9
+    assert done.evaluations == {"encode": 5, "decode": 15 + 3} and sd.gradients - before == 2 * 3
     masked = edited(sd, picture, "dragon-diffusion", mask=box(), **options)
     assert masked.verdict == "given" and not torch.equal(masked.latent, done.latent)
 
 
 MUTATIONS = {
-    "away from the goal": ("dragon_diffusion:dragon_diffusion", "e + energy", "e - energy",
+    "away from the goal": ("dragon_diffusion:dragon_diffusion", "x - math.sqrt", "x + math.sqrt",
+        test_the_gradient_is_the_finite_difference),
+    "in the direction back into noise, too": ("dragon_diffusion:dragon_diffusion", "math.sqrt(1 - path.a[j])",
+        "(math.sqrt(1 - path.a[j]) - math.sqrt(path.a[j] / path.a[j - 1] * (1 - path.a[j - 1])))",
         test_the_gradient_is_the_finite_difference),
     "goal and start change places": ("dragon_diffusion:edited", "for start, goal in places",
         "for goal, start in places", test_the_energy_looks_from_start_to_goal),
     "both gradients everywhere": ("dragon_diffusion:dragon_diffusion", "M * moves + (1 - M) * stays", "moves + stays",
         test_the_gradient_is_the_finite_difference),
-    "the source does not look into itself": ("dragon_diffusion:dragon_diffusion", "y[[0, 0, 0]]", "y[[1, 0, 0]]",
+    "into the picture alone": ("dragon_diffusion:dragon_diffusion", "torch.cat([y[1:], y[[0, 0]]], dim=2)",
+        "y[[0, 0]]", test_without_energy_it_walks_beside_the_source),
+    "from the first step on": ("dragon_diffusion:dragon_diffusion", "i < first(ALONE, path.top)", "False",
         test_without_energy_it_walks_beside_the_source),
+    "all of the start": ("dragon_diffusion:left", "rows[:, None] | columns", "rows[:, None] | ~columns",
+        test_the_start_shall_change_where_it_is_not_the_goal),
+    "what comes in from the other side": ("dragon_diffusion:copied",
+        "squares(x, [goal], radius) * squares(x, [start], radius).roll(way, (2, 3))", "squares(x, [goal], radius)",
+        test_the_start_is_copied_onto_the_goal),
 }  # fmt: skip
 
 

@@ -388,6 +388,11 @@ def test_a_text_that_no_function_reads_is_told(here, folder, capsys):
         "without object_words nothing depends on object_threshold", "with guidance cfg nothing depends on quantile"
     ]  # fmt: skip
     assert idle(plan("masactrl", **asked, guidance="prox", object_words="x, y"), asked) == []
+    drag, told = {"points": "0,0=>9,9", "rank": 4, "outside": 0.2}, ["outside", "rank"]
+    assert idle(plan("drag-noise", **drag, lora_steps=0), told) == [
+        "without mask nothing depends on outside", "without lora_steps nothing depends on rank"
+    ]  # fmt: skip
+    assert idle(plan("drag-noise", **drag, mask=np.ones((8, 8), np.uint8)), told) == []
     assert idle(plan("user-mask", target="x", source="y", mask="m.png"), ["source", "mask", "target"]) == [
         "with encode_text null nothing depends on source"
     ]

@@ -26,8 +26,11 @@ def test_without_learning_they_are_plain_sampling(sd):
     plain = sample(sd.eps, next(draws(X0.shape, 3)), target, null, steps=3, guidance_scale=7.5)
     made = I.imagic(sd.eps, X0, sd.projections, null, target, text_steps=0, **NO_LORA | FEW)
     torch.testing.assert_close(made, plain, rtol=1e-4, atol=1e-4)
-    made = S.sine(sd.eps, X0, sd.projections, null, target, source, learned=0.0, guidance_scale=7.5, **NO_LORA | FEW)
-    torch.testing.assert_close(made, plain, rtol=1e-4, atol=1e-4)
+    before = sd.evaluations  # nor is anything learned that would not be asked
+    for options in ({"learned": 0.0}, {"until": 1000}):
+        made = S.sine(sd.eps, X0, sd.projections, null, target, source, guidance_scale=7.5, **options | FEW)
+        torch.testing.assert_close(made, plain, rtol=1e-4, atol=1e-4)
+    assert sd.evaluations - before == 2 * 2 * 3
 
 
 def test_imagic_mixes_the_texts(sd):

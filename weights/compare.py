@@ -14,7 +14,6 @@ mask. Drawing scenes needs the Noto emoji font.
 import argparse
 import multiprocessing
 import sys
-import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -34,7 +33,7 @@ from minidiffedit import StableDiffusion, edit, noises
 from minidiffedit.cost import cost
 from minidiffedit.files.images import to_picture, write_picture
 from minidiffedit.many.evaluate import append_row, mean, measures, read_rows
-from minidiffedit.many.metrics import iou
+from minidiffedit.many.metrics import iou, psnr
 from minidiffedit.methods.table import INVERSIONS, SYSTEMS
 from minidiffedit.methods.text_to_image import text_to_image
 from minidiffedit.run import Plan, Result, blank_plan, plan
@@ -182,7 +181,7 @@ def editors() -> list[str]:
             found.setdefault(system.edit, []).append(name)
     plain = {place: place.partition(":")[0].replace("_", "-") for place in found}
     names = [plain[place] if plain[place] in some else some[0] for place, some in found.items()]
-    return [name for name in names if {"target", "edits", "reference", "points"} & blank_plan(name).given.keys()]
+    return [name for name in names if {"target", "edits", "reference"} & blank_plan(name).given.keys()]  # no drags
 
 
 def matrix_tasks(scenes: int, steps: int = 0, seed: int = 0) -> list[Task]:
@@ -317,12 +316,13 @@ def heard(sd: StableDiffusion, still: bool) -> Iterator[dict[str, list[float]]]:
         while frame.f_back and frame.f_globals["__name__"].endswith(".descent"):
             frame = frame.f_back
         place = f"{frame.f_globals['__name__'].rpartition('.')[2]}:{frame.f_lineno}"
-        losses, slopes = found.setdefault(place, []), grad(loss, *given, **how)
+        losses = found.setdefault(place, [])
         if losses and steps[place] == now[0]:
             losses.pop()
         losses.append(float(loss.detach()))
         steps[place] = now[0]
-        return tuple(torch.zeros_like(one) for one in slopes) if still else slopes
+        at = [given[0]] if isinstance(given[0], Tensor) else given[0]
+        return tuple(map(torch.zeros_like, at)) if still else grad(loss, *given, **how)
 
     sd.eps, torch.autograd.grad = asked, listening  # type: ignore[method-assign, assignment]
     try:
@@ -334,39 +334,56 @@ def heard(sd: StableDiffusion, still: bool) -> Iterator[dict[str, list[float]]]:
 
 def losses(args: argparse.Namespace) -> None:
     """Each method twice on a scene, as it is and with gradients of 0, under the same noises: a line for each loss, the
-    pictures in the folder. Of what drags without a target, success is that thing and place are still the same.
+    pictures in the folder. Of what drags, success is that thing and place are still the same, PSNR is outside the thing
+    and where it shall be; `moved` is the PSNR inside, to the source and to the thing moved, and how far the point is
+    from its goal at first and at the end, in cells, where the method follows it.
     """
     sd, judge, _ = networks(args.model, args.judge)
     names = [name for name, row in SYSTEMS.items() if row.letter == "B" and row.weights == "base"]
-    lines = ["| method | scene | loss | asked | without it | with it | success | PSNR | rows with gradient | seconds |"]
-    lines.append("|---|" + 9 * "---|")
+    heads = "method | scene | loss | asked | without it | with it | success | PSNR | moved | rows with gradient"
+    lines, told = [f"| {heads} |", f"|---|{'---|' * heads.count('|')}"], dict(each.split("=", 1) for each in args.set)
     (args.output / "losses").mkdir(exist_ok=True)
-    for number in map(int, args.numbers.split(",")):
-        one = pair(number, KINDS[0])
-        for name in args.only or names:
-            arguments = given(blank_plan(name), one) | {"seed": 0, "paste": False}
-            arguments |= {"steps": args.steps} if args.steps else {}
-            made, success, outside = list[dict[str, list[float]]](), list[str](), list[str]()
-            for still in (True, False):
-                before, start = sd.gradients, time.perf_counter()
-                with heard(sd, still) as found, warnings.catch_warnings():
-                    warnings.simplefilter("ignore")
-                    done = edit(sd, Image.fromarray(one.source), name, **arguments)
-                made.append(found)
-                wanted = one.after if "target" in arguments else one.before
-                success.append("yes" if right(judge, np.array(done.image), wanted) else "no")
-                outside.append(f"{figures(done, one, judge)['background_psnr'] or np.inf:.1f}")
-                write_picture(done.image, args.output / "losses" / f"{number}-{name}{'-without' if still else ''}.png")
-            spent = f"{sd.gradients - before} | {time.perf_counter() - start:.1f} |"
-            end = " | ".join([" / ".join(success), " / ".join(outside), spent])
-            without, with_it = made
-            said = [
-                f"{place} | {len(values)} | {np.mean(without.get(place, np.nan)):.4g} | {np.mean(values):.4g}"
-                for place, values in with_it.items()
-            ]
-            for loss in said or ["none | 0 | | "]:
-                lines.append(f"| {name} | {number} | {loss} | {end}")
-                print(lines[-1], flush=True)
+    for number, name in [(int(number), name) for number in args.numbers.split(",") for name in args.only or names]:
+        one, blank = pair(number, KINDS[0]), blank_plan(name)
+        own = {key: value for key, value in told.items() if key in blank.given}
+        own |= {key: blank.options[key].parse(value) for key, value in told.items() if key in blank.options}
+        arguments, where, way = given(blank, one) | {"seed": 0, "paste": False} | own, one.mask, [torch.zeros(2)] * 2
+        arguments |= {"steps": args.steps} if args.steps and "steps" in blank.options else {}
+        if "points" in arguments:
+            way = [torch.tensor([*map(float, end.split(","))]).flip(0) for end in arguments["points"].split("=>")]
+            where = one.before.alpha() > 0
+            where = where | np.roll(where, (way[1] - way[0]).int().tolist(), (0, 1))
+            arguments["mask"] = mask_image(where)
+            thing, (down, along) = one.before.things[0], (way[1] - way[0]).tolist()
+            there = replace(thing, x=thing.x + along / SIDE, y=thing.y + down / SIDE)
+            ideal = replace(one.before, things=(there,)).picture()
+        made, success, outside = list[dict[str, list[float]]](), list[str](), list[str]()
+        for still in (True, False):
+            before = sd.gradients
+            with heard(sd, still) as found, warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                done = edit(sd, Image.fromarray(one.source), name, **arguments)
+            made.append(found)
+            wanted = one.after if "target" in arguments else one.before
+            success.append("yes" if right(judge, np.array(done.image), wanted) else "no")
+            kept = measures(("psnr",), np.array(done.image), one.source, mask=where)["background_psnr"]
+            outside.append(f"{np.inf if kept is None else kept:.1f}")
+            write_picture(done.image, args.output / "losses" / f"{number}-{name}{'-without' if still else ''}.png")
+        ends, moved = [way[0], 8 * done.tensors["points"][0].cpu()] if "points" in done.tensors else [], ""
+        if "points" in arguments:
+            near = [psnr(np.array(done.image), picture, where) for picture in (one.source, ideal)]
+            said = [f"{near[0]:.1f} / {near[1]:.1f} dB", *(f"{float((end - way[1]).norm()) / 8:.1f}" for end in ends)]
+            moved = ", ".join(said)
+        end = " | ".join([" / ".join(success), " / ".join(outside), moved, str(sd.gradients - before)])
+        without, with_it = made
+        said = [
+            f"{place} | {len(values)} | {np.mean(without.get(place, np.nan)):.4g} | {np.mean(values):.4g}"
+            for place, values in with_it.items()
+        ]
+        called = " ".join([name, *(f"{key}={value}" for key, value in own.items())])
+        for loss in said or ["none | 0 | | "]:
+            lines.append(f"| {called} | {number} | {loss} | {end} |")
+            print(lines[-1], flush=True)
     (args.output / "losses.md").write_text("\n".join(lines) + "\n")
 
 
@@ -383,6 +400,7 @@ def main() -> None:
     )
     parser.add_argument("--letters", default="ABD", help="of the methods in the gallery; B: gradients (%(default)s)")
     parser.add_argument("--only", nargs="+", metavar="METHOD", help="of the methods with a loss (all)")
+    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="of their options and texts")
     parser.add_argument("--wide", type=int, default=10, metavar="N", help="pictures in its lines (%(default)s)")
     add_options(parser, ".compare")
     args = parser.parse_args()

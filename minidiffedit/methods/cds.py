@@ -28,7 +28,7 @@ from .sdedit import vp_noised
 
 SHARE, TEMPERATURE = 4096 / 2000, 0.07
 Contrast = Annotated[float, Within(0, 1000, "how strictly the picture's structure is kept; 0: DDS")]
-Positions = Annotated[int, Within(2, 4096, "places whose features are told apart, of each attention")]
+Positions = Annotated[int, Within(2, 4096, "places told apart, of each attention", ("contrast", 0))]
 
 
 @torch.no_grad()

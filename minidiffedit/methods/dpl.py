@@ -30,7 +30,8 @@ from .null_text import ENOUGH, ENOUGH_MORE, RATE, optimised
 from .words import Words, listed, tokenizer, words_of
 
 Nouns = Annotated[
-    str | None, About("words of the source that learn: horse, grass (default: all of four letters or more)")
+    str | None,
+    About("words of the source that learn: horse, grass (default: all of four letters or more)", ("text_steps", 0)),
 ]
 
 

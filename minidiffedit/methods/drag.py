@@ -28,7 +28,7 @@ Iterations = Annotated[int, Within(0, 2000, "moves of the points, at most")]
 Rate = Annotated[float, Within(0, 10, "how far a move changes what is moved")]
 Patch = Annotated[int, Within(0, 32, "half the side of the square around a point that is moved, in 2 pixels")]
 Reach = Annotated[int, Within(1, 32, "how far a point is looked for after a move, in 2 pixels")]
-Outside = Annotated[float, Within(0, 1000, "how strictly the picture outside the mask stays")]
+Outside = Annotated[float, Within(0, 1000, "how strictly the picture outside the mask stays", ("mask", None))]
 
 
 def sampled(features: Tensor, at: Place, radius: int) -> Tensor:

@@ -22,7 +22,7 @@ from .lora import Batch, LoraRate, LoraSteps, Rank, adapted, denoising, drawn, l
 from .sdedit import draws
 
 TextSteps = Annotated[int, Within(0, 5000, "steps in which a text learns the picture")]
-TextRate = Annotated[float, Within(0, 1, "how fast a text is learned")]
+TextRate = Annotated[float, Within(0, 1, "how fast a text is learned", ("text_steps", 0))]
 Shapes = Mapping[str, tuple[int, int]]
 
 

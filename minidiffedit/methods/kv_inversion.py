@@ -39,7 +39,7 @@ def kv_inversion(
     strength: Strength = 1.0,
     guidance_scale: Scale = 7.5,
     inner_steps: Annotated[int, Within(0, 200, "of Adam on each level's keys and values")] = 5,
-    rate: Annotated[float, Within(0, 10, "how fast they are learned")] = 1e-3,
+    rate: Annotated[float, Within(0, 10, "how fast they are learned", ("inner_steps", 0))] = 1e-3,
     first_step: Annotated[int, Within(0, 999, "steps before they are asked")] = 4,
     finest: Annotated[int, Within(0, 10, "the decoder's levels that have them, from the finest")] = 2,
 ) -> Tensor:

@@ -26,9 +26,9 @@ from .descent import Adam, slopes
 
 LoRA = dict[str, tuple[Tensor, Tensor]]  # by the name of a weight: A (rank, in), B (out, rank)
 LoraSteps = Annotated[int, Within(0, 5000, "steps in which weights for this picture are learned first")]
-Rank = Annotated[int, Within(1, 1024, "of the learned weights")]
-LoraRate = Annotated[float, Within(0, 1, "how fast weights are learned")]
-Batch = Annotated[int, Within(1, 64, "noises of a training step")]
+Rank = Annotated[int, Within(1, 1024, "of the learned weights", ("lora_steps", 0))]
+LoraRate = Annotated[float, Within(0, 1, "how fast weights are learned", ("lora_steps", 0))]
+Batch = Annotated[int, Within(1, 64, "noises of a training step", ("lora_steps", 0))]
 DECAY = 0.01
 
 

@@ -28,8 +28,11 @@ from .lora import one_picture
 from .prompt_to_prompt import Early, first
 from .words import Words, listed, refined, tokenizer, words_of
 
-Edited = Annotated[str | None, About("words of the target that the mask shall show (default: those the source lacks)")]
-Ratio = Annotated[Literal["token", "spatial"], About("token: beside other words; spatial: beside other places")]
+UNLESS = "nudges", 0
+Edited = Annotated[
+    str | None, About("words of the target that the mask shall show (default: those the source lacks)", UNLESS)
+]
+Ratio = Annotated[Literal["token", "spatial"], About("token: beside other words; spatial: beside other places", UNLESS)]
 
 
 @torch.no_grad()
@@ -47,7 +50,7 @@ def mag_edit(
     ratio: Ratio = "token",
     nudges: Annotated[int, Within(0, 200, "moves of the latent before a step")] = 15,
     nudge_steps: Early = 0.5,
-    nudge_scale: Annotated[float, Within(0, 10_000, "how far a move goes")] = 2.5,
+    nudge_scale: Annotated[float, Within(0, 10_000, "how far a move goes", UNLESS)] = 2.5,
     cross_steps: Early = 0.8,
     self_steps: Early = 0.5,
     kept_steps: Early = 0.3,

@@ -31,7 +31,7 @@ def sine(
     source: Any,
     *,
     learned: Annotated[float, Within(0, 1, "share of what the picture's own weights say")] = 0.4,
-    until: Annotated[int, Within(0, 1000, "the timestep down to which they are asked")] = 500,
+    until: Annotated[int, Within(0, 1000, "the timestep down to which they are asked", ("learned", 0))] = 500,
     steps: Steps = 100,
     guidance_scale: Scale = 10.0,
     lora_steps: LoraSteps = 200,
@@ -40,15 +40,16 @@ def sine(
     batch: Batch = 4,
     seed: Seed = 0,
 ) -> Tensor:
-    """learned = 0 is plain sampling under the target."""
+    """learned = 0 is plain sampling under the target, for which no weights are learned."""
     x0, (t, a), guide = one_picture(x0, "SINE"), levels(steps), cfg(guidance_scale)
+    lora_steps = lora_steps if learned > 0 and t[steps] > until else 0
     made = lora(
         eps, x0, projections, source, lora_steps=lora_steps, rank=rank, lora_rate=lora_rate, batch=batch, seed=seed
     )
     own, x = adapted(eps, made), next(draws(x0.shape, seed)).to(x0)
     for j in range(steps, 0, -1):
         e_null, e_text = eps(x, t[j], [null, target])
-        if t[j] > until:
+        if t[j] > until and learned > 0:
             e_text = (1 - learned) * e_text + learned * own(x, t[j], [source])[0]
         x = move(x, guide(e_null, e_text), a[j], a[j - 1])
     return x
