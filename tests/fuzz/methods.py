@@ -64,7 +64,7 @@ SOUND = {
     "mask.png",
 }  # fmt: skip
 TEXTS = ("target", "source", "negative_prompt", "instruction")
-FLAGS = {"edits": "--edit"}
+FLAGS = {"edits": "--edit", "negative_prompt": "--negative-prompt", "reference_mask": "--reference-mask"}
 FEW = {
     name: 1 for name in ("maps", "moves", "inner_steps", "iterations", "lora_steps", "text_steps", "nudges", "batch")
 }
