@@ -268,7 +268,7 @@ def memory(settled: Plan, configs: dict[str, Any], at: tuple[int, int], dtype: t
         z, picture = x[:1, : configs["vae"].latent_channels], torch.empty(1, 3, at[1], at[0], dtype=dtype)
         decode = partial(decode_by_rows, vae) if h * w > 96 * 96 else partial(vae.decode, attend=fused)
         most, encode = [], partial(vae.encode, picture, attend=fused)
-        for call in (*[partial(unet, x, 500, text, fused)] * (counter.most > 0), partial(decode, z), encode):
+        for call in (partial(unet, x, 500, text, fused), partial(decode, z), encode):
             with Held() as held:
                 call()
             most.append(held.most)
