@@ -263,8 +263,8 @@ def memory(settled: Plan, configs: dict[str, Any], at: tuple[int, int], dtype: t
     weights = sum(p.numel() * p.element_size() for one in networks.values() for p in one.parameters())
     unet, vae = networks["unet"], networks["vae"]
     with torch.device("meta"):
-        x = torch.empty(counter.most, configs["unet"].in_channels, h, w, dtype=dtype)
-        text = torch.empty(counter.most, 77, configs["unet"].cross_attention_dim, dtype=dtype)
+        x = torch.empty(max(1, counter.most), configs["unet"].in_channels, h, w, dtype=dtype)  # strength 0 asks no row
+        text = torch.empty(len(x), 77, configs["unet"].cross_attention_dim, dtype=dtype)
         z, picture = x[:1, : configs["vae"].latent_channels], torch.empty(1, 3, at[1], at[0], dtype=dtype)
         decode = partial(decode_by_rows, vae) if h * w > 96 * 96 else partial(vae.decode, attend=fused)
         most, encode = [], partial(vae.encode, picture, attend=fused)

@@ -103,7 +103,7 @@ class Tokenizer:
         """
         if isinstance(prompts, str):
             raise ValueError(f"prompts must be a list of strings, got the string {prompts!r}")
-        return torch.tensor([self._ids(prompt) for prompt in prompts], dtype=torch.int64).reshape(-1, LENGTH)
+        return torch.tensor([*map(self._ids, prompts)], dtype=torch.int64).reshape(-1, LENGTH)
 
     def _ids(self, prompt: str) -> list[int]:
         if not isinstance(prompt, str):

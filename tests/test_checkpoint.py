@@ -317,6 +317,18 @@ def test_what_trainers_left_is_passed_over_with_its_count(kind, tmp_path, refere
     assert f": ignored {counted} tensor{'s' if counted > 1 else ''} that SD v1 has not: {min(extra)}" in line
 
 
+@pytest.mark.parametrize("change, said", [
+    (lambda state, key: state.pop(key), "1 missing: {0}; 1 unknown: x.y"),
+    (lambda state, key: state.update({key: torch.zeros(3)}), "1 unknown: x.y; 1 misshaped: {0} is [3], not [4]"),
+])  # fmt: skip
+def test_unknown_tensors_are_named_beside_what_does_not_fit(change, said, tmp_path, small_single_files):
+    state, key = single_state() | {"x.y": torch.zeros(1)}, f"{UNET}out.2.bias"
+    change(state, key)
+    with pytest.raises(ValueError) as refusal:
+        open_checkpoint(save(tmp_path / "m.safetensors", state))
+    assert said.format(key) in str(refusal.value)
+
+
 def test_official_leftovers_need_no_word(tmp_path, small_single_files, recwarn):
     open_checkpoint(save(tmp_path / "m.safetensors", schedule(single_state())))
     assert not recwarn.list

@@ -133,6 +133,12 @@ def test_shallower_encoding_is_a_prefix():
     assert all(torch.equal(shallow[j], deep[j]) and torch.equal(deep.prefix(25)[j], deep[j]) for j in shallow)
 
 
+@pytest.mark.parametrize("shape", [(4, 3, 3), (1, 4, 0, 3), (0, 4, 3, 3)])
+def test_what_is_no_latent_is_refused(shape):
+    with pytest.raises(ValueError, match=re.escape(f"latents must be (b, 4, h, w), got {shape}")):
+        D.encode(zero, torch.zeros(shape), None)
+
+
 def test_strength_zero_makes_no_call():
     eps = Counting()
     x0 = latent(1, 4, 3, 3)

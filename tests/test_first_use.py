@@ -501,6 +501,7 @@ def test_memory_is_the_weights_and_what_one_network_holds():
     rows = [memory(plan(target="a", source="b", mask=mask), configs, (64, 64), torch.float32)
             for mask in (None, torch.ones(1, 1, 8, 8))]  # fmt: skip
     assert rows[1] < rows[0] == small  # under one's own mask two at once, not those of ten maps
+    assert 4 * weights < memory(plan(target="a", source="b", strength=0), configs, (64, 64), torch.float32) <= rows[1]
     for method in ("null-text-inversion", "sige"):  # what gradients need, and what is kept of each level
         assert memory(plan(method, target="a", source="b"), configs, (64, 64), torch.float32) is None
 

@@ -131,6 +131,9 @@ def test_clip(sd):
     ours = like(clip.CLIPText, tiny.CLIP, tiny.networks()[2].state_dict())
     ids = sd.tokenizer(["", "a photo of a horse on a grass field", "word " * 75])
     assert error(ours(ids), peer(ids).last_hidden_state) <= BOUND
+    assert all(one.requires_grad for one in clip.CLIPText(tiny.CLIP).parameters())  # as of any new module
+    with pytest.raises(AssertionError, match=r"^78 tokens are too many"):
+        ours(torch.cat([ids, ids[:, :1]], dim=1))
 
 
 def test_every_norm_has_its_eps():

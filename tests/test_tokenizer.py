@@ -97,6 +97,7 @@ def test_a_long_prompt_is_cut_with_a_warning(n, recwarn):
     said = [str(w.message) for w in recwarn]
     lost = " ".join(["zebra"] * (n - 75))
     assert said == ([f"the prompt has {n} tokens, 75 fit; cut off: {lost!r}"] if lost else [])
+    assert all(w.filename == __file__ for w in recwarn)  # the caller's line, not ours
 
 
 @pytest.mark.parametrize("prompt", ["a \ud800 horse", "\udfff", b"a horse", None, 7, ["a horse"]])

@@ -84,8 +84,8 @@ def tried(which: str, version: str, python: str, into: Path, options: list[str])
 
 def wanted(args: argparse.Namespace) -> Iterator[tuple[str, str, str]]:
     found = {version: path for version, path in pythons().items() if not args.python or version in args.python}
-    if not found:
-        raise SystemExit(f"error: none of the Pythons {args.python or 'from 3.10 on'} is here")
+    if lacking := [one for one in args.python or () if one not in found] or ["3.10 or newer"] * (not found):
+        raise SystemExit(f"error: Python {', '.join(lacking)} is not here")
     if args.only != "newest":
         yield "lowest", *next(iter(found.items()))
     if args.only != "lowest":

@@ -10,7 +10,8 @@ first by the tests that run its statement, then by the quickest others (the valu
 elsewhere): those first that killed before, then the fastest; it is killed if one fails or all take far longer than they
 did. Tests that make mistakes of their own (OWN) are left out: they fail wherever the text that they exchange has
 changed. What survives is printed as a line before and after: a test that is missing, or a mistake that changes nothing.
-Those found to change nothing stand in equivalent.txt, with the reason, and are not counted.
+Those found to change nothing stand in equivalent.txt, with the reason, and are not counted. At the end the tests that
+killed run on the text as it is, and must pass: else what they killed says nothing.
 
 Each try is a fork of this process, which has imported torch and the peers, but nothing of ours, and computes nothing.
 """
@@ -284,6 +285,7 @@ def tries(drawn: list[Mutant], tree: Path, known: set[str], seconds: float) -> N
         if line := survives(tree, mutant, kills):
             left.append(mutant.name)
             print("survived:", line, flush=True)
+    check_killers(tree, [test for test in kills if test])
     core = {name for name in tried if name in CORE}
     groups = [(name, {name}) for name in sorted({*tried})] + [("core", core), ("methods", {*tried} - core)]
     for name, some in groups:
@@ -291,6 +293,13 @@ def tries(drawn: list[Mutant], tree: Path, known: set[str], seconds: float) -> N
             killed = number - sum(one in some for one in left)
             print(f"{name:24} {killed:5} of {number:5} killed, {100 * killed / number:.0f} %")
     print(f"{len(tried)} of {len(drawn)} tried in {time.monotonic() - start:.0f} s; {equal} known to change nothing")
+    print(f"{kills.total() - kills['']} killed by a failed test, {kills['']} by an import that fails, a crash, no end")
+
+
+def check_killers(tree: Path, tests: list[str]) -> None:
+    files = [*dict.fromkeys(test.partition("::")[0] for test in tests)]
+    if tests and (code := run(tree, files, Ordered(tests, tree / "failed.txt"), 1800)):
+        sys.exit(f"no rate: without any mistake pytest ends with {code}:\n{(tree / 'said.txt').read_text()[-2000:]}")
 
 
 if __name__ == "__main__":

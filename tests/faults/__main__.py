@@ -18,7 +18,7 @@ def main() -> int:
     args = parser.parse_args()
     start = time.monotonic()
     counts = run_all(args.scale, args.seed, lambda line: print(line, flush=True))
-    columns = ("runs", "old", "new", "parts after SIGKILL", "faults")
+    columns = ("runs", "cut short", "old", "new", "parts after SIGKILL", "faults")
     print(f"\n{'':<26}" + "".join(f"{name:>{len(name) + 3}}" for name in columns))
     for section, count in counts.items():
         print(f"{section:<26}" + "".join(f"{count[name]:>{len(name) + 3}}" for name in columns))

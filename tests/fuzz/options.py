@@ -8,10 +8,10 @@ from typing import Any
 from hypothesis import strategies as st
 
 from minidiffedit import edit as edit_picture
-from minidiffedit.methods.table import SYSTEMS
 from minidiffedit.run import blank_plan
 
 from .harness import Case, World, drawn, edit
+from .methods import FLAGS, METHODS, SOUND, takes
 from .pictures import DIRECT
 
 # What is accepted, written down apart from the code: lowest and highest, whole numbers or not.
@@ -103,8 +103,13 @@ def cases(world: World, rng: random.Random, scale: float) -> Iterator[Case]:
 
 
 def of_methods(rng: random.Random) -> Iterator[Case]:
-    """Each option of each method of the table, as its signature declares it: around its range, and what is none."""
-    for method in (name for name, row in SYSTEMS.items() if row.edit):
+    """Each option of each method of the table, as its signature declares it: around its range, and what is none; beside
+    all that the method needs, so that nothing but the option can be refused.
+    """
+    for method in METHODS:
+        needed = [name for name, wanted in takes(method).items() if wanted]
+        argv = ["edit", "in.png", "--method", method, "--dry-run"]
+        argv += [f"{FLAGS.get(name, f'--{name}')}={SOUND[name]}" for name in needed]
         for option in blank_plan(method).options.values():
             flag = "--" + option.name.replace("_", "-")
             wrong: list[Any] = ["", rng.choice(("\x1b", "nan", "1e999", "9" * 5000, "1,5", "²", "true false"))]
@@ -118,8 +123,8 @@ def of_methods(rng: random.Random) -> Iterator[Case]:
                 wrong[2:], right = map(int, wrong[2:]), [*map(int, right)]
             given = [(value, "refused") for value in wrong] + [(value, "any") for value in right]
             for value, expect in rng.sample(given, min(3, len(given))):
-                argv = ["edit", "in.png", "--method", method, "--target", "a", f"{flag}={value}", "--dry-run"]
-                yield Case(f"{method} {flag}={str(value)[:20]}", argv, expect=expect)
+                words = option.name.replace("_", "[-_]")
+                yield Case(f"{method} {flag}={str(value)[:20]}", [*argv, f"{flag}={value}"], expect=expect, words=words)
 
 
 def direct(world: World, name: str, value: Any) -> Any:

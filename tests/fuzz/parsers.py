@@ -220,6 +220,8 @@ def run_readers(seconds: float, number: int, only: str | None = None, say: Calla
 
     manifest.columns = cache(manifest.columns)  # of the whole table, which no input changes
     chosen, faults = {name: one for name, one in targets().items() if only in (None, name)}, 0
+    if not chosen:
+        raise SystemExit(f"error: no reader {only!r}; there are {', '.join(targets())}")
     with tempfile.TemporaryDirectory() as folder:
         for name, target in chosen.items():
             rng, tried, known = random.Random(f"{number} {name}"), 0, set[str]()

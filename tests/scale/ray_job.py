@@ -9,7 +9,9 @@ import sys
 import time
 from pathlib import Path
 
-from test_torchrun import ENVIRONMENT, command, lines, manifest, pictures
+import pytest
+from test_batch import FAMILIES
+from test_torchrun import ENVIRONMENT, command, lines, manifest, model_of, pictures
 
 
 def workers(driver: int) -> list[int]:
@@ -44,13 +46,14 @@ def run_killing_one(argv: list[str], folder: Path, out: Path, after: int) -> str
     return said
 
 
-def test_a_worker_that_dies_changes_nothing(folder, tmp_path):
+@pytest.mark.parametrize("channels", FAMILIES)
+def test_a_worker_that_dies_changes_nothing(channels, folder, tmp_path):
     """Its picture's rows are made again by another; files and table are those of one process."""
-    manifest(tmp_path, 4)
+    count, folder = manifest(tmp_path, 4 if channels == 4 else 16, channels), model_of(channels, folder, tmp_path)
     subprocess.run([sys.executable, "-m", *command(folder, "one")], cwd=tmp_path, env=ENVIRONMENT, check=True)
     argv = [sys.executable, "-m", *command(folder, "ray"), "--ray", "2", "--json"]
     said = json.loads(run_killing_one(argv, tmp_path, tmp_path / "ray", after=2))
-    assert (said["rows"], said["failed"]) == (8, 0)
-    assert len(pictures(tmp_path / "one")) == 8 and pictures(tmp_path / "ray") == pictures(tmp_path / "one")
+    assert (said["rows"], said["failed"]) == (count, 0)
+    assert len(pictures(tmp_path / "one")) == count and pictures(tmp_path / "ray") == pictures(tmp_path / "one")
     assert lines(tmp_path / "ray" / "results.jsonl") == lines(tmp_path / "one" / "results.jsonl")
     assert not [*(tmp_path / "ray").glob(".*")], "a part of a file was left"

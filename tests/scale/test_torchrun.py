@@ -1,4 +1,4 @@
-"""Two processes of torchrun on one host: together the files of one process."""
+"""Two processes of torchrun on one host: together the files of one process, for a row of each family of methods."""
 
 import json
 import os
@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 from PIL import Image
+from test_batch import FAMILIES
 
 import minidiffedit
 
@@ -17,13 +19,21 @@ ROOT = Path(minidiffedit.__file__).parents[1]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": str(ROOT)}
 
 
-def manifest(folder: Path, pictures: int, *extra: dict) -> None:
-    rows = []
+def manifest(folder: Path, pictures: int, channels: int, *extra: dict) -> int:
+    """Rows of DiffEdit and of each family for weights of so many channels -> how many pictures are to come of them."""
+    kinds = [{"source": "a horse", "target": target} for target in ("a zebra", "a cow") if channels == 4]
+    kinds, rows = [*kinds, *(row | {"steps": 2} for row in FAMILIES[channels])], []
+    Image.new("L", (72, 64), 255).save(folder / "m.png")
     for i in range(pictures):
         pixels = np.random.default_rng(i).integers(0, 256, (64, 72, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{i}.png")
-        rows += [{"image": f"{i}.png", "source": "a horse", "target": target} for target in ("a zebra", "a cow")]
+        rows += [{"image": f"{i}.png"} | kind for kind in kinds]
     (folder / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, *extra]))
+    return len(rows)
+
+
+def model_of(channels: int, folder: Path, tmp_path: Path) -> Path:
+    return folder if channels == 4 else tiny.write_folder(tmp_path / "weights", channels=channels, unet=tiny.QUICK)
 
 
 def command(model: Path, out: str) -> list[str]:
@@ -42,9 +52,11 @@ def lines(*tables: Path) -> list[dict]:
 
 
 @pytest.mark.slow
-def test_two_processes_are_one(folder, tmp_path):
+@pytest.mark.parametrize("channels", [4, *(pytest.param(one, marks=pytest.mark.long) for one in (8, 9))])
+def test_two_processes_are_one(channels, folder, tmp_path):
     """Also where a row fails: torchrun must not end the other process for it."""
-    manifest(tmp_path, 3, {"image": "none.png", "target": "a zebra"})
+    count = manifest(tmp_path, 3, channels, FAMILIES[channels][0] | {"image": "none.png"})
+    folder = model_of(channels, folder, tmp_path)
     alone = subprocess.run([sys.executable, "-m", *command(folder, "one")], cwd=tmp_path, env=ENVIRONMENT)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
     both = subprocess.run(
@@ -52,7 +64,7 @@ def test_two_processes_are_one(folder, tmp_path):
     )
     assert alone.returncode == 1 and both.returncode == 0, both.stderr
     assert "exit code is 0" in both.stderr
-    assert len(pictures(tmp_path / "one")) == 6 and pictures(tmp_path / "two") == pictures(tmp_path / "one")
+    assert len(pictures(tmp_path / "one")) == count and pictures(tmp_path / "two") == pictures(tmp_path / "one")
     tables = [tmp_path / "two" / f"results-{i}-of-2.jsonl" for i in (1, 2)]
     assert all(len(lines(table)) for table in tables)
     assert lines(*tables) == lines(tmp_path / "one" / "results.jsonl")
