@@ -3,12 +3,15 @@
 import asyncio
 import gc
 import io
+import json
 import shlex
+import sys
 import threading
 import time
 import warnings
 import weakref
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -17,7 +20,7 @@ import torch
 from PIL import Image
 
 from minidiffedit import StableDiffusion, Steering, cli, edit, find_mask
-from minidiffedit.files.images import latent_mask, read_picture
+from minidiffedit.files.images import latent_mask, read_picture, write_picture
 from minidiffedit.methods.table import SYSTEMS
 from minidiffedit.page import visit as visits
 from minidiffedit.page.runs import Choice, Ended, NeedsModel, Seen, Stopped, Studio, Watcher, hearing
@@ -411,6 +414,68 @@ def hostile(tmp_path):
     return [tmp_path / name for name in made]
 
 
+NONSENSE = [-1, 2**80, 1e308, float("nan"), True, "", "x" * 100_000, "\ud800", "../../etc/passwd", "=>;=>", "1,2=>"]
+NONSENSE += [[], ["../../etc/passwd"], {}, {"layers": "here"}, [[1]], "<script>alert(1)</script>", ("/etc/passwd", "a")]
+
+
+@pytest.fixture
+def drawn(loaded, tmp_path, monkeypatch):
+    """A page whose parts are nobody's: handlers take what they are told and say what they would show."""
+    page = Page(Studio(lambda _: loaded, Choice("mini")), Setup(["mini"], "", [], lambda _: ([], ""), None), tmp_path)
+    monkeypatch.setitem(sys.modules, "gradio", MagicMock())
+    monkeypatch.setattr(Page, "wire", lambda *_: None)
+    page.build()
+    page.part, page.update = {key: str(key) for key in page.part}, lambda **said: said
+    return page
+
+
+def usual(page, visit):
+    """What the controls of a fresh page say, with a picture and few steps."""
+    blank, said = blank_plan("diffedit"), dict.fromkeys(page.part)
+    said |= {key: blank.settings.get(one.name, one.default) for key, one in page.options.items()}
+    said |= {key: QUICK[key[0]] for key in page.options if key[0] in QUICK} | {"target": "a zebra", "source": "a horse"}
+    said |= {"photo": (str(visit.photo), "a photo.png"), "method": "diffedit", "model": "mini", "count": 1}
+    return said | {"largest": False, "invert": False, "dilate": 0, "feather": 0}
+
+
+def heard(page, visit, handler, said, index=None):
+    """The status line's last words, and all else that would be shown."""
+    event = SimpleNamespace(_data={"index": index})
+    shown = [*page.spoken(handler, visit, {page.part[key]: one for key, one in said.items()}, event)]
+    return [str(one["status"]) for one in shown if "status" in one][-1], shown
+
+
+def test_what_no_control_would_say_is_a_sentence(drawn, visit, loaded, monkeypatch):
+    """Every part of the page with values that its own script never sends, to every handler."""
+    monkeypatch.setattr(drawn.studio, "run", lambda *_: iter(()))
+    found_by(visit, loaded)
+    asks, said = [drawn.look, drawn.find, drawn.paint, drawn.words, drawn.take_method, drawn.show_places], 0
+    for key in usual(drawn, visit).keys() - {"settings", "status"}:
+        for value in NONSENSE:
+            for handler in asks:
+                line, shown = heard(drawn, visit, handler, usual(drawn, visit) | {key: value})
+                assert "Error:" not in line and str(drawn.folder) not in line and len(line) < 900, (key, value, line)
+                assert "<script>alert(1)</script>" not in str(shown), (key, handler)
+                said += "alert" in line
+    for handler in (drawn.take_example, drawn.take_place, drawn.choose):
+        for index in NONSENSE:
+            line, _ = heard(drawn, visit, handler, usual(drawn, visit), index)
+            assert "Error:" not in line, (handler, index, line)
+    assert said > 500
+
+
+def test_settings_of_a_picture_are_what_it_says_so_each_is_checked(drawn, visit, tmp_path):
+    good = plan("diffedit", **QUICK).record
+    for name in good:
+        for value in NONSENSE:
+            told = {"minidiffedit": json.dumps(good | {name: value if value == value else "nan"})}
+            write_picture(tiny.picture(), tmp_path / "told.png", told)
+            line, _ = heard(
+                drawn, visit, lambda visit, _: drawn.settings(visit, tmp_path / "told.png"), usual(drawn, visit)
+            )
+            assert "Error:" not in line and str(tmp_path) not in line, (name, value, line)
+
+
 def without(file):
     return lambda text: text.replace(str(file), file.name)
 
@@ -453,6 +518,10 @@ def test_requests_from_other_sites_and_under_other_names_are_refused():
     assert {answer({"host": f"{name}:7860"}) for name in ("localhost", "[::1]")} == {"through"}
     for origin in ("https://evil.example", "null", "http://127.0.0.1:7861", "http://localhost:7860"):
         assert answer({"host": own, "origin": origin}) == 403
+    for site in ("cross-site", "same-site"):  # a picture or a script of another page; a link there is no harm
+        assert answer({"host": own, "sec-fetch-site": site, "sec-fetch-mode": "no-cors"}) == 403
+        assert answer({"host": own, "sec-fetch-site": site, "sec-fetch-mode": "navigate"}) == "through"
+    assert answer({"host": own, "sec-fetch-site": "same-origin"}) == "through"
     for host in ("evil.example", "evil.example:7860", "127.0.0.1.evil.example", "127.0.0.1@evil.example", "[", ""):
         assert answer({"host": host}) == 403  # a name that someone lets lead to this machine
     assert answer({"host": "studio.local:7860"}, here=False) == "through"  # the server was opened to others
