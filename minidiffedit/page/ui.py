@@ -296,13 +296,13 @@ class Page:
 
     def take_photo(self, visit: Visit, told: dict[Any, Any]) -> Iterator[Any]:
         photo = told["photo"]
-        if photo and visit.photo == Path(photo[0]):
+        if photo and visit.drawn == Path(photo[0]):
             return
         visit.take(None)
         yield {"mask_said": said(""), "tinted": None, "heat": None, **self.show(regions=False)}
         if photo:
             visit.take(Path(photo[0]), photo[1])
-            picture = visits.reduced(visit.at_hand[1], visits.LONGEST)
+            picture, visit.drawn = visits.reduced(visit.at_hand[1], visits.LONGEST), visit.photo
             yield {"editor": {"background": picture, "layers": [], "composite": None}}
             yield from self.show_places(visit, told)
 

@@ -52,6 +52,7 @@ class Visit:
     def __init__(self, folder: Path):
         self.folder = Path(tempfile.mkdtemp(dir=folder))
         self.photo: Path | None = None
+        self.drawn: Path | None = None  # the photo that the brush paints on
         self.picture: Image.Image | None = None
         self.before = self.folder  # the picture as a file that a browser shows
         self.name, self.count, self.taken, self.stop = "", 0, 0, threading.Event()
@@ -62,7 +63,7 @@ class Visit:
 
     def take(self, photo: Path | None, name: str = "") -> None:
         """Another picture to edit. Raises ValueError for a file that is none, or that no model takes."""
-        self.photo = self.picture = self.found = None
+        self.photo = self.drawn = self.picture = self.found = None
         self.layers = []
         if photo is not None:
             picture = images.to_rgb(images.read_picture(photo))
