@@ -1,6 +1,7 @@
 """`minidiffedit ui` in headless Chromium, on the miniature: a visitor's whole way, and what else may come along."""
 
 import base64
+import contextlib
 import os
 import re
 import shlex
@@ -18,7 +19,7 @@ import pytest
 import torch
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
-from playwright.sync_api import expect
+from playwright.sync_api import TimeoutError, expect
 from safetensors import safe_open
 from safetensors.torch import save_file
 from test_edit_page import hostile
@@ -81,6 +82,7 @@ def come(browser):
             **{"viewport": {"width": 1400, "height": 1000}, "accept_downloads": True} | options
         )
         contexts.append(context)
+        context.set_default_timeout(90_000)
         page = context.new_page()
         local = ("http://127.0.0.1:", "data:", "blob:")
         page.on("request", lambda request: None if request.url.startswith(local) else elsewhere.append(request.url))
@@ -184,7 +186,7 @@ def test_what_the_brush_paints_is_edited_and_the_command_has_it_as_a_file(server
     fill(page)
     press(page, "Find the mask")
     status(page, "UNet rows 4")
-    before = page.inner_text("#part-mask_said").split(".")[0]
+    before = page.inner_text("#part-mask_said").split(" of ")[0]
     for undone in (True, False):
         stroke(page, (0.1, 0.1), (0.4, 0.1))
         expect(page.locator("#part-mask_said")).not_to_contain_text(before)
@@ -247,6 +249,12 @@ def test_a_run_is_cancelled_at_the_next_call(server, come):
     expect(page.locator("#part-status")).to_contain_text("s left", timeout=120_000)
     press(page, "Cancel")
     status(page, "Cancelled")
+    line, since = "", time.monotonic()  # a busy browser still shows looks that came before
+    while time.monotonic() - since < 5:
+        if (now := page.inner_text("#part-status")) != line:
+            line, since = now, time.monotonic()
+        page.wait_for_timeout(200)
+    assert "Cancelled" in line
     expect(page.locator("#part-cancel")).to_be_hidden()  # nothing runs
     page.locator("#option-steps-int input").first.fill("10")
     paint(page, "(mask 4, encode 8, decode 16)")
@@ -505,8 +513,7 @@ def test_a_server_started_anew_serves_the_open_page(come, tmp_path):
     second = Server(tmp_path, port=first.port)
     try:
         press(page, "Find the mask")  # in the page as it stands
-        said = page.locator("#part-status, [data-testid=toast-body]").filter(has_text=re.compile("again|anew|cannot"))
-        expect(said.first).to_be_visible()
+        expect(page.locator("[data-testid=toast-body]").first).to_contain_text("started anew, load the page again")
         page.goto(second.url)
         fill(page)
         press(page, "Find the mask")
@@ -600,8 +607,9 @@ def test_hostile_uploads_are_refused_in_a_sentence(server, come, tmp_path):
         said = page.inner_text("#part-status")
         assert "/tmp" not in said and "Traceback" not in said, said
         clear = page.locator("#part-photo button[aria-label='Clear'], #part-photo button[aria-label='Remove Image']")
-        if clear.count():
-            clear.first.click()
+        with contextlib.suppress(TimeoutError):  # a refused picture may go by itself
+            if clear.count():
+                clear.first.click(timeout=5000)
     fill(page)  # and the page still works
     press(page, "Find the mask")
     status(page, "UNet rows 4")
@@ -696,9 +704,9 @@ def test_accessible_and_within_its_width(server, come, scheme):
     expect(page.locator("#part-status")).to_be_in_viewport()  # wherever the button stands
     page.set_viewport_size({"width": 1400, "height": 1000})
     fill(page)
+    paint(page)
     for name in ("The same from the command line", "Where the model looks for each word"):
         page.get_by_role("button", name=name).click()
-    paint(page)
     press(page, "Draw the word maps")
     expect(page.locator("#part-sheet img")).to_be_visible(timeout=120_000)
     check("full")
