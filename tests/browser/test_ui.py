@@ -316,45 +316,6 @@ def test_a_picture_is_dropped_and_another_pasted(server, come):
     status(page, "needs target")  # the picture is there
 
 
-def test_by_the_keyboard_alone(server, come):
-    """Tab, Enter, Space and arrows, from the example to the chosen result; what has the focus can be seen."""
-    page = come(server)
-
-    def go_to(named):
-        for _ in range(120):
-            page.keyboard.press("Tab")
-            name = page.evaluate("""() => {
-              const one = document.activeElement, label = one.labels?.[0]?.innerText;
-              return one.id + " " + (one.ariaLabel || label || one.innerText || "").trim();
-            }""")
-            if named in name:
-                look = page.evaluate("(s => s.outlineStyle + s.boxShadow)(getComputedStyle(document.activeElement))")
-                assert look != "nonenone", f"{named}: the focus is not seen"
-                return
-        raise AssertionError(f"Tab does not lead to {named}")
-
-    go_to("horse to zebra")
-    page.keyboard.press("Enter")
-    expect(page.locator("#part-target textarea")).to_have_value(ZEBRA)
-    expect(page.locator("#part-photo img")).to_be_visible()
-    go_to("Steps")
-    page.keyboard.press("Control+A")
-    page.keyboard.type("10")
-    go_to("Find the mask")
-    page.keyboard.press("Enter")
-    status(page, "UNet rows 20")
-    go_to("ask threshold")
-    page.keyboard.press("ArrowLeft")
-    go_to("Paint")
-    page.keyboard.press("Space")
-    status(page, "decode 16")
-    go_to("diffedit, seed")
-    page.keyboard.press("Enter")
-    go_to("Take its settings")
-    page.keyboard.press("Enter")
-    status(page, "Settings taken")
-
-
 def choose(page, where, name):
     """From a menu; a method brings its options at their defaults, so wait for one of its own before others are told."""
     page.locator(f"#part-{where} input").fill(name)
