@@ -4,7 +4,6 @@ A run stops at its next model call when its visitor cancels it or leaves. What n
 from maps that are known, is made by `cut` beside it, while another visitor's run goes on.
 """
 
-import ctypes
 import queue
 import threading
 import time
@@ -119,7 +118,6 @@ class Studio:
         """Runs one after another, all in one thread: each thread has memory of its own, which it may keep."""
         while True:
             self.runs.get()()
-            getattr(ctypes.pythonapi, "malloc_trim", int)(0)  # glibc keeps for each thread what its pictures took
 
     def model(self, choice: Choice) -> "StableDiffusion":
         """The chosen model; another one leaves the memory before it comes."""
