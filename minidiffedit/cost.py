@@ -4,6 +4,7 @@ No weights are read. Predicted rows are the rows paid where the method finds som
 (refine, the inner steps of null-text inversion) they are the most it can pay.
 """
 
+import json
 import warnings
 import weakref
 from collections import Counter as Counting
@@ -11,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from importlib.resources import files
 from typing import Any
 
 import torch
@@ -23,6 +25,7 @@ from .checkpoint import build
 from .diffedit import default_chunk
 from .fast import decode_by_rows
 from .files.images import read_mask
+from .methods.table import SYSTEMS
 from .plans import GIVEN, Plan, beside, blank_plan, function_at, inputs_of, plan
 from .result import Result
 from .run import execute, execute_without_picture
@@ -204,6 +207,12 @@ def count_one(settled: Plan, counter: Counter, reuse: Sequence[Result]) -> Resul
     path, before = settled.functions.get("path"), [call for one in reuse for call in one.calls]
     calls = tuple(call for call in known.calls if call.function != path or call in before)
     return replace(known, evaluations=rows, calls=calls)
+
+
+def counted_rows(method: str) -> int:
+    """`rows_at_defaults` as they were when the table was rendered (`make table`), else counted now."""
+    counted = json.loads(files("minidiffedit").joinpath("data/rows.json").read_text(encoding="utf-8"))
+    return counted.get(repr(SYSTEMS.get(method))) or rows_at_defaults(method)
 
 
 def rows_at_defaults(method: str) -> int:

@@ -3,12 +3,16 @@
 import asyncio
 import gc
 import io
+import itertools
+import json
 import shlex
+import sys
 import threading
 import time
 import warnings
 import weakref
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -17,7 +21,7 @@ import torch
 from PIL import Image
 
 from minidiffedit import StableDiffusion, Steering, cli, edit, find_mask
-from minidiffedit.files.images import latent_mask, read_picture
+from minidiffedit.files.images import latent_mask, read_picture, write_picture
 from minidiffedit.methods.table import SYSTEMS
 from minidiffedit.page import visit as visits
 from minidiffedit.page.runs import Choice, Ended, NeedsModel, Seen, Stopped, Studio, Watcher, hearing
@@ -67,7 +71,7 @@ def test_controls_left_alone_ask_for_the_defaults(method, tmp_path):
         one = blank.options[name]
         said[name] = "none" if value is None and one.choices else float(value) if one.type is int and value else value
     said["seed"] = 7.0
-    settled, files = settle((method, "", ""), said)
+    settled, files = settle((method, None, None), said)
     assert settled.settings == blank.settings | {"seed": 7} and settled.functions == blank.functions
     assert set(files) == {"mask", "reference", "reference_mask"} & set(blank.needs)
     assert {type(v) for v in settled.settings.values()} <= {int, float, bool, str, type(None)}
@@ -81,14 +85,14 @@ def test_what_controls_say_wrongly_is_a_sentence():
         ({"target": "a zebra", "sampler": "euler"}, "must be one of"),
     ]:
         with pytest.raises(ValueError, match=words):
-            settle(("diffedit", "", ""), said)
+            settle(("diffedit", None, None), said)
     with pytest.raises(ValueError, match="did you mean 'diffedit'"):
-        settle(("diffedt", "", ""), {})
+        settle(("diffedt", None, None), {})
     assert (
-        settle(("diffedit", "", "words:horse"), {"target": "a", "source": "a horse"})[0].settings["mask_words"]
+        settle(("diffedit", None, "words:horse"), {"target": "a", "source": "a horse"})[0].settings["mask_words"]
         == "horse"
     )
-    assert settle(("replay", "direct", ""), {"target": "a", "source": "b"})[0].method == "direct+replay"
+    assert settle(("replay", "direct", None), {"target": "a", "source": "b"})[0].method == "direct+replay"
 
 
 def test_an_erased_part_is_the_mask(tmp_path):
@@ -96,7 +100,7 @@ def test_an_erased_part_is_the_mask(tmp_path):
     picture.paste((0, 0, 0, 0), (20, 10, 50, 40))
     picture.save(tmp_path / "hole.png")
     with pytest.warns(UserWarning, match="erased"):
-        settled, files = settle(("diffedit", "", ""), {"target": "a zebra", "mask": None}, tmp_path / "hole.png")
+        settled, files = settle(("diffedit", None, None), {"target": "a zebra", "mask": None}, tmp_path / "hole.png")
     assert files == {"mask": tmp_path / "hole.png"} and settled.given["mask"].size == (93, 75)
 
 
@@ -411,8 +415,65 @@ def hostile(tmp_path):
     return [tmp_path / name for name in made]
 
 
-def without(file):
-    return lambda text: text.replace(str(file), file.name)
+NONSENSE = [-1, 2**80, 1e308, float("nan"), True, "", "x" * 3000, "\ud800", "../../etc/passwd", "=>;=>", "1,2=>"]
+NONSENSE += [[], ["../../etc/passwd"], {}, {"layers": "here"}, [[1]], "<script>alert(1)</script>", ("/etc/passwd", "a")]
+
+
+@pytest.fixture
+def drawn(loaded, tmp_path, monkeypatch):
+    """A page whose parts are nobody's: handlers take what they are told and say what they would show."""
+    page = Page(Studio(lambda _: loaded, Choice("mini")), Setup(["mini"], "", [], lambda _: ([], ""), None), tmp_path)
+    monkeypatch.setitem(sys.modules, "gradio", MagicMock())
+    monkeypatch.setattr(Page, "wire", lambda *_: None)
+    page.build()
+    page.part, page.update = {key: str(key) for key in page.part}, lambda **said: said
+    return page
+
+
+def usual(page, visit):
+    """What the controls of a fresh page say, with a picture and few steps."""
+    blank, said = blank_plan("diffedit"), dict.fromkeys(page.part)
+    said |= {key: blank.settings.get(one.name, one.default) for key, one in page.options.items()}
+    said |= {key: QUICK[key[0]] for key in page.options if key[0] in QUICK} | {"target": "a zebra", "source": "a horse"}
+    said |= {"photo": (str(visit.photo), "a photo.png"), "method": "diffedit", "model": "mini", "count": 1}
+    return said | {"largest": False, "invert": False, "dilate": 0, "feather": 0}
+
+
+def heard(page, visit, handler, said, index=None):
+    """The status line's last words, and all else that would be shown."""
+    event = SimpleNamespace(_data={"index": index})
+    shown = [*page.spoken(handler, visit, {page.part[key]: one for key, one in said.items()}, event)]
+    return [str(one["status"]) for one in shown if "status" in one][-1], shown
+
+
+def test_what_no_control_would_say_is_a_sentence(drawn, visit, loaded, monkeypatch):
+    """Every part of the page with values that its own script never sends, to every handler."""
+    monkeypatch.setattr(drawn.studio, "run", lambda *_: iter(()))
+    found_by(visit, loaded)
+    asks = itertools.cycle([drawn.look, drawn.find, drawn.paint, drawn.words, drawn.take_method, drawn.show_places])
+    refused = 0
+    for key in sorted(usual(drawn, visit).keys() - {"settings", "status"}, key=str):
+        for value, handler in zip(NONSENSE, asks):
+            line, shown = heard(drawn, visit, handler, usual(drawn, visit) | {key: value})
+            assert str(drawn.folder) not in line and "<script>" not in str(shown) and len(line) < 900, (key, value)
+            refused += "alert" in line
+    for handler in (drawn.take_example, drawn.take_place, drawn.choose):
+        refused += sum("alert" in heard(drawn, visit, handler, usual(drawn, visit), index)[0] for index in NONSENSE)
+    assert refused > 300
+    line, _ = heard(drawn, visit, drawn.find, usual(drawn, visit))  # and the page still works
+    assert "alert" not in line
+
+
+def test_settings_of_a_picture_are_what_it_says_so_each_is_checked(drawn, visit, tmp_path):
+    good = plan("diffedit", **QUICK).record
+    for name in good:
+        for value in NONSENSE:
+            told = {"minidiffedit": json.dumps(good | {name: value if value == value else "nan"})}
+            write_picture(tiny.picture(), tmp_path / "told.png", told)
+            line, _ = heard(
+                drawn, visit, lambda visit, _: drawn.settings(visit, tmp_path / "told.png"), usual(drawn, visit)
+            )
+            assert "Error:" not in line and str(tmp_path) not in line, (name, value, line)
 
 
 def test_hostile_files_are_refused_in_a_sentence(tmp_path):
@@ -423,7 +484,7 @@ def test_hostile_files_are_refused_in_a_sentence(tmp_path):
         visit = Visit(tmp_path / "server")
         with pytest.raises((ValueError, OSError)) as caught:
             visit.take(file)
-        said = visits.sentence(caught.value, without(file))
+        said = visits.sentence(caught.value, tmp_path)
         assert 20 < len(said) < 400 and str(tmp_path) not in said and "Error:" not in said, said
         assert visit.photo is None
         with pytest.raises(ValueError, match="no picture yet"):
@@ -453,6 +514,10 @@ def test_requests_from_other_sites_and_under_other_names_are_refused():
     assert {answer({"host": f"{name}:7860"}) for name in ("localhost", "[::1]")} == {"through"}
     for origin in ("https://evil.example", "null", "http://127.0.0.1:7861", "http://localhost:7860"):
         assert answer({"host": own, "origin": origin}) == 403
+    for site in ("cross-site", "same-site"):  # a picture or a script of another page; a link there is no harm
+        assert answer({"host": own, "sec-fetch-site": site, "sec-fetch-mode": "no-cors"}) == 403
+        assert answer({"host": own, "sec-fetch-site": site, "sec-fetch-mode": "navigate"}) == "through"
+    assert answer({"host": own, "sec-fetch-site": "same-origin"}) == "through"
     for host in ("evil.example", "evil.example:7860", "127.0.0.1.evil.example", "127.0.0.1@evil.example", "[", ""):
         assert answer({"host": host}) == 403  # a name that someone lets lead to this machine
     assert answer({"host": "studio.local:7860"}, here=False) == "through"  # the server was opened to others

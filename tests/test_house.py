@@ -47,7 +47,7 @@ ROOMS = {
     "result": {"ddim", "files", "plans"},
     "job": {"ddim", "diffedit", "files", "options", "path", "plans", "prompts", "result"},
     "run": {"ddim", "diffedit", "files", "job", "plans", "progress", "result"},
-    "cost": {*CORE, "files", "plans", "result", "run", "fast"},
+    "cost": {*CORE, "files", "methods.table", "plans", "result", "run", "fast"},
     "progress": {"cost"},
     "views": {*RUNNING, "__version__", "many.metrics"},
     "many": RUNNING | {"fast", "kernels"},

@@ -2,7 +2,6 @@
 
 import argparse
 import inspect
-import json
 import re
 from importlib.resources import files
 from pathlib import Path
@@ -25,20 +24,9 @@ def run_methods(args: argparse.Namespace) -> Any:
     return row_of(args.name) | details(args.name)
 
 
-def rows_of(name: str, system: Any) -> int:
-    """Rows at the defaults, as they were counted when the table was rendered (`make table`), else counted now."""
-    from ..methods.table import SYSTEMS
-
-    counted = json.loads(files("minidiffedit").joinpath("data/rows.json").read_text(encoding="utf-8"))
-    if name in SYSTEMS and repr(system) in counted:
-        return counted[repr(system)]
-    from ..cost import rows_at_defaults
-
-    return rows_at_defaults(name)
-
-
 def row_of(name: str) -> dict[str, Any]:
     """One system as plain values; rows at the defaults, None where it does not run."""
+    from ..cost import counted_rows
     from ..methods.table import SYSTEMS
     from ..plans import blank_plan, known_system
 
@@ -51,7 +39,7 @@ def row_of(name: str) -> dict[str, Any]:
         "status": system.status,
         "weights": system.weights,
         "needs": needs,
-        "rows": rows_of(name, system) if system.edit else None,
+        "rows": counted_rows(name) if system.edit else None,
         "note": system.note,
     }
 

@@ -1,9 +1,9 @@
-"""DiffEdit (Couairon et al., 2210.11427), the page `diffedit.py` cut into what can be exchanged and reused.
+"""DiffEdit (Couairon et al., 2210.11427): the picture changes only where two texts disagree about it.
 
-The mask (step 1) and the decoding (step 3) stand here; the encoding (step 2) is `inversions.ddim` under the null text.
-The arms of the paper's ablation (section 4) are the same functions in other company. Cost at the defaults, in model
-rows: 20 for the mask, 40 for the encoding, 80 for the decoding; a further text of the same picture 10 + 0 + 80, another
-threshold 0 + 0 + 80.
+The page `diffedit.py`, cut into what can be exchanged and reused: the mask (step 1) and the decoding (step 3) stand
+here; the encoding (step 2) is `inversions.ddim` under the null text. The arms of the paper's ablation (section 4) are
+the same functions in other company. Cost at the defaults, in model rows: 20 for the mask, 40 for the encoding, 80 for
+the decoding; a further text of the same picture 10 + 0 + 80, another threshold 0 + 0 + 80.
 """
 
 from typing import Annotated, Any, Literal

@@ -4,6 +4,7 @@ Every handler is a generator of {name of a component: update}; what it raises is
 """
 
 import gc
+import inspect
 import json
 import os
 import re
@@ -20,6 +21,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 from torch import Tensor
 
+from ..cost import counted_rows
 from ..files import images
 from ..files.hub import find_mini
 from ..files.masks import Steering
@@ -38,11 +40,13 @@ from .visit import Visit
 FIRST = ("seed", "steps", "strength", "guidance_scale")  # options that are shown at once
 MOST_VISITS, LARGEST = 32, "64mb"  # remembered at once; the upload of one picture
 UPLOAD: dict[str, Any] = {"type": "filepath", "image_mode": None, "sources": ["upload", "clipboard"]}
+MASK = "Where the picture may change. Paint finds it by itself; here it is seen and altered. Orange adds, blue removes."
 WELCOME = "Choose an example or a picture, say what it shall show, and paint. All of it runs on this machine."
 FIND_ANEW = "These options ask for another mask: find it anew, or paint, which finds it first."
 # What Gradio's own page would ask other machines for.
 OTHERS = rb'<link\s+rel="preconnect"[^>]*>|<script\s+src="https?:[^>]*>\s*</script>'
-POLICY = b"default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'"
+POLICY = b"default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'; base-uri 'self'; frame-ancestors 'none'"
+ASKED_BY = (b"host", b"origin", b"sec-fetch-site", b"sec-fetch-mode")
 BESIDE = "Before and after"
 OUR_NAMES = rb"(127\.0\.0\.1|localhost|\[::1\])(:\d+)?"  # of this machine
 
@@ -86,7 +90,9 @@ class Page:
                     with gr.Column() as self.part["masking"]:
                         self.build_mask(gr)
                     self.build_edit(gr)
-            self.part["status"] = gr.HTML(said(""))  # at the window's lower edge, wherever the page stands
+            with gr.Row(equal_height=True) as self.part["bar"]:  # at the window's lower edge, wherever the page stands
+                self.part["status"] = gr.HTML(said(""), min_width=200)
+                self.part["cancel"] = gr.Button("Cancel", scale=0, min_width=120)  # seen while something runs
             self.wire(gr, blocks)
         return blocks
 
@@ -107,7 +113,8 @@ class Page:
         put, blank, setup = self.part, self.blank, self.setup
         photo = shutil.copy(setup.photo, self.folder) if setup.photo else None
         put["photo"] = gr.Image(photo, label="Picture", height=320, **UPLOAD)
-        put["example"] = gr.Dropdown([*self.examples], value=None, label="Example", info="made for the miniature")
+        shown = [(str(file), name) for name, (file, *_) in self.examples.items()]
+        put["example"] = gallery(gr, "Examples, made for the miniature", value=shown, allow_preview=False)
         put["method"] = gr.Dropdown(self.methods, value=self.methods[0], label="Method")
         put["about"] = gr.HTML(about(self.methods[0]))
         self.build_given(gr, *(name for name in GIVEN if name not in ("negative_prompt", "mask")))
@@ -124,49 +131,49 @@ class Page:
             put["model"] = gr.Dropdown([*models], value=models[0], label="Model", visible=len(models) > 1)
             put["vae"] = gr.Dropdown([("its own", ""), vae], value=vae, label="VAE", visible=bool(vae))
             put["lora"] = gr.CheckboxGroup([*loras], value=[*loras], label="LoRA", visible=bool(loras))
-        put["settings"] = gr.File(label="Open a result to take its settings", file_types=["image"], height=110)
+        put["settings"] = gr.File(label="Open a result to take its settings", file_types=["image"], height=150)
 
     def build_mask(self, gr: Any) -> None:
         put, steerable = self.part, self.blank.steerable
-        gr.HTML("<h2>The mask</h2><p>What may change. Paint finds it by itself; here it is seen and altered.</p>")
-        put["find"] = gr.Button("Find the mask", variant="primary", visible="mask" in self.blank.functions)
+        gr.HTML(f"<h2>The mask</h2><p>{MASK}</p>")
+        put["find"] = gr.Button("Find the mask", visible="mask" in self.blank.functions)
         put["mask_said"] = gr.HTML(said(""))
         with gr.Column() as put["panels"]:
             with gr.Row():
                 with gr.Column(scale=2, min_width=300) as put["painting"]:
                     brush = gr.Brush(default_size="auto", colors=["#ff5814", "#1450ff"], color_mode="fixed")
                     options: dict[str, Any] = {"type": "pil", "sources": [], "transforms": [], "layers": False}
-                    label = "Brush: orange adds, blue takes away"
-                    put["editor"] = gr.ImageEditor(**options, brush=brush, label=label, height=420)
+                    put["editor"] = gr.ImageEditor(**options, brush=brush, label="Brush", height=420)
                     put["editor"].blob_storage = gr.utils.LRUCache(MOST_VISITS)  # else strokes no event names stay
                 with gr.Column(min_width=200):
-                    put["tinted"], put["heat"] = seen(gr, "The mask", height=200), seen(gr, "Heat map", height=200)
+                    put["tinted"], put["heat"] = (seen(gr, one, height=200) for one in ("The mask", "Heat map"))
             put["regions"] = gallery(gr, "Each edit's own part", visible=False)
             with gr.Row():
                 self.build_options(gr, (key for key in self.options if key[0] in CUT))
-            with gr.Column(visible=steerable) as put["shaping"], gr.Row():
-                about = "fade out over more cells"
-                put["dilate"] = gr.Slider(-4, 8, 0, step=1, min_width=200, label="Dilate", info="below 0 it shrinks")
-                put["feather"] = gr.Slider(0, 8, 0, step=1, min_width=200, label="Feather", info=about)
-                put["largest"] = gr.Checkbox(False, label="Largest piece only")
-                put["invert"] = gr.Checkbox(False, label="Invert")
+            with gr.Column(visible=steerable) as put["shaping"]:
+                with gr.Row():
+                    about = "cells by which it fades out"
+                    put["dilate"] = gr.Slider(-4, 8, 0, step=1, label="Dilate", info="cells; below 0 it shrinks")
+                    put["feather"] = gr.Slider(0, 8, 0, step=1, label="Feather", info=about)
+                with gr.Row():
+                    put["largest"] = gr.Checkbox(False, label="Largest piece only")
+                    put["invert"] = gr.Checkbox(False, label="Invert")
         self.build_given(gr, "mask")
 
     def build_edit(self, gr: Any) -> None:
         put, blank = self.part, self.blank
         gr.HTML("<h2>The edit</h2>")
         with gr.Row():
-            put["count"] = gr.Number(1, precision=0, minimum=1, maximum=16, label="Candidates", info="of one seed each")
-            about = "under the same settings, to compare"
+            about = "how many pictures, each under a seed of its own"
+            put["count"] = gr.Number(1, precision=0, minimum=1, maximum=16, label="Candidates", info=about)
+            about = "other methods, under the same settings, to compare"
             put["others"] = gr.Dropdown(self.methods, value=[], multiselect=True, label="Also by", info=about)
-        with gr.Row():
-            put["paint"] = gr.Button("Paint", variant="primary")
-            put["cancel"] = gr.Button("Cancel")
+        put["paint"] = gr.Button("Paint", variant="primary")
         put["preview"] = seen(gr, "What it is heading for", height=200, visible=False)
         with gr.Column() as put["results"]:
             put["slider"] = gr.ImageSlider(label=BESIDE, interactive=False, max_height=560)
             put["made_said"] = gr.HTML(said(""))
-            put["gallery"] = gallery(gr, "Results: choose one to go on from")
+            put["gallery"] = gallery(gr, "Results: choose one to go on from", allow_preview=False)
             with gr.Row():
                 put["again"] = gr.Button("Take its settings")
                 put["next"] = gr.Button("Edit this result")
@@ -176,7 +183,8 @@ class Page:
                 text = {"interactive": False, "buttons": ["copy"], "lines": 2, "max_lines": 20}
                 put["command"] = gr.Textbox("", label="Command, beside the files", **text)
                 put["python"] = gr.Textbox("", label="Python, beside the files", **text)
-        with gr.Accordion("Where each word is looked for", open=False, visible="source" in blank.given) as put["looks"]:
+        about = "Where the model looks for each word"
+        with gr.Accordion(about, open=False, visible="source" in blank.given) as put["looks"]:
             put["words"] = gr.Button("Draw the word maps")
             put["sheet"] = seen(gr, "Word maps", show_label=False, visible=False)
 
@@ -202,7 +210,7 @@ class Page:
             return gr.on([*triggers], call, inputs, [*put.values()], api_visibility="private", **how, **more)
 
         on(self.take_photo, put["photo"].change, blocks.load)
-        on(self.take_example, put["example"].input)
+        on(self.take_example, put["example"].select)
         on(self.take_method, put["method"].input, put["inversion"].input, put["mask_from"].submit)
         on(lambda visit, told: self.settings(visit, Path(told["settings"])), put["settings"].upload)
         on(self.take_place, put["places"].select, put["back"].click)
@@ -242,10 +250,6 @@ class Page:
         told: dict[Any, Any] = {key: data[one] for key, one in self.part.items() if one in data}
         told["index"] = event._data.get("index") if isinstance(event._data, dict) else None  # of what was clicked
 
-        def hidden(text: str) -> str:
-            text = text.replace(*told["photo"]) if told["photo"] else text
-            return text.replace(f"{self.folder}/", "").replace(str(self.folder), "")
-
         def sent(updates: dict[Any, Any]) -> dict[Any, Any]:
             return {self.part[key]: one for key, one in updates.items()}
 
@@ -258,7 +262,7 @@ class Page:
         except NeedsModel:
             line = said(FIND_ANEW, "alert")
         except Exception as error:
-            line = said(escape(visits.sentence(error, hidden)), "alert")
+            line = said(escape(visits.sentence(error, self.folder)), "alert")
         yield sent({"status": line, **self.show(preview=False)})
 
     # ------------------------------------------------------------ handlers: what is asked for, and its mask
@@ -268,8 +272,8 @@ class Page:
         if visit.photo is None and told["photo"]:  # a visit that was forgotten
             visit.take(Path(told["photo"][0]), told["photo"][1])
         photo, picture = visit.at_hand
-        choices = told["method"], told["inversion"] or "", told["mask_from"] or ""
-        blank = blank_plan(choices[0], choices[1] or None, choices[2].partition(":")[0] or None)
+        choices = told["method"], told["inversion"] or None, told["mask_from"] or None
+        blank = blank_plan(*choices)
         values = {name: one[0] if isinstance(one := told[name], tuple) else one for name in GIVEN}
         values |= {key[0]: told[key] for key in self.options if kind_of(blank.options.get(key[0])) == key}
         settled, files = visits.settle(choices, values, photo)
@@ -287,26 +291,25 @@ class Page:
 
     def take_photo(self, visit: Visit, told: dict[Any, Any]) -> Iterator[Any]:
         photo = told["photo"]
-        if photo and visit.photo == Path(photo[0]):
+        if photo and visit.drawn == Path(photo[0]):
             return
         visit.take(None)
-        yield {"tinted": None, "heat": None, "mask_said": said("")}
+        yield {"mask_said": said(""), "tinted": None, "heat": None, **self.show(regions=False)}
         if photo:
             visit.take(Path(photo[0]), photo[1])
-            picture = visits.reduced(visit.at_hand[1], visits.LONGEST)
+            picture, visit.drawn = visits.reduced(visit.at_hand[1], visits.LONGEST), visit.photo
             yield {"editor": {"background": picture, "layers": [], "composite": None}}
             yield from self.show_places(visit, told)
 
     def take_example(self, visit: Visit, told: dict[Any, Any]) -> Iterator[Any]:
-        if told["example"]:
-            file, source, target = self.examples[told["example"]]
-            yield {"photo": shutil.copy(file, visit.folder), "source": source, "target": target}
+        file, source, target = [*self.examples.values()][told["index"]]
+        yield {"photo": shutil.copy(file, visit.folder), "source": source, "target": target}
 
     def take_method(self, visit: Visit, told: dict[Any, Any], values: dict[str, Any] | None = None) -> Iterator[Any]:
         """Show what the method can be told, at its defaults, or as `values` say."""
         inversion = told["inversion"] if SYSTEMS[told["method"]].inversion else ""
-        blank = blank_plan(told["method"], inversion or None, (told["mask_from"] or "").partition(":")[0] or None)
-        values, made = values or {}, dict[Any, Any]()
+        blank, values = blank_plan(told["method"], inversion or None, told["mask_from"] or None), values or {}
+        made = dict[Any, Any]()
         for name in GIVEN:
             made[name] = self.update(visible=name in blank.given, **({"value": values[name]} if name in values else {}))
         for key in self.options:
@@ -315,10 +318,12 @@ class Page:
             made[key] = self.update(visible=shown, **({"value": boxed(blank.options[key[0]], value)} if shown else {}))
         made |= {name: values[name] for name in SHAPING if name in values}
         made["inversion"] = self.update(visible=bool(blank.system.inversion), value=inversion)
+        drags, shaped = "points" in blank.given, blank.steerable
+        made |= self.show(mask_from=shaped, shaping=shaped, places=drags, back=drags, regions=False)
         made |= self.show(find="mask" in blank.functions, looks="source" in blank.given)
-        made |= dict.fromkeys(("mask_from", "shaping"), self.update(visible=blank.steerable))
-        made |= dict.fromkeys(("places", "back"), self.update(visible="points" in blank.given))
-        yield made | {"about": about(told["method"]), **self.show(regions=False)}
+        if not visit.found or visit.found.plan.functions.get("mask") != blank.functions.get("mask"):
+            made |= {"mask_said": said(""), "tinted": None, "heat": None}  # another method's
+        yield made | {"about": about(told["method"])}
 
     def show(self, **there: bool) -> dict[str, Any]:
         return {name: self.update(visible=one) for name, one in there.items()}
@@ -363,9 +368,8 @@ class Page:
             line += f". UNet rows paid for it: {found.evaluations.get('mask', 0)}"
             heat = None if found.heat is None else visits.heat_picture(found.heat, picture.size)
             each = visits.own_parts(found)
-        shown = {"heat": self.update(value=heat, visible=heat is not None), "mask_said": said(f"{line}.")}
-        shown["regions"] = self.update(value=each, visible=bool(each))
-        return shown | {"tinted": visits.tinted(picture, M)}
+        shown = {"heat": heat, "mask_said": said(f"{line}."), "tinted": visits.tinted(picture, M)}
+        return shown | {"regions": self.update(value=each, visible=bool(each))}
 
     def find(self, visit: Visit, told: dict[Any, Any]) -> Iterator[Any]:
         settled, _, steering, choice = self.asked(visit, told)
@@ -417,10 +421,11 @@ class Page:
 
         for one in self.running(visit, choice, work):
             if isinstance(one, Result):
-                about = f"{one.method}, seed {one.seed}, {one.verdict}: {cost_of(one)}"
+                about = f"{one.method}, seed {one.seed}: {cost_of(one)}"
                 made.append(visit.keep(one, files, self.setup.named(choice), about))
                 visits.let_go([*self.visits.values()], visits.MOST_KEPT)
                 found = self.masked(visit, one) if one.latent_mask is not None else {}
+                found |= {"gallery": [(str(each.picture), each.about) for each in visit.made]}
                 one = found | self.shown(visit, made[-1]) | {self.seed: str(settled.settings["seed"])}
             elif isinstance(one, Ended):
                 label = f"Left by {plans[0].method}, right by {plans[-1].method}"
@@ -432,7 +437,7 @@ class Page:
         """A run's looks as updates, whatever else it shows as it comes."""
         visit.stop.set()
         visit.stop = stop = threading.Event()
-        yield {"status": said("Waiting for the model.")}
+        yield {"status": said('<progress aria-label="waiting"></progress> Waiting for the model.')}
         for one in self.studio.run(stop, choice, work):
             if isinstance(one, Seen):
                 picture = {"preview": self.update(value=one.picture, visible=True)} if one.picture else {}
@@ -449,18 +454,13 @@ class Page:
         return {"slider": self.update(value=(str(left), str(right)) if left.exists() else None, label=label)}
 
     def shown(self, visit: Visit, made: visits.Made) -> dict[str, Any]:
-        """A result, and all results beside it."""
         visit.shown = made
-        results = [(str(one.picture), one.about) for one in visit.made]
-        told = {"gallery": results, "made_said": said(escape(made.about)), "files": [*map(str, made.files)]}
+        told = {"made_said": said(escape(made.about)), "files": [*map(str, made.files)]}
         told |= self.beside(made.before, made.picture, BESIDE)
         return told | {"command": made.command, "python": made.python}
 
     def choose(self, visit: Visit, told: dict[Any, Any]) -> Iterator[Any]:
-        if isinstance(told["index"], int) and 0 <= told["index"] < len(visit.made):
-            made = self.shown(visit, visit.made[told["index"]])
-            del made["gallery"]
-            yield made
+        yield self.shown(visit, visit.made[told["index"]])
 
     def next(self, visit: Visit, told: dict[Any, Any]) -> Iterator[Any]:
         yield {"photo": str(visit.result.picture), "status": said("This result is the picture now.")}
@@ -525,7 +525,7 @@ def seen(gr: Any, label: str, **more: Any) -> Any:
 
 def gallery(gr: Any, label: str, **more: Any) -> Any:
     looks = {"columns": 4, "height": "auto", "object_fit": "contain", "buttons": ["download", "fullscreen"]}
-    return gr.Gallery(label=label, interactive=False, **looks, **more)
+    return gr.Gallery(label=label, interactive=False, **looks | more)
 
 
 def planned(settled: Plan, count: int, others: Sequence[str]) -> list[Plan]:
@@ -576,11 +576,10 @@ def uploaded(_: Any, payload: Any) -> tuple[str, str] | None:
 
 def examples() -> dict[str, tuple[Path, str, str]]:
     """Scenes that the miniature was made for, as far as they are here: name -> picture, source, target."""
-    scenes, shown = find_mini() / "scenes", dict[str, tuple[Path, str, str]]()
-    for one in json.loads((scenes / "scenes.json").read_text(encoding="utf-8")):
-        if (file := scenes / one["folder"] / "source.png").exists():
-            shown[one["folder"].replace("-", " to ", 1)] = file, one["source"], one["target"]
-    return dict([*shown.items()][:6])
+    scenes = find_mini() / "scenes"
+    listed = json.loads((scenes / "scenes.json").read_text(encoding="utf-8"))
+    there = [(one, file) for one in listed if (file := scenes / one["folder"] / "source.png").exists()]
+    return {one["folder"].replace("-", " to ", 1): (file, one["source"], one["target"]) for one, file in there[:6]}
 
 
 def spoken(name: str) -> str:
@@ -593,11 +592,16 @@ def said(text: str, role: str = "status") -> str:
 
 
 def about(method: str) -> str:
-    """The method's paper and note; by its class the page's style hides what the method has no use for."""
+    """Its paper, what it does, needs and costs; by its class the page's style hides what it has no use for."""
     system, blank = SYSTEMS[method], blank_plan(method)
-    paper = f"arXiv {system.paper}" if system.paper.replace(".", "").isdigit() else system.paper
+    doc = str(inspect.getdoc(inspect.getmodule(function_at(system.edit))))
+    first = re.split(r"(?<=\.)\s|\n\n", doc)[0].replace("\n", " ")
+    paper = "" if system.paper in first else f"{system.paper}: "
+    note = f" {spoken(system.note)}." if system.note else ""
+    costs = f"Needs {' and '.join(blank.needs) or 'no text'}; {counted_rows(method):,} UNet rows at the defaults."
+    text = escape(f"{paper}{first}{note} {costs}".replace("`", ""))
+    text = re.sub(r"\d{4}\.\d{5}", r'<a href="https://arxiv.org/abs/\g<0>" target="_blank">arXiv \g<0></a>', text)
     lacks = f"{'' if blank.masked else 'maskless'} {'' if blank.steerable else 'brushless'}"
-    text = escape(f"{paper}{'; ' if system.note else ''}{system.note}")
     return said(f'<span class="{lacks}">{text}</span>', "note")
 
 
@@ -631,9 +635,10 @@ class Local:
 
     def asked_by_us(self, headers: dict[bytes, bytes]) -> bool:
         """By the page itself, under a name of this machine: no other name leads here, whatever it resolves to."""
-        host, origin = headers.get(b"host", b""), headers.get(b"origin")
+        host, origin, site, mode = (headers.get(name, b"") for name in ASKED_BY)
         named = not self.here or re.fullmatch(OUR_NAMES, host)
-        return bool(named) and origin in (None, b"http://" + host, b"https://" + host)
+        own = site in (b"", b"none", b"same-origin") or mode == b"navigate"  # a browser's word; a link may lead here
+        return bool(named and own) and origin in (b"", b"http://" + host, b"https://" + host)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http" and not self.asked_by_us(dict(scope["headers"])):
@@ -673,10 +678,9 @@ def served(studio: Studio, setup: Setup, host: str = "127.0.0.1", port: int | No
         door = Middleware(Local, host in ("127.0.0.1", "localhost", "::1"))
         app = {"middleware": [door], "docs_url": None, "redoc_url": None}
         looks = {"theme": theme, "head": part("page.html"), "footer_links": [], "state_session_capacity": MOST_VISITS}
-        limits = {"max_file_size": LARGEST, "strict_cors": True, "share": False, "ssr_mode": False}
-        _, url, _ = blocks.launch(
-            server_name=host, server_port=port, quiet=True, prevent_thread_lock=True, app_kwargs=app, **looks, **limits
-        )
+        limits = {"max_file_size": LARGEST, "strict_cors": True, "share": False, "ssr_mode": False, "quiet": True}
+        here = {"server_name": host, "server_port": port, "prevent_thread_lock": True}
+        _, url, _ = blocks.launch(app_kwargs=app, **looks, **limits, **here)
         try:
             yield url
         finally:

@@ -8,7 +8,7 @@ import re
 import shlex
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,7 @@ class Visit:
     def __init__(self, folder: Path):
         self.folder = Path(tempfile.mkdtemp(dir=folder))
         self.photo: Path | None = None
+        self.drawn: Path | None = None  # the photo that the brush paints on
         self.picture: Image.Image | None = None
         self.before = self.folder  # the picture as a file that a browser shows
         self.name, self.count, self.taken, self.stop = "", 0, 0, threading.Event()
@@ -62,7 +63,7 @@ class Visit:
 
     def take(self, photo: Path | None, name: str = "") -> None:
         """Another picture to edit. Raises ValueError for a file that is none, or that no model takes."""
-        self.photo = self.picture = self.found = None
+        self.photo = self.drawn = self.picture = self.found = None
         self.layers = []
         if photo is not None:
             picture = images.to_rgb(images.read_picture(photo))
@@ -168,13 +169,12 @@ def let_go(visits: Sequence[Visit], but: int) -> None:
 
 
 def settle(
-    choices: tuple[str, str, str], said: dict[str, Any], photo: Path | None = None
+    choices: tuple[str, str | None, str | None], said: dict[str, Any], photo: Path | None = None
 ) -> tuple[Plan, dict[str, Path]]:
     """A plan of what the controls say, and the files that it was given. choices: method, inversion, the mask's source
-    ("": its own); said: texts, numbers and files by name. Raises ValueError as `plan` does.
+    (None: its own); said: texts, numbers and files by name. Raises ValueError as `plan` does.
     """
-    method, inversion, mask_from = choices[0] or "", choices[1] or None, choices[2] or None
-    blank = blank_plan(method, inversion, (mask_from or "").partition(":")[0])
+    (method, inversion, mask_from), blank = choices, blank_plan(*choices)
     files, arguments = dict[str, Path](), dict[str, Any]()
     for name in blank.given:
         value = said.get(name)
@@ -195,9 +195,7 @@ def settle(
 
 def typed(one: Option, value: Any) -> Any:
     """What a control says as the option has it; a number's box gives floats for whole ones."""
-    if one.choices:
-        return None if one.none and value == "none" else value
-    if isinstance(value, str) and one.type is not str:
+    if isinstance(value, str) and (one.choices or one.type is not str):
         return one.parse(value)
     return int(value) if one.type is int and isinstance(value, float) and value.is_integer() else value
 
@@ -334,8 +332,8 @@ def arrows(picture: Image.Image, places: Sequence[tuple[float, float]]) -> Image
     return drawn
 
 
-def sentence(error: BaseException, hidden: Callable[[str], str] = str) -> str:
-    """An error for the page: no traceback, no path of the server."""
-    text = hidden(" ".join(str(error).split())) or type(error).__name__
+def sentence(error: BaseException, folder: Path) -> str:
+    """An error for the page: no traceback; of files below the server's folder the names alone."""
+    text = re.sub(rf"{re.escape(str(folder))}(/[^/\s]+)*/", "", " ".join(str(error).split()))[:600]
     expected = isinstance(error, ValueError | OSError | ArithmeticError)
-    return text[:600] if expected else f"{type(error).__name__}: {text[:600]}"
+    return text if expected else f"This could not be done; load the page anew ({type(error).__name__}: {text})"
