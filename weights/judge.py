@@ -11,6 +11,7 @@ import argparse
 import json
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ TEST_SEEDS = range(EVAL_SEEDS.start + 500_000, EVAL_SEEDS.stop)
 
 
 class Judge(nn.Module):
-    """Pictures (b, 3, 128, 128) in [-1, 1] -> logits of the objects (b, 26) and of the places (b, 6)."""
+    """Pictures (b, 3, 192, 192) in [-1, 1] -> logits of the objects (b, 26) and of the places (b, 6)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,7 +48,7 @@ class Judge(nn.Module):
 
     @torch.no_grad()
     def says(self, picture: np.ndarray) -> tuple[set[str], str]:
-        """(128, 128, 3) uint8 -> the objects it is more sure of than not, and the place."""
+        """(192, 192, 3) uint8 -> the objects it is more sure of than not, and the place."""
         objects, places = self(to_input(picture[None], "cpu"))
         seen = {name for name, logit in zip(OBJECTS, objects[0]) if logit > 0}
         return seen, list(PLACES)[int(places.argmax())]
@@ -67,13 +68,14 @@ def labels(s: Scene) -> tuple[np.ndarray, int]:
 
 def disturbed(x: Tensor, generator: torch.Generator) -> Tensor:
     """Mirrored, shifted, dimmed, blurred and noisy pictures: an edit's decoded picture is never as crisp as a scene."""
-    if torch.rand((), generator=generator) < 0.5:
+    where: dict[str, Any] = {"generator": generator, "device": generator.device}
+    if torch.rand((), **where) < 0.5:
         x = x.flip(3)
-    x = x.roll(torch.randint(-6, 7, (2,), generator=generator).tolist(), dims=(2, 3))
-    if torch.rand((), generator=generator) < 0.5:
+    x = x.roll(torch.randint(-9, 10, (2,), **where).tolist(), dims=(2, 3))
+    if torch.rand((), **where) < 0.5:
         x = F.interpolate(F.avg_pool2d(x, 2), scale_factor=2, mode="bilinear")
-    gain = 1 + 0.15 * torch.randn((len(x), 3, 1, 1), generator=generator)
-    return x * gain + 0.06 * torch.randn(x.shape, generator=generator)
+    gain = 1 + 0.15 * torch.randn((len(x), 3, 1, 1), **where)
+    return x * gain + 0.06 * torch.randn(x.shape, **where)
 
 
 def loss_of(judge: Judge, x: Tensor, objects: Tensor, places: Tensor) -> Tensor:
@@ -99,14 +101,14 @@ def main() -> None:
     args = parser.parse_args()
     prepare(args, RECIPE)
     chosen = [scene(seed) for seed in TRAIN_SEEDS[-args.scenes :]]
-    pictures = rendered(args.work / f"judge-{args.scenes}.npy", chosen)
-    objects, places = (torch.from_numpy(np.array(part)) for part in zip(*(labels(s) for s in chosen)))
+    pictures = torch.from_numpy(rendered(args.work / f"judge-{args.scenes}.npy", chosen)).to(args.device)
+    objects, places = (torch.from_numpy(np.array(part)).to(args.device) for part in zip(*(labels(s) for s in chosen)))
     judge = Judge().to(args.device)
     run = Run("judge", judge, args.rate, args)
     for generator in run.steps():
-        pick = torch.randint(len(chosen), (args.batch,), generator=generator)
-        x = disturbed(to_input(pictures[pick.numpy(), ..., :3], "cpu"), generator).to(args.device)
-        loss = loss_of(judge, x, objects[pick].to(args.device), places[pick].to(args.device))
+        pick = torch.randint(len(chosen), (args.batch,), generator=generator, device=generator.device)
+        x = disturbed(to_input(pictures[pick, ..., :3], args.device), generator)
+        loss = loss_of(judge, x, objects[pick], places[pick])
         run.learn(loss)
         if run.step % 100 == 0:
             run.log(loss=loss.item())

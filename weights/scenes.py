@@ -16,14 +16,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-SIDE = 128  # pixels
+SIDE = 192  # pixels
 FONT_NAME = "NotoColorEmoji.ttf"
 FONT_FOLDERS = ("/usr/share/fonts", "/usr/local/share/fonts", "/Library/Fonts", "~/Library/Fonts", "~/.fonts",
                 "~/.local/share/fonts", "C:/Windows/Fonts")  # fmt: skip
 TRAIN_SEEDS = range(0, 1_000_000)
 EVAL_SEEDS = range(10_000_000, 11_000_000)
 
-# Heads where the head is the clearer picture at 50 to 80 pixels, whole animals elsewhere.
+# Heads where the head is the clearer picture at 70 to 115 pixels, whole animals elsewhere.
 OBJECTS = {
     "a horse": "🐴", "a zebra": "🦓", "a dog": "🐶", "a cat": "🐱", "a cow": "🐄", "a sheep": "🐑",
     "an elephant": "🐘", "a camel": "🐫", "a tiger": "🐯", "a rabbit": "🐇", "a rooster": "🐓", "a pig": "🐖",
@@ -75,7 +75,7 @@ class Scene:
     things: tuple[Thing, ...] = ()
 
     def picture(self) -> np.ndarray:
-        """(128, 128, 3) uint8."""
+        """(192, 192, 3) uint8."""
         canvas = paint_place(self.place, self.look)
         for thing in self.things:
             colour, alpha = draw_thing(thing)
@@ -83,11 +83,11 @@ class Scene:
         return np.rint(canvas.clip(0, 255)).astype(np.uint8)
 
     def masks(self) -> list[np.ndarray]:
-        """One (128, 128) float32 alpha in [0, 1] per thing."""
+        """One (192, 192) float32 alpha in [0, 1] per thing."""
         return [draw_thing(thing)[1] for thing in self.things]
 
     def alpha(self) -> np.ndarray:
-        """The largest alpha of all things, (128, 128) float32."""
+        """The largest alpha of all things, (192, 192) float32."""
         return np.max([np.zeros((SIDE, SIDE), np.float32), *self.masks()], axis=0)
 
     def caption(self, template: str = TEMPLATES[0], with_place: bool = True) -> str:
@@ -114,7 +114,7 @@ class Scene:
 
 
 def true_mask(before: Scene, after: Scene) -> np.ndarray:
-    """Where an edit may act: (128, 128) float32. The things that differ, old and new; all but the things if the place
+    """Where an edit may act: (192, 192) float32. The things that differ, old and new; all but the things if the place
     changed.
     """
     if before.place != after.place:
@@ -160,8 +160,8 @@ def scene(seed: int, object: str | None = None, place: str | None = None, count:
     if count == 0:
         return Scene(place, look)
     if count == 1:
-        return Scene(place, look, (thing(first, 0.45, 0.65, 0.0, 1.0),))
-    return Scene(place, look, (thing(first, 0.40, 0.46, 0.0, 0.5), thing(second, 0.40, 0.46, 0.5, 1.0)))
+        return Scene(place, look, (thing(first, 0.36, 0.60, 0.0, 1.0),))
+    return Scene(place, look, (thing(first, 0.34, 0.46, 0.0, 0.5), thing(second, 0.34, 0.46, 0.5, 1.0)))
 
 
 def is_held_out(s: Scene) -> bool:
@@ -214,7 +214,7 @@ def bowl_of_fruit(rice: Image.Image) -> Image.Image:
 
 
 def draw_thing(thing: Thing) -> tuple[np.ndarray, np.ndarray]:
-    """colour (128, 128, 3) float32 0..255, meaningful where alpha (128, 128) float32 in [0, 1] is positive."""
+    """colour (192, 192, 3) float32 0..255, meaningful where alpha (192, 192) float32 in [0, 1] is positive."""
     source = sprite(thing.name)  # Pillow weighs colours by alpha itself when it turns and scales RGBA
     if thing.flip:
         source = source.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -228,13 +228,13 @@ def draw_thing(thing: Thing) -> tuple[np.ndarray, np.ndarray]:
 
 
 def noise(rng: np.random.Generator, rows: int, columns: int) -> np.ndarray:
-    """Smooth noise of mean 0 and deviation about 1: a rows x columns grid of normals, enlarged; (128, 128) float32."""
+    """Smooth noise of mean 0 and deviation about 1: a rows x columns grid of normals, enlarged; (192, 192) float32."""
     grid = Image.fromarray(rng.standard_normal((rows, columns)).astype(np.float32))
     return np.asarray(grid.resize((SIDE, SIDE), Image.Resampling.BICUBIC))
 
 
 def paint_place(place: str, look: int) -> np.ndarray:
-    """(128, 128, 3) float32, 0..255. Texture is rather coarse: what an 8x autoencoder cannot keep would only blur."""
+    """(192, 192, 3) float32, 0..255. Texture is rather coarse: what an 8x autoencoder cannot keep would only blur."""
     rng = np.random.default_rng(look)
     y, x = np.mgrid[0:SIDE, 0:SIDE].astype(np.float32) / SIDE
     jitter = rng.uniform(-10, 10, 3)

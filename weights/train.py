@@ -2,7 +2,8 @@
 
 Everything between the commands lies in one folder (`--work`): the rendered scenes, the checkpoints, contact sheets and
 a log. A command that finds its own checkpoint goes on from it. Learning rates follow the share of the budget used,
-`--steps` or `--minutes`, whichever is nearer its end, so a run ends well annealed on any machine.
+`--steps` or `--minutes`, whichever is nearer its end, so a run ends well annealed on any machine. On a CUDA device the
+scenes lie in its memory and `--compile` compiles the UNet; on a CPU the same commands take days.
 """
 
 import argparse
@@ -35,17 +36,19 @@ from .scenes import Scene
 
 HERE = Path(__file__).parent
 
-# Narrow where the picture is large: at 128 x 128 a convolution's time goes with the square of its width.
-VAE_CONFIG = VAEConfig(block_out_channels=(16, 48, 96, 128), layers_per_block=1, norm_num_groups=4)
+# Narrow where the picture is large: at 192 x 192 a convolution's time goes with the square of its width.
+VAE_CONFIG = VAEConfig(block_out_channels=(32, 64, 128, 128), layers_per_block=1, norm_num_groups=8)
 TEXT_WIDTH = 64
 CLIP_CONFIG = CLIPConfig(hidden_size=TEXT_WIDTH, num_hidden_layers=2, num_attention_heads=4, intermediate_size=256)
 UNET_CONFIG = UNetConfig(
-    block_out_channels=(96, 160, 192), layers_per_block=1, cross_attention_dim=TEXT_WIDTH, attention_head_dim=4,
-    norm_num_groups=16, sample_size=16,
+    block_out_channels=(64, 128, 256), layers_per_block=1, cross_attention_dim=TEXT_WIDTH, attention_head_dim=4,
+    norm_num_groups=16, sample_size=24,
 )  # fmt: skip
 
-RECIPE = {"vae": (2575, 16, 1e-3), "unet": (5903, 32, 7e-4)}  # steps, batch, largest learning rate of weights/mini
-KL_WEIGHT = 2e-4  # light: keeps the latents near unit size and the decoder calm under small errors of the UNet
+RECIPE = {"vae": (10_000, 32, 1e-3), "unet": (15_000, 256, 8e-4)}  # steps, batch, largest learning rate of weights/mini
+KL_WEIGHT = 1e-4  # light: keeps the latents near unit size and the decoder calm under small errors of the UNet
+THING_WEIGHT = 1.0  # added to a pixel's weight where a thing is: things are smaller than places, and looked at more
+SNR_LIMIT, RAREST = 5.0, 0.25  # see drawing_weights
 CAPTION_DROP = 0.10  # captions replaced by "", for guidance
 PLACE_DROP = 0.15  # captions that name the things only
 UNKNOWN_RATE = 0.2  # captions that get one unknown word somewhere, so that its row learns to say nothing
@@ -65,12 +68,12 @@ def evaluation_scenes(count: int) -> list[Scene]:
 
 
 def pixels_and_alpha(s: Scene) -> np.ndarray:
-    """(128, 128, 4) uint8: the picture and where its things are."""
+    """(192, 192, 4) uint8: the picture and where its things are."""
     return np.dstack([s.picture(), np.rint(s.alpha() * 255).astype(np.uint8)])
 
 
 def rendered(path: Path, chosen: list[Scene]) -> np.ndarray:
-    """Scenes as (n, 128, 128, 4) uint8, mapped from a file that is drawn once."""
+    """Scenes as (n, 192, 192, 4) uint8, mapped from a file that is drawn once."""
     if not path.exists():
         part = path.with_suffix(".part")
         shape = (len(chosen), scenes.SIDE, scenes.SIDE, 4)
@@ -81,17 +84,18 @@ def rendered(path: Path, chosen: list[Scene]) -> np.ndarray:
                 array[i] = picture
         array.flush()
         os.replace(part, path)
-    return np.load(path, mmap_mode="r")
+    return np.load(path, mmap_mode="c")  # private to this process, so that torch may share it
 
 
-def training_pictures(args: argparse.Namespace) -> np.ndarray:
-    return rendered(args.work / f"scenes-{args.scenes}.npy", training_scenes(args.scenes))
+def training_pictures(args: argparse.Namespace) -> Tensor:
+    """(n, 192, 192, 4) uint8: on a CUDA device in its memory, 150 kB each, else left in the file."""
+    data = rendered(args.work / f"scenes-{args.scenes}.npy", training_scenes(args.scenes))
+    return torch.from_numpy(data).to(args.device)
 
 
-def to_input(pictures: np.ndarray, device: str) -> Tensor:
-    """(b, 128, 128, 3) uint8 -> (b, 3, 128, 128) float32 in [-1, 1], channels last in memory."""
-    x = torch.from_numpy(np.ascontiguousarray(pictures)).to(device).permute(0, 3, 1, 2)
-    return x.float() / 127.5 - 1
+def to_input(pictures: np.ndarray | Tensor, device: str | torch.device) -> Tensor:
+    """(b, 192, 192, 3) uint8 -> (b, 3, 192, 192) float32 in [-1, 1], channels last in memory."""
+    return torch.as_tensor(pictures).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def to_pictures(x: Tensor) -> np.ndarray:
@@ -117,8 +121,7 @@ class Average:
     @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:
         decay = min(self.decay, (1 + step) / (10 + step))
-        for name, p in module.state_dict().items():
-            self.values[name].lerp_(p, 1 - decay)
+        torch._foreach_lerp_(list(self.values.values()), list(module.state_dict().values()), 1 - decay)
 
 
 def save_atomic(value: object, path: Path) -> None:
@@ -130,7 +133,8 @@ def save_atomic(value: object, path: Path) -> None:
 class Run:
     """One training run: optimiser, schedule, average, checkpoint and log around a loss.
 
-    The random numbers of a step depend on seed and step only, so a resumed run sees what an unbroken one would.
+    The random numbers of a step depend on seed, step and kind of device only, so a resumed run sees what an unbroken
+    one would.
     """
 
     def __init__(self, name: str, module: nn.Module, rate: float, args: argparse.Namespace):
@@ -165,7 +169,7 @@ class Run:
             warmup = min(1.0, (self.step + 1) / 200)
             for group in self.optimizer.param_groups:
                 group["lr"] = self.rate * warmup * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * self.progress())))
-            yield torch.Generator().manual_seed(self.args.seed * 10**7 + self.step)
+            yield torch.Generator(self.args.device).manual_seed(self.args.seed * 10**7 + self.step)
             self.step += 1
             self.seconds += time.monotonic() - start
             bar.n = round(100 * self.progress())
@@ -226,8 +230,8 @@ def vae_loss(vae: VAE, x: Tensor, alpha: Tensor, noise: Tensor, args: argparse.N
         mean, log_variance = vae.encode(x)
         mean, log_variance = mean.float(), log_variance.float()
         y = vae.decode(mean + (0.5 * log_variance).exp() * noise).float()
-    weight = 1 + alpha  # things are smaller than places, and looked at more closely
-    loss = (weight * (y - x).abs()).mean()
+    weight = 1 + THING_WEIGHT * alpha
+    loss = (weight * ((y - x).abs() + 2 * (y - x).square())).mean()
     for dim in (2, 3):  # the same of the differences of neighbours: edges stay crisp
         loss = loss + 0.5 * (weight.narrow(dim, 1, x.shape[dim] - 1) * (y.diff(dim=dim) - x.diff(dim=dim)).abs()).mean()
     kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
@@ -257,16 +261,14 @@ def train_vae(args: argparse.Namespace) -> None:
     run = Run("vae", vae, args.rate, args)
     averaged = VAE(VAE_CONFIG).to(args.device, memory_format=torch.channels_last).eval()
     for rng in run.steps():
-        chosen = torch.randint(len(data), (args.batch,), generator=rng).numpy()
-        batch = data[np.sort(chosen)]
-        x = to_input(batch[..., :3], args.device)
-        alpha = torch.from_numpy(batch[..., 3] / np.float32(255)).to(args.device)[:, None]
-        noise = torch.randn((args.batch, 4, x.shape[2] // 8, x.shape[3] // 8), generator=rng).to(args.device)
-        loss, kl = vae_loss(vae, x, alpha, noise, args)
+        batch = data[torch.randint(len(data), (args.batch,), generator=rng, device=rng.device)]
+        x, alpha = to_input(batch[..., :3], args.device), batch[..., 3].to(args.device)[:, None] / 255
+        shape = args.batch, 4, x.shape[2] // 8, x.shape[3] // 8
+        loss, kl = vae_loss(vae, x, alpha, torch.randn(shape, generator=rng, device=rng.device), args)
         run.learn(loss)
-        if run.step % 50 == 0:
+        if run.step % 100 == 0:
             run.log(loss=loss.item(), kl=kl.item())
-        if run.step % 1000 == 500:
+        if run.step % 2000 == 500:
             averaged.load_state_dict(run.average.values)
             run.log(psnr=judge_vae(averaged, args))
     run.save()
@@ -325,35 +327,30 @@ def neutralise(text_encoder: CLIPText, table: Tensor) -> None:
 
 def draw_captions(which: Tensor, table: Tensor, rng: torch.Generator) -> Tensor:
     """which (b, 2, templates) of the batch's scenes -> ids (b, 77): a template each, the place left out or not, an
-    unknown word put in somewhere, or nothing said at all.
+    unknown word put in somewhere, or nothing said at all. All on the device of the generator.
     """
-    b = len(which)
-    template = torch.randint(which.shape[2], (b,), generator=rng)
-    no_place = (torch.rand(b, generator=rng) < PLACE_DROP).long()
-    rows = which[torch.arange(b), no_place, template]
-    rows[torch.rand(b, generator=rng) < CAPTION_DROP] = 0
-    ids = table[rows].clone()
-    for i in (torch.rand(b, generator=rng) < UNKNOWN_RATE).nonzero().flatten().tolist():
-        end = int((ids[i] == EOS).nonzero()[0])
-        at = int(torch.randint(1, end + 1, (1,), generator=rng))
-        ids[i, at + 1 :] = ids[i, at:-1].clone()
-        ids[i, at] = UNKNOWN_ID
-    return ids
+    b, where = len(which), {"generator": rng, "device": rng.device}
+    template = torch.randint(which.shape[2], (b,), **where)
+    no_place = (torch.rand(b, **where) < PLACE_DROP).long()
+    rows = which[torch.arange(b, device=rng.device), no_place, template]
+    ids = table[rows.masked_fill(torch.rand(b, **where) < CAPTION_DROP, 0)]
+    ends = (ids == EOS).int().argmax(dim=1)  # the first of them
+    at = 1 + (torch.rand(b, **where) * ends).long()[:, None]  # 1 to the end: any place between the words
+    places = torch.arange(ids.shape[1], device=rng.device).expand_as(ids)
+    longer = ids.gather(1, places - (places > at).long()).scatter(1, at, UNKNOWN_ID)
+    return torch.where(torch.rand(b, 1, **where) < UNKNOWN_RATE, longer, ids)
 
 
 @torch.no_grad()
 def cached_latents(args: argparse.Namespace) -> tuple[Tensor, float]:
-    """(latents (n, 4, 16, 16) float32 times the scaling factor, the scaling factor) of the training scenes, from a file
+    """(latents (n, 4, 24, 24) float32 times the scaling factor, the scaling factor) of the training scenes, from a file
     that is made once. The factor is 1 / the deviation of the posterior means.
     """
     path = args.work / "latents.pt"
     if not path.exists():
         data, vae = training_pictures(args), load_vae(args)
-        means = []
-        for start in tqdm(range(0, len(data), 64), "encoding", disable=None):
-            with half_precision(args):
-                means.append(vae.encode(to_input(data[start : start + 64, ..., :3], args.device))[0].float().cpu())
-        latents = torch.cat(means).contiguous()
+        pieces = tqdm(data.split(64), "encoding", disable=None)
+        latents = torch.cat([encoded(piece[..., :3], vae, args) for piece in pieces])
         factor = round(1 / latents.std().item(), 5)
         save_atomic({"latents": latents * factor, "factor": factor}, path)
     saved = torch.load(path, weights_only=True)
@@ -361,8 +358,39 @@ def cached_latents(args: argparse.Namespace) -> tuple[Tensor, float]:
 
 
 @torch.no_grad()
+def encoded(pictures: np.ndarray | Tensor, vae: VAE, args: argparse.Namespace) -> Tensor:
+    """(b, 192, 192, 3) uint8 -> the posterior's means (b, 4, 24, 24) float32, not scaled, on the CPU."""
+    with half_precision(args):
+        return vae.encode(to_input(pictures, args.device))[0].float().cpu().contiguous()
+
+
+def drawing_weights() -> Tensor:
+    """(1000,): how often each timestep is drawn: as min-SNR weighs its loss (Hang et al., 2303.09556: min(1, 5 / SNR)
+    for predicted noise), but nearly clean latents not rarer than a quarter, since an edit begins and ends there. Drawn
+    so rather than weighed so: a step on a sample of weight .01 is a step lost.
+    """
+    a = torch.tensor(alpha_bar())
+    return (SNR_LIMIT * (1 - a) / a).clamp(RAREST, 1)
+
+
+@torch.no_grad()
+def judge_loss(model: Denoiser, x0: Tensor, ids: Tensor, args: argparse.Namespace) -> dict[str, float]:
+    """Squared error of the noise on evaluation scenes, by quarters of the noise range, always on the same noises."""
+    rng, a, losses = torch.Generator().manual_seed(0), torch.tensor(alpha_bar()), {}
+    for low in range(0, 1000, 250):
+        t = torch.randint(low, low + 250, (len(x0),), generator=rng)
+        noise = torch.randn(x0.shape, generator=rng)
+        at = a[t][:, None, None, None]
+        x = (at.sqrt() * x0 + (1 - at).sqrt() * noise).to(args.device)
+        with half_precision(args):
+            eps = model(x, t.to(args.device), ids.to(args.device))
+        losses[f"t{low}"] = F.mse_loss(eps.float().cpu(), noise).item()
+    return losses
+
+
+@torch.no_grad()
 def sample(model: Denoiser, prompts: list[str], guidance: float, args: argparse.Namespace, steps: int = 50) -> Tensor:
-    """Latents (n, 4, 16, 16), still scaled, by DDIM from the noises of seed 0."""
+    """Latents (n, 4, 24, 24), still scaled, by DDIM from the noises of seed 0."""
     ids = Tokenizer()(["", *prompts]).to(args.device)
     text = model.text_encoder(ids)
     n = len(prompts)
@@ -400,25 +428,32 @@ def train_unet(args: argparse.Namespace) -> None:
         print(f"{name}: {sum(p.numel() for p in part.parameters()) / 1e6:.2f} M parameters", flush=True)
     print(f"{len(table)} captions of {len(table.unique())} tokens, scaling factor {factor}", flush=True)
     run = Run("unet", model, args.rate, args)
-    a = torch.tensor(alpha_bar())
-    losses: list[float] = []
+    unseen = evaluation_scenes(256)
+    pictures, test_ids = np.stack([s.picture() for s in unseen]), Tokenizer()([s.caption() for s in unseen])
+    test = encoded(pictures, vae, args) * factor, test_ids
+    denoise = torch.compile(model) if args.compile else model
+    latents, which, table = (one.to(args.device) for one in (latents, which, table))
+    a, often = torch.tensor(alpha_bar(), device=args.device), drawing_weights().to(args.device)
+    total = torch.zeros((), device=args.device)
     for rng in run.steps():
-        chosen = torch.randint(len(latents), (args.batch,), generator=rng)
-        ids = draw_captions(which[chosen], table, rng).to(args.device)
-        x0 = latents[chosen].to(args.device)
-        t = torch.randint(1000, (args.batch,), generator=rng)
-        noise = torch.randn(x0.shape, generator=rng).to(args.device)
-        at = a[t][:, None, None, None].to(args.device)
+        chosen = torch.randint(len(latents), (args.batch,), generator=rng, device=rng.device)
+        ids, x0 = draw_captions(which[chosen], table, rng), latents[chosen]
+        t = torch.multinomial(often, args.batch, replacement=True, generator=rng)
+        noise = torch.randn(x0.shape, generator=rng, device=rng.device)
+        at = a[t][:, None, None, None]
+        x = (at.sqrt() * x0 + (1 - at).sqrt() * noise).contiguous(memory_format=torch.channels_last)
         with half_precision(args):
-            eps = model(at.sqrt() * x0 + (1 - at).sqrt() * noise, t.to(args.device), ids)
+            eps = denoise(x, t, ids)
         loss = F.mse_loss(eps.float(), noise)
         run.learn(loss)
-        losses.append(loss.item())
-        if len(losses) == 50:
-            run.log(loss=sum(losses) / 50)
-            losses.clear()
-        if run.step % 1500 == 499:
+        total += loss.detach()
+        if run.step % 100 == 0:
+            run.log(loss=total.item() / 100)
+            total.zero_()
+        if run.step % 1000 == 0:
             averaged.load_state_dict(run.average.values)
+            run.log(**judge_loss(averaged, *test, args))
+        if run.step % 5000 == 1000:
             judge_unet(averaged, vae, factor, args)
     run.save()
     judge_unet(load_denoiser(args), vae, factor, args)
@@ -463,6 +498,7 @@ def main() -> None:
     add_training(parser, scenes=20_000)
     parser.add_argument("--output", type=Path, default=HERE / "mini", metavar="DIR", help="where export writes")
     parser.add_argument("--float32", action="store_true", help="no bfloat16")
+    parser.add_argument("--compile", action="store_true", help="compile the UNet first, where that pays (a GPU)")
     args = parser.parse_args()
     prepare(args, RECIPE.get(args.what, (0, 0, 0.0)))
     {"vae": train_vae, "unet": train_unet, "export": export_mini}[args.what](args)
