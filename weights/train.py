@@ -46,7 +46,7 @@ UNET_CONFIG = UNetConfig(
 )  # fmt: skip
 
 RECIPE = {"vae": (10_000, 32, 1e-3), "unet": (15_000, 256, 8e-4)}  # steps, batch, largest learning rate of weights/mini
-KL_WEIGHT = 1e-4  # light: keeps the latents near unit size and the decoder calm under small errors of the UNet
+KL_WEIGHT = 5e-4  # light: keeps the latents near unit size and the decoder calm under small errors of the UNet
 THING_WEIGHT = 1.0  # added to a pixel's weight where a thing is: things are smaller than places, and looked at more
 SNR_LIMIT, RAREST = 5.0, 0.25  # see drawing_weights
 CAPTION_DROP = 0.10  # captions replaced by "", for guidance
