@@ -53,8 +53,8 @@ def interpreter():
 def test_sides_are_covered_by_two_powers_of_two():
     from minidiffedit.kernels.attention import split
 
-    assert [split(n) for n in (40, 80, 160, 77)] == [(32, 16), (64, 16), (128, 32), (64, 16)]
-    for n in range(1, 161):
+    assert [split(n) for n in (40, 64, 77, 128)] == [(32, 16), (64, 0), (64, 16), (128, 0)]
+    for n in range(1, 129):
         head, tail = split(n)
         assert n <= head + tail < 2 * max(n, 16) and all(side & (side - 1) == 0 for side in (head, tail))
         assert head >= 16 and (tail == 0 or tail >= 16)
@@ -78,7 +78,7 @@ def test_kernel_against_float64_and_twin(interpreter, d, dtype):
         assert error <= TOLERANCE[dtype] and distance <= TOLERANCE[dtype]
 
 
-@pytest.mark.parametrize("name", ["padded", "longer", "padded, longer"])
+@pytest.mark.parametrize("name", ["longer"])
 def test_variants_are_the_same_attention(interpreter, name):
     """Of d = 40, over more keys than one tile holds."""
     from minidiffedit.kernels.attention import VARIANTS
@@ -97,7 +97,17 @@ def test_settings_by_gpu():
         small = gpu in ((8, 6), (8, 9), (12, 0))
         found = settings(40, 4096, gpu)
         assert (found["BLOCK_Q"], found["num_warps"]) == ((64, 4) if small else (128, 8))
-        assert settings(160, 256, gpu) == settings(160, 256) and settings(40, 77, gpu) == settings(40, 77)
+        assert settings(160, 256, gpu)["BLOCK_K"] == (32 if small else 64) and settings(40, 77, gpu) == settings(40, 77)
+        assert settings(160, 77, gpu)["BLOCK_Q"] == (64 if gpu in ((9, 0), (10, 0)) else 32)
+
+
+def test_a_row_is_one_tile():
+    """Two tiles of unequal width along d came out wrong on an H200 (Triton 3.6) outside a pipelined loop."""
+    from minidiffedit.kernels.attention import settings
+
+    assert {d: settings(d, n)["D"] for d in (8, 40, 64, 80, 160) for n in (77, 4096)} == {
+        8: 16, 40: 64, 64: 64, 80: 128, 160: 256,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
@@ -381,7 +391,7 @@ def test_the_script_for_a_gpu_runs_anywhere_in_small(tmp_path):
     assert done.returncode == 0, done.stderr
     found = json.loads(file.read_text())
     types = "kernel float16, kernel float32, norm float16, norm float32, geglu float16, geglu float32"
-    ways = ("padded", "longer", "padded, longer")
+    ways = ("longer",)
     variants = {f"kernel {dtype} {name}" for dtype in ("float16", "float32") for name in ways}
     right = {*types.split(", "), *variants, "replay float16 triton", "replay float16 compiled sdpa", "recompiles"}
     right |= {"edit float16 eager", "edit float16 compiled", "vae float16 by rows", "vae overflow"}
@@ -506,7 +516,7 @@ def test_compiles_for_hopper_without_spills(tmp_path, monkeypatch, n, m, d):
 @pytest.mark.slow
 @pytest.mark.long
 @pytest.mark.parametrize("capability", SHARED)
-@pytest.mark.parametrize("n, m, d", [SHIPPED[i] for i in (0, 1, 2, 4)])
+@pytest.mark.parametrize("n, m, d", [SHIPPED[i] for i in (0, 1, 2, 4, 5)])
 def test_sd_sizes_compile_for_every_gpu_without_spills(tmp_path, monkeypatch, n, m, d, capability):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     check_fits(compiled(n, m, d, torch.float16, capability=capability), tmp_path, capability)
@@ -514,7 +524,7 @@ def test_sd_sizes_compile_for_every_gpu_without_spills(tmp_path, monkeypatch, n,
 
 @pytest.mark.slow
 @pytest.mark.long
-@pytest.mark.parametrize("name", ["padded", "longer", "padded, longer"])
+@pytest.mark.parametrize("name", ["longer"])
 @pytest.mark.parametrize("capability", SHARED)
 def test_variants_compile_without_spills(tmp_path, monkeypatch, capability, name):
     from minidiffedit.kernels.attention import VARIANTS

@@ -4,9 +4,11 @@ Two kernels, by the number of keys. `few_keys`: all keys in one tile and one sof
 64 cells of the coarsest self-attention). `many_keys`: blocks of keys under a running maximum (Milakov and Gimelshein,
 1805.02867; Dao et al., 2205.14135). `twin` is the same arithmetic in plain torch: the thing to read first.
 
-SD's heads hold 40, 80 or 160 numbers, and a tile's sides must be powers of two. Padding to 64, 128 and 256 wastes
-three numbers of eight, so a side is covered by two tiles, 32 + 16, 64 + 16, 128 + 32, and 77 keys by 64 + 16: `split`.
-Sizes and strides are compile-time constants: the compiler pipelines the loads of a loop whose bounds it knows.
+SD's heads hold 40, 80 or 160 numbers, and a tile's sides must be powers of two: they are padded to 64, 128 and 256.
+Two tiles that waste less, 32 + 16, 64 + 16, 128 + 32, were tried: right in the interpreter, but Triton 3.6 makes code
+of them that is wrong on an H200 wherever the loop over the keys is not pipelined (2026-11-26). 77 keys are covered by two
+tiles, 64 + 16 (`split`), which is right there. Sizes and strides are compile-time constants: the compiler pipelines
+the loads of a loop whose bounds it knows.
 """
 
 from contextlib import nullcontext
@@ -47,33 +49,29 @@ def twin(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 @triton.jit
-def load(base, rows, first: tl.constexpr, width: tl.constexpr, stride: tl.constexpr, n: tl.constexpr, d: tl.constexpr,
-         whole: tl.constexpr):  # fmt: skip
-    """Columns first to first + width of rows of an (n, d) matrix, zeros beyond it. whole: no row is beyond."""
-    columns = first + tl.arange(0, width)
+def load(base, rows, width: tl.constexpr, stride: tl.constexpr, n: tl.constexpr, d: tl.constexpr, whole: tl.constexpr):
+    """Rows of an (n, d) matrix, zeros beyond it, to width. whole: no row is beyond."""
+    columns = tl.arange(0, width)
     places = base + rows[:, None] * stride + columns[None, :]
     inside = columns[None, :] < d
     if not whole:
         inside = inside & (rows[:, None] < n)
-    elif first + width <= d:
+    elif width <= d:
         return tl.load(places)
     return tl.load(places, mask=inside, other=0.0)
 
 
 @triton.jit
-def store(base, rows, first: tl.constexpr, x, stride: tl.constexpr, n: tl.constexpr, d: tl.constexpr):
-    columns = first + tl.arange(0, x.shape[1])
+def store(base, rows, x, stride: tl.constexpr, n: tl.constexpr, d: tl.constexpr):
+    columns = tl.arange(0, x.shape[1])
     inside = (rows[:, None] < n) & (columns[None, :] < d)
     tl.store(base + rows[:, None] * stride + columns[None, :], x.to(base.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def score(q0, q1, k, rows, D0: tl.constexpr, D1: tl.constexpr, stride: tl.constexpr, n: tl.constexpr, d: tl.constexpr,
-          whole: tl.constexpr):  # fmt: skip
-    """Queries, in two parts along d, times the keys in these rows; -inf beyond the last key."""
-    s = tl.dot(q0, load(k, rows, 0, D0, stride, n, d, whole).T)
-    if D1 > 0:
-        s = tl.dot(q1, load(k, rows, D0, D1, stride, n, d, whole).T, s)
+def score(q, k, rows, D: tl.constexpr, stride: tl.constexpr, n: tl.constexpr, d: tl.constexpr, whole: tl.constexpr):
+    """Queries times the keys in these rows; -inf beyond the last key."""
+    s = tl.dot(q, load(k, rows, D, stride, n, d, whole).T)
     if not whole:
         s = tl.where(rows[None, :] < n, s, float("-inf"))
     return s
@@ -81,20 +79,17 @@ def score(q0, q1, k, rows, D0: tl.constexpr, D1: tl.constexpr, stride: tl.conste
 
 @triton.jit
 def add_block(
-    top, total, acc0, acc1, q0, q1, k, v, rows, scale: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
-    kn: tl.constexpr, vn: tl.constexpr, n: tl.constexpr, d: tl.constexpr, whole: tl.constexpr,
+    top, total, acc, q, k, v, rows, scale: tl.constexpr, D: tl.constexpr, kn: tl.constexpr, vn: tl.constexpr,
+    n: tl.constexpr, d: tl.constexpr, whole: tl.constexpr,
 ):  # fmt: skip
     """One block of keys and values joins the sums; what was summed under a lower maximum shrinks first."""
-    s = score(q0, q1, k, rows, D0, D1, kn, n, d, whole)
+    s = score(q, k, rows, D, kn, n, d, whole)
     new_top = tl.maximum(top, tl.max(s, 1) * scale)
     p = tl.exp2(s * scale - new_top[:, None])
     shrink = tl.exp2(top - new_top)
     total = total * shrink + tl.sum(p, 1)
-    p = p.to(v.dtype.element_ty)
-    acc0 = tl.dot(p, load(v, rows, 0, D0, vn, n, d, whole), acc0 * shrink[:, None])
-    if D1 > 0:
-        acc1 = tl.dot(p, load(v, rows, D0, D1, vn, n, d, whole), acc1 * shrink[:, None])
-    return new_top, total, acc0, acc1
+    acc = tl.dot(p.to(v.dtype.element_ty), load(v, rows, D, vn, n, d, whole), acc * shrink[:, None])
+    return new_top, total, acc
 
 
 @triton.jit
@@ -102,33 +97,24 @@ def many_keys(
     q, k, v, out, n_q: tl.constexpr, n_k: tl.constexpr, d: tl.constexpr, scale: tl.constexpr,
     qb: tl.constexpr, qh: tl.constexpr, qn: tl.constexpr, kb: tl.constexpr, kh: tl.constexpr, kn: tl.constexpr,
     vb: tl.constexpr, vh: tl.constexpr, vn: tl.constexpr, ob: tl.constexpr, oh: tl.constexpr, on: tl.constexpr,
-    D0: tl.constexpr, D1: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
+    D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """A block of queries of one head against all keys, a block at a time. Programs: (blocks, heads, b)."""
     head, b = tl.program_id(1), tl.program_id(2).to(tl.int64)
     q, k, v, out = q + b * qb + head * qh, k + b * kb + head * kh, v + b * vb + head * vh, out + b * ob + head * oh
     rows = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
-    whole: tl.constexpr = n_q % BLOCK_Q == 0
-    q0 = load(q, rows, 0, D0, qn, n_q, d, whole)
-    q1 = load(q, rows, D0, D1, qn, n_q, d, whole) if D1 > 0 else q0
+    queries = load(q, rows, D, qn, n_q, d, n_q % BLOCK_Q == 0)
     top = tl.full((BLOCK_Q,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_Q,), tl.float32)
-    acc0 = tl.zeros((BLOCK_Q, D0), tl.float32)
-    acc1 = tl.zeros((BLOCK_Q, D1 if D1 > 0 else 16), tl.float32)
+    acc = tl.zeros((BLOCK_Q, D), tl.float32)
     end: tl.constexpr = n_k // BLOCK_K * BLOCK_K
     for start in range(0, end, BLOCK_K):
         keys = start + tl.arange(0, BLOCK_K)
-        top, total, acc0, acc1 = add_block(
-            top, total, acc0, acc1, q0, q1, k, v, keys, scale, D0, D1, kn, vn, n_k, d, True
-        )
+        top, total, acc = add_block(top, total, acc, queries, k, v, keys, scale, D, kn, vn, n_k, d, True)
     if end < n_k:  # the ragged end, outside the loop, so that no other block pays for its mask
         keys = end + tl.arange(0, BLOCK_K)
-        top, total, acc0, acc1 = add_block(
-            top, total, acc0, acc1, q0, q1, k, v, keys, scale, D0, D1, kn, vn, n_k, d, False
-        )
-    store(out, rows, 0, acc0 / total[:, None], on, n_q, d)
-    if D1 > 0:
-        store(out, rows, D0, acc1 / total[:, None], on, n_q, d)
+        top, total, acc = add_block(top, total, acc, queries, k, v, keys, scale, D, kn, vn, n_k, d, False)
+    store(out, rows, acc / total[:, None], on, n_q, d)
 
 
 @triton.jit
@@ -136,49 +122,34 @@ def few_keys(
     q, k, v, out, n_q: tl.constexpr, n_k: tl.constexpr, d: tl.constexpr, scale: tl.constexpr,
     qb: tl.constexpr, qh: tl.constexpr, qn: tl.constexpr, kb: tl.constexpr, kh: tl.constexpr, kn: tl.constexpr,
     vb: tl.constexpr, vh: tl.constexpr, vn: tl.constexpr, ob: tl.constexpr, oh: tl.constexpr, on: tl.constexpr,
-    D0: tl.constexpr, D1: tl.constexpr, K0: tl.constexpr, K1: tl.constexpr, BLOCK_Q: tl.constexpr,
+    D: tl.constexpr, K0: tl.constexpr, K1: tl.constexpr, BLOCK_Q: tl.constexpr,
 ):  # fmt: skip
     """A block of queries of one head against all keys at once, in two parts along the keys. Programs as above."""
     head, b = tl.program_id(1), tl.program_id(2).to(tl.int64)
     q, k, v, out = q + b * qb + head * qh, k + b * kb + head * kh, v + b * vb + head * vh, out + b * ob + head * oh
     rows = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
-    whole: tl.constexpr = n_q % BLOCK_Q == 0
-    q0 = load(q, rows, 0, D0, qn, n_q, d, whole)
-    q1 = load(q, rows, D0, D1, qn, n_q, d, whole) if D1 > 0 else q0
+    queries = load(q, rows, D, qn, n_q, d, n_q % BLOCK_Q == 0)
     whole0: tl.constexpr = n_k >= K0
     whole1: tl.constexpr = n_k == K0 + K1
     keys0 = tl.arange(0, K0)
-    s0 = score(q0, q1, k, keys0, D0, D1, kn, n_k, d, whole0)
+    s0 = score(queries, k, keys0, D, kn, n_k, d, whole0)
     top = tl.max(s0, 1)
     if K1 > 0:
         keys1 = K0 + tl.arange(0, K1)
-        s1 = score(q0, q1, k, keys1, D0, D1, kn, n_k, d, whole1)
+        s1 = score(queries, k, keys1, D, kn, n_k, d, whole1)
         top = tl.maximum(top, tl.max(s1, 1))
     p0 = tl.exp2((s0 - top[:, None]) * scale)
     total = tl.sum(p0, 1)
-    p0 = p0.to(v.dtype.element_ty)
-    acc0 = tl.dot(p0, load(v, keys0, 0, D0, vn, n_k, d, whole0))
-    if D1 > 0:
-        acc1 = tl.dot(p0, load(v, keys0, D0, D1, vn, n_k, d, whole0))
+    acc = tl.dot(p0.to(v.dtype.element_ty), load(v, keys0, D, vn, n_k, d, whole0))
     if K1 > 0:
         p1 = tl.exp2((s1 - top[:, None]) * scale)
         total += tl.sum(p1, 1)
-        p1 = p1.to(v.dtype.element_ty)
-        acc0 = tl.dot(p1, load(v, keys1, 0, D0, vn, n_k, d, whole1), acc0)
-        if D1 > 0:
-            acc1 = tl.dot(p1, load(v, keys1, D0, D1, vn, n_k, d, whole1), acc1)
-    store(out, rows, 0, acc0 / total[:, None], on, n_q, d)
-    if D1 > 0:
-        store(out, rows, D0, acc1 / total[:, None], on, n_q, d)
+        acc = tl.dot(p1.to(v.dtype.element_ty), load(v, keys1, D, vn, n_k, d, whole1), acc)
+    store(out, rows, acc / total[:, None], on, n_q, d)
 
 
-# Other ways to cover d, by name, for what may be faster on some GPU. Padded: one tile of 64 for d = 40 needs fewer
-# instructions than 32 + 16, and more memory on the chip. Longer blocks of keys: fewer steps of the running maximum.
-VARIANTS: dict[str, dict[str, int]] = {
-    "padded": {"D0": 64, "D1": 0},
-    "longer": {"BLOCK_K": 128},
-    "padded, longer": {"D0": 64, "D1": 0, "BLOCK_K": 128},
-}
+# Other settings, by name, for what may be faster on some GPU: longer blocks are fewer steps of the running maximum.
+VARIANTS: dict[str, dict[str, int]] = {"longer": {"BLOCK_K": 128}}
 SMALL = ((8, 6), (8, 9), (12, 0))  # GPUs whose multiprocessor holds 48 warps and 100 KB, not 64 and 164 to 228
 
 
@@ -186,15 +157,18 @@ def settings(d: int, n_k: int, capability: tuple[int, int] = (9, 0)) -> dict[str
     """Tile sides, warps per program, loads in flight. Chosen from the compiled code (tests/test_kernels.py): nothing
     spills, and several programs fit a multiprocessor; no time was measured yet (tests/bench/gpu.py --tune).
     """
-    D0, D1 = split(d)
+    D = max(16, triton.next_power_of_2(d))
     if n_k <= ONE_TILE:
         K0, K1 = split(n_k)
-        block = {"K0": K0, "K1": K1, "BLOCK_Q": 128 if d <= 64 else 64, "num_warps": 4, "num_stages": 1}
+        tight = d > 80 and (capability < (9, 0) or capability in SMALL)  # as wide as this, 64 queries would spill
+        sides = {"BLOCK_Q": 32, "num_warps": 8} if tight else {"BLOCK_Q": 128 if d <= 64 else 64, "num_warps": 4}
+        block = {"K0": K0, "K1": K1, **sides, "num_stages": 1}
     elif d <= 64 and capability not in SMALL:
         block = {"BLOCK_Q": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3}
     else:
-        block = {"BLOCK_Q": 64, "BLOCK_K": 64, "num_warps": 4, "num_stages": 3 if d <= 80 else 2}
-    return {"D0": D0, "D1": D1, **block}
+        side = 32 if d > 80 and capability in SMALL else 64
+        block = {"BLOCK_Q": 64, "BLOCK_K": side, "num_warps": 4, "num_stages": 3 if d <= 80 else 2}
+    return {"D": D, **block}
 
 
 def plan(

@@ -365,14 +365,12 @@ def drawn(bench: Bench, n: int, m: int, d: int) -> list[Tensor]:
 
 def tune(bench: Bench, name: str, q: Tensor, k: Tensor, v: Tensor, ours: Callable[[], Any]) -> None:
     """Other settings of the kernel / the shipped ones, best first; what does not compile or fit is left out."""
-    from minidiffedit.kernels.attention import ONE_TILE, launch, split
+    from minidiffedit.kernels.attention import ONE_TILE, launch
 
     out, rows = torch.empty_like(q), []
-    head, tail = split(q.shape[3])
-    sides = [{"D0": head, "D1": tail}, *([{"D0": 2 * head, "D1": 0}] if tail and 2 * head <= 128 else [])]
     blocks = [{}] if k.shape[2] <= ONE_TILE else [{"BLOCK_K": size} for size in (32, 64, 128)]
-    for cover, block, side, warps, stages in itertools.product(sides, blocks, (64, 128), (4, 8), (1, 2, 3, 4)):
-        other = {**cover, "BLOCK_Q": side, **block, "num_warps": warps, "num_stages": stages}
+    for block, side, warps, stages in itertools.product(blocks, (64, 128), (4, 8), (1, 2, 3, 4)):
+        other = {"BLOCK_Q": side, **block, "num_warps": warps, "num_stages": stages}
         try:
             found = bench.compare(captured(bench, partial(launch, q, k, v, out, **other)), ours)
         except Exception as error:  # Triton's own kinds: out of shared memory, not divisible
