@@ -113,7 +113,7 @@ def test_pie_masks_run_over_rows_and_end_with_the_picture():
 def test_scenes_and_csv_are_read(tmp_path):
     scenes = open_dataset(MINI / "scenes")
     assert len(scenes) >= 8 and {item.kind for item in scenes} >= {"swap", "remove"}
-    assert all(item.truth((128, 128)).any() and item.true_edit.is_file() for item in scenes)
+    assert all(item.truth((192, 192)).any() and item.true_edit.is_file() for item in scenes)
     items = open_dataset(write_csv(tmp_path))
     assert items[1] == Item("edit 1", tmp_path / "picture1.png", "a horse", "a zebra", "swap", tmp_path / "mask1.png",
                             tmp_path / "true1.png")  # fmt: skip
@@ -454,6 +454,7 @@ def test_every_field_of_a_pie_summary_by_hand(tmp_path, capsys):
     masks = write_pie(tmp_path, 2)
     by_hand.sd = StableDiffusion.load(MINI, device="cpu", dtype="float32")
     options = ["--model", MINI, "--methods", "diffedit", "sdedit", *FAST, "--strength", "0.5", "--save-pictures"]
+    options += ["--size", "128"]  # a quarter of the picture's, so that the mask shrinks by whole pixels
     code, printed = run_cli(capsys, tmp_path, "-o", tmp_path / "out", *options, "--device", "cpu")
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     rows = [json.loads(line) for line in (tmp_path / "out" / "edits.jsonl").read_text().splitlines()]

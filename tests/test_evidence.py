@@ -24,7 +24,7 @@ from minidiffedit.run import edit
 from weights import bench as B
 from weights import evidence as V
 from weights.judge import Judge
-from weights.scenes import Scene, Thing
+from weights.scenes import SIDE, Scene, Thing
 
 MINI = Path(__file__).parents[1] / "weights" / "mini"
 ZEBRA = Thing("a zebra", 0.5, 0.5, 0.5)
@@ -34,7 +34,8 @@ def pair_of(number, entry):
     """A Pair on shipped pictures."""
     folder = MINI / "scenes" / entry["folder"]
     mask = np.asarray(Image.open(folder / "mask.png").convert("L")) > 127
-    cells, none = mask.reshape(16, 8, 16, 8).any(axis=(1, 3)), np.zeros((16, 16), bool)
+    n = SIDE // 8
+    cells, none = mask.reshape(n, 8, n, 8).any(axis=(1, 3)), np.zeros((n, n), bool)
     return SimpleNamespace(
         number=number, kind=entry["kind"], source=np.asarray(Image.open(folder / "source.png").convert("RGB")),
         true_edit=np.asarray(Image.open(folder / "target.png").convert("RGB")), mask=mask,
@@ -90,7 +91,7 @@ def test_a_group_edits_as_the_library_does_one_by_one(group, setting, options):
         texts = {"target": one.after.caption(), "source": one.before.caption()}
         texts = {"sdedit": {"target": texts["target"]}, "reconstruction": {"source": texts["source"]}}.get(name, texts)
         if reference == "":  # the method knows one source; the mask of the other is handed in
-            x0, two = group.sd.encode(to_tensor(Image.fromarray(one.source), (128, 128))), (one.after.caption(), "")
+            x0, two = group.sd.encode(to_tensor(Image.fromarray(one.source), (SIDE, SIDE))), (one.after.caption(), "")
             found = find_mask(group.sd.eps, x0, *(group.sd.text([text]) for text in two), seed=one.number)
             name, mask = "user mask", {"mask": found.mask.float()}
         done = edit(group.sd, Image.fromarray(one.source), METHODS.get(name, name), seed=one.number, paste=False,
@@ -360,7 +361,7 @@ def test_the_cells_of_an_edit_and_their_parts(monkeypatch):
     shapes = {"a horse": (slice(32, 66), slice(32, 66)), "a zebra": (slice(32, 66), slice(56, 90))}
 
     def drawn(before, after):
-        mask = np.zeros((128, 128), np.float32)
+        mask = np.zeros((SIDE, SIDE), np.float32)
         for thing in {*before.things} ^ {*after.things}:
             mask[shapes[thing.name]] = 1
         return mask
@@ -368,7 +369,7 @@ def test_the_cells_of_an_edit_and_their_parts(monkeypatch):
     monkeypatch.setattr(B, "true_mask", drawn)
     before = Scene("the snow", 1, (Thing("a horse", 0.5, 0.5, 0.5),))
     one = B.Pair(0, "swap", before, before.swap("a zebra"))
-    cells, half, old, new, near = (np.zeros((16, 16), bool) for _ in range(5))
+    cells, half, old, new, near = (np.zeros((SIDE // 8, SIDE // 8), bool) for _ in range(5))
     cells[4:9, 4:12] = half[4:8, 4:11] = old[4:8, 4:8] = new[4:8, 8:11] = near[3:10, 3:13] = True
     assert np.array_equal(one.cells, cells) and np.array_equal(one.half, half)
     assert np.array_equal(one.parts["old"], old) and np.array_equal(one.parts["new"], new)

@@ -70,4 +70,4 @@ def test_the_shipped_edits_find_their_object(mini):
 
 
 def test_the_folder_is_small():
-    assert sum(path.stat().st_size for path in MINI.rglob("*") if path.is_file()) < 40 * 2**20
+    assert sum(path.stat().st_size for path in MINI.rglob("*") if path.is_file()) < 60e6

@@ -79,17 +79,17 @@ class Pair:
 
     @cached_property
     def mask(self) -> np.ndarray:
-        """Where the edit may act, (128, 128) bool."""
+        """Where the edit may act, (192, 192) bool."""
         return true_mask(self.before, self.after) > 0
 
     @cached_property
     def cells(self) -> np.ndarray:
-        """(16, 16) bool: cells in which some pixel belongs more to the edit than not."""
+        """(24, 24) bool: cells in which some pixel belongs more to the edit than not."""
         return by_cell(true_mask(self.before, self.after)).max(axis=(1, 3)) > 0.5
 
     @cached_property
     def half(self) -> np.ndarray:
-        """(16, 16) bool: cells of which more than half belongs to the edit."""
+        """(24, 24) bool: cells of which more than half belongs to the edit."""
         return by_cell(true_mask(self.before, self.after)).mean(axis=(1, 3)) > 0.5
 
     @cached_property
@@ -104,14 +104,14 @@ class Pair:
 
     @cached_property
     def far(self) -> np.ndarray:
-        """(128, 128) bool: where no cell of the edit is, nor one beside it."""
+        """(192, 192) bool: where no cell of the edit is, nor one beside it."""
         grown = np.pad(self.cells, 1)
         near = np.max([grown[i : i + SIDE // 8, j : j + SIDE // 8] for i in range(3) for j in range(3)], axis=0)
         return ~near.repeat(8, axis=0).repeat(8, axis=1)
 
 
 def by_cell(pixels: np.ndarray) -> np.ndarray:
-    """(128, 128) -> (16, 8, 16, 8): rows of cells, rows in a cell, columns of cells, columns in a cell."""
+    """(192, 192) -> (24, 8, 24, 8): rows of cells, rows in a cell, columns of cells, columns in a cell."""
     return pixels.reshape(SIDE // 8, 8, SIDE // 8, 8)
 
 
@@ -205,7 +205,7 @@ class Group:
         return self.encoded[key].prefix(K)
 
     def latents(self, s: Setting) -> Tensor:
-        """The edited latents (b, 4, 16, 16)."""
+        """The edited latents (b, 4, 24, 24)."""
         if s.arm == "round trip":
             return self.x0
         trajectory = self.start(s)
@@ -253,7 +253,7 @@ class Group:
     def constants(self, s: Setting) -> dict[str, list[list[float]]]:
         """What Proposition 1 takes for granted, level by level from K down, along an unguided edit from the encoding.
 
-        With y the edit's latents and x the encoding's, both (4, 16, 16) at a level, and norms root mean squares:
+        With y the edit's latents and x the encoding's, both (4, 24, 24) at a level, and norms root mean squares:
         C = |eps(y, target)|; K1 = |eps(y, "") - eps(x, "")| / |y - x|; K2 = |eps(y, target) - eps(y, "")|.
         """
         trajectory, path = self.start(s), list[Tensor]()

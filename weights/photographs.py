@@ -55,7 +55,7 @@ def slope(picture: Image.Image, where: np.ndarray) -> float:
 
 
 def seen_by(judge: Judge, picture: Image.Image, around: tuple[int, ...]) -> set[str]:
-    return judge.says(np.asarray(picture.crop(around).resize((128, 128), Image.Resampling.LANCZOS)))[0]
+    return judge.says(np.asarray(picture.crop(around).resize((scenes.SIDE, scenes.SIDE), Image.Resampling.LANCZOS)))[0]
 
 
 def measured(sd: StableDiffusion, judge: Judge, index: int) -> tuple[dict[str, Any], list[Image.Image]]:
