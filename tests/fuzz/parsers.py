@@ -4,7 +4,9 @@ changed further. `make fuzz-parsers MINUTES=10`; what it finds is mended and bec
 A reader may raise ValueError or OSError, within seconds; what it accepts must hold what its `see` says.
 """
 
+import atexit
 import json
+import math
 import random
 import shutil
 import struct
@@ -14,18 +16,23 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from types import FrameType, ModuleType, SimpleNamespace
 from typing import Any
 
+import tiny
+import torch
 from PIL import Image
 from safetensors import safe_open
+from safetensors.torch import save
 from stubs import Model
 
 from minidiffedit import options, plans, prompts, run
-from minidiffedit.files import states, unsupported
+from minidiffedit.checkpoint import open_checkpoint
+from minidiffedit.files import addons, states, unsupported
 from minidiffedit.many import manifest
 from minidiffedit.methods import words
 
@@ -38,6 +45,7 @@ ODD: tuple[Any, ...] = (
     -1,
     1.5,
     10**30,
+    10**400,
     1e999,
     "",
     "x",
@@ -75,6 +83,37 @@ def header(content: bytes, folder: Path) -> None:
     with safe_open(path, framework="np") as file:
         assert {*file.keys()} == {*found}, "other tensors than the library's"
         assert all(tuple(file.get_slice(name).get_shape()) == tuple(one.shape) for name, one in found.items())
+    for whole, vae in ((True, True), (True, False), (False, False)):  # what its names and shapes say it is
+        with suppress(ValueError):
+            unsupported.refuse_header(path, found, whole, vae)
+    assert unsupported.input_channels(found) >= 0
+    str(unsupported.add_on(found))
+
+
+@cache
+def checkpoint() -> Any:
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder)
+    return open_checkpoint(tiny.write_folder(folder, unet=tiny.QUICK))
+
+
+def add_on(content: bytes, folder: Path) -> None:
+    """The header of a LoRA or of a learned word, against a model."""
+    path, found = folder / "a.safetensors", checkpoint()
+    path.write_bytes(content)
+    with suppress(ValueError):
+        word = addons.read_word(path, found)
+        assert 1 <= word.count <= 75 and word.word.isprintable()
+    made = addons.read_lora(path, 1.0, found)
+    for (network, name), (keys, factor) in made.layers.items():
+        assert {"down", "up"} <= keys.keys() and math.isfinite(factor) and name in found.parts[network].shapes
+
+
+def adapter(content: bytes, folder: Path) -> None:
+    """What peft notes in a LoRA's file."""
+    said = addons.adapter_settings(folder, content.decode(errors="replace"))
+    for network, name in (("unet", "mid_block.attentions.0.proj_in.weight"), ("text_encoder", "encoder.x.weight")):
+        assert math.isfinite(addons.adapter_factor(said, network, name, 4)), "a scale that is no number"
 
 
 @cache
@@ -220,7 +259,21 @@ def targets() -> dict[str, Target]:
     compel = [b'a cat++ on (green grass)1.3, "a dog"- and. more', b"(a (b)+)-", b'"a']
     lines = "\n".join(map(json.dumps, rows)).encode()
     comma = b'image,target,steps,method\nin.png,a,2,diffedit\nb.png,"a, ""b""",3,\n'
+    layer, down, up = (
+        "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q",
+        torch.ones(2, 16),
+        torch.ones(16, 2),
+    )
+    peft = (
+        b'{"unet.lora_alpha": 4, "unet.alpha_pattern": {"proj_in": 8}, "unet.use_rslora": true, "unet.use_dora": false}'
+    )
+    new = {f"{layer}.lora_A.weight": down, f"{layer}.lora_B.weight": up}
+    kohya = "lora_" + layer.replace(".", "_")
+    old = {f"{kohya}.lora_down.weight": down, f"{kohya}.lora_up.weight": up, f"{kohya}.alpha": torch.ones(())}
+    added = [save(new, {"lora_adapter_metadata": peft.decode()}), save(old), save({"<a>": torch.ones(2, 24)})]
     return {
+        "add-on": Target(add_on, added, (addons, unsupported), in_json),
+        "adapter": Target(adapter, [peft], (addons,), in_json),
         "header": Target(header, [struct.pack("<Q", len(head)) + head + bytes(8)], (unsupported,), in_json),
         "state": Target(state, [saved()[1]], (states, plans, options), in_json),
         "manifest.jsonl": Target(
