@@ -23,7 +23,6 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from ..options import is_text
 from ..path import Path
 from ..plans import GIVEN, INPUTS, Plan, blank_plan, function_at, plan
 from ..result import Call, Result
@@ -290,6 +289,7 @@ def check_record(record: dict[str, Any]) -> None:
     if record["format"] != FORMAT:
         by = "an older version" if record["format"] == 1 else "another version"
         raise ValueError(f"it was saved by {by} of minidiffedit (format {record['format']!r}, expected {FORMAT})")
+    json.dumps(record, ensure_ascii=False).encode()  # raises for text that no file can hold
     settings, settled = record["settings"], plan_of(record)
     width, height = settings["working_size"]
     settings["working_size"] = (int(width), int(height))
@@ -304,7 +304,6 @@ def check_record(record: dict[str, Any]) -> None:
         {name: value for name, value in settings.items() if name not in beside} == settled.record
         and all(isinstance(one, str) for one in texts)
         and record["content"]["verdict"].isprintable()
-        and is_text(json.dumps(record, ensure_ascii=False))
         and (type(record["model"]), type(record["mask_edits"])) == (dict, bool)
     ):
         raise ValueError("its settings contradict one another")
