@@ -133,7 +133,8 @@ def test_a_jpegs_noise_may_not_change(tmp_path):
 
 
 @pytest.mark.parametrize(("content", "complaint"), [
-    ("[]", "must hold a JSON object"), ("{", "no JSON text"), ("{}", "asks for no edit"),
+    ("[]", "must hold a JSON object"), ("{", "no JSON text"), ("[" * 100_000, "no JSON text"),
+    ({"editing_prompt": "\ud800"}, "no JSON text"), ("{}", "asks for no edit"),
     ({"mask": [5]}, "edit 1: mask must be pairs"), ({"mask": [0, -1]}, "mask must be pairs"),
     ({"mask": "0 1"}, "pairs"), ({"mask": [0, True]}, "pairs"), ({"editing_type_id": "10"}, "'0' to '9', got '10'"),
     ({"editing_prompt": None}, "editing_prompt must be text"), ({"image_path": ...}, "edit 1: it has no 'image_path'"),

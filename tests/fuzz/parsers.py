@@ -32,8 +32,8 @@ from stubs import Model
 
 from minidiffedit import options, plans, prompts, run
 from minidiffedit.checkpoint import open_checkpoint
-from minidiffedit.files import addons, states, unsupported
-from minidiffedit.many import manifest
+from minidiffedit.files import addons, configs, states, unsupported
+from minidiffedit.many import datasets, manifest
 from minidiffedit.methods import words
 
 SLOW = 5.0  # seconds that a reader may take for a text this long
@@ -148,6 +148,32 @@ def state(content: bytes, folder: Path) -> None:
         raise AssertionError(f"what was read cannot be saved: {error}") from error
     again = states.load_state(folder / "b.safetensors", model)
     assert again.settings == read.settings and again.latent.equal(read.latent), "saved and read again it is another"
+
+
+def data_set(content: bytes, folder: Path) -> None:
+    """PIE-Bench's file, and that of scenes."""
+    (folder / "scenes.json").unlink(missing_ok=True)
+    (folder / ("scenes.json" if content[:1] == b"[" else "mapping_file.json")).write_bytes(content)
+    for item in datasets.open_dataset(folder):
+        assert all(map(options.is_text, (item.name, item.source, item.target, item.kind, str(item.picture))))
+        if isinstance(item.mask, tuple):
+            truth = item.truth((512, 512))
+            assert truth is not None and truth[0].all()
+
+
+def config(content: bytes, folder: Path) -> None:
+    """A network's config.json, and a scheduler's."""
+    path = folder / "config.json"
+    path.write_bytes(content)
+    for network in configs.KINDS:
+        with suppress(ValueError):
+            read = vars(configs.read_config(network, path))
+            sizes = [one for value in read.values() for one in (value if isinstance(value, tuple) else [value])]
+            assert all(0 < one <= 10**6 for one in sizes), "a size that no network has"
+    (folder / "scheduler").mkdir(exist_ok=True)
+    (folder / "scheduler" / "scheduler_config.json").write_bytes(content)
+    configs.prediction_of(folder)
+    configs.check_fixed(path, configs.read_json(path), configs.FIXED["scheduler"])
 
 
 def table(suffix: str) -> Callable[[bytes, Path], None]:
@@ -271,9 +297,15 @@ def targets() -> dict[str, Target]:
     kohya = "lora_" + layer.replace(".", "_")
     old = {f"{kohya}.lora_down.weight": down, f"{kohya}.lora_up.weight": up, f"{kohya}.alpha": torch.ones(())}
     added = [save(new, {"lora_adapter_metadata": peft.decode()}), save(old), save({"<a>": torch.ones(2, 24)})]
+    own = [json.dumps(one).encode() for one in (*tiny.CONFIGS.values(), tiny.SCHEDULER)]
+    texts = {"original_prompt": "a [cat]", "editing_prompt": "a [dog]", "image_path": "1.jpg", "editing_type_id": "1"}
+    pie = json.dumps({"1": texts | {"mask": [0, 5, 600, 9]}}).encode()
+    scenes = json.dumps([{"folder": "a", "source": "a cat", "target": "a dog", "kind": "b"}]).encode()
     return {
         "add-on": Target(add_on, added, (addons, unsupported), in_json),
         "adapter": Target(adapter, [peft], (addons,), in_json),
+        "config": Target(config, own, (configs,), in_json),
+        "data-set": Target(data_set, [pie, scenes], (datasets,), in_json),
         "header": Target(header, [struct.pack("<Q", len(head)) + head + bytes(8)], (unsupported,), in_json),
         "state": Target(state, [saved()[1]], (states, plans, options), in_json),
         "manifest.jsonl": Target(
