@@ -356,7 +356,7 @@ def test_a_torn_last_line_is_mended_and_no_other(sd, small, tmp_path):
     with pytest.raises(ValueError, match=r"edits.jsonl, line 1"):
         E.evaluate(sd, small, [RUN], tmp_path)
     assert file.read_bytes() == b"torn\n" + whole
-    for foreign in (b"my notes\n", b'{"a": 1}\n'):
+    for foreign in (b"my notes\n", b'{"a": 1}\n', b"[" * 100_000 + b"\n"):
         file.write_bytes(foreign)
         with pytest.raises(ValueError, match=r"edits.jsonl"):
             E.evaluate(sd, small, [RUN], tmp_path)
