@@ -105,6 +105,6 @@ def whole(name: str, value: Any, low: int, high: int) -> int:
 
 def real(name: str, value: Any, low: float, high: float) -> float:
     """A finite number in low..high. Raises ValueError for anything else: text, None, NaN, True and False included."""
-    if isinstance(value, bool) or not hasattr(value, "__float__") or not low <= float(value) <= high:
+    if isinstance(value, bool) or not hasattr(value, "__float__") or not low <= value <= high:
         raise ValueError(f"{name} must be a number from {low} to {high}, got {value!r}")
     return float(value)

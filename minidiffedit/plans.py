@@ -361,7 +361,7 @@ def places(value: Any) -> list[list[tuple[float, float]]]:
         if isinstance(value, str):
             value = [[place.split(",") for place in pair.split("=>")] for pair in value.split(";")]
         found = [[(real("x", float(x), 0, 1e6), real("y", float(y), 0, 1e6)) for x, y in pair] for pair in value]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         found = []
     if not found or any(len(pair) != 2 for pair in found):
         raise ValueError(f"points must be places in pixels and where they go, 'x,y=>x,y; ...', got {value!r}")

@@ -171,7 +171,8 @@ def test_pefts_settings_count(folder, plain, tmp_path):
     alphas = {name: 12 if name.endswith("attn1.to_q") else 6 for name in added}
     scaled = {name: one * alphas[name] / ranks[name] for name, one in added.items()}
     check_added(plain, StableDiffusion.load(folder, device="cpu", lora=[path]), scaled, 1)
-    for wrong, reason in (({"unet.use_dora": True}, "DoRA"), ({"unet.lora_alpha": "x"}, "no number"), ([], "note")):
+    for wrong, reason in (({"unet.use_dora": True}, "DoRA"), ({"unet.lora_alpha": "x"}, "no number"), ([], "note"),
+                          ({"unet.lora_alpha": 10**400}, "no number")):  # fmt: skip
         lora(path, "peft", None, "attn1", metadata={"lora_adapter_metadata": json.dumps(wrong)})
         with pytest.raises(ValueError, match=reason):
             StableDiffusion.load(folder, device="cpu", lora=[path])

@@ -5,6 +5,7 @@ import torch
 from proofs import checked_slopes, double, edited, turns_red
 from stubs import latent
 
+from minidiffedit.attention import Site
 from minidiffedit.methods import baret as B
 from minidiffedit.methods import null_text as T
 from minidiffedit.methods.inversions import ddim
@@ -30,6 +31,25 @@ def test_without_exchange_it_is_the_plain_walk(sd):
 def test_an_edit_that_takes_all_maps_from_an_equal_row_is_that_row(sd):
     """Nothing learned: the row between is under the target's text, as the edit."""
     torch.testing.assert_close(moved(sd, cross_steps=1.0), moved(sd), rtol=1e-4, atol=1e-4)
+
+
+def test_whose_maps_a_row_has(sd):
+    """Rows of a call: between and edit without text; picture, between and edit with theirs. Values stay its own."""
+    rows, found, texts = torch.arange(5.0)[:, None, None, None], [], [sd.text([one]) for one in ("", "a zebra")]
+
+    def plain(site, q, k, v):
+        return torch.cat([q, k, v], -1)
+
+    def eps(x, t, texts, tap=None):
+        if tap:
+            sites = [Site("up", level, 0, kind) for kind, level in (("cross", 0), ("self", sd.coarsest), ("self", 0))]
+            found.append([tap(plain, site, rows, rows, rows).flatten(1).tolist() for site in sites])
+        return sd.eps(x, t, texts)
+
+    B.baret(eps, X0, *texts, sd.coarsest, steps=4, inner_steps=0, cross_steps=0.75, self_steps=0.5)
+    own = [[row] * 3 for row in range(5)]
+    between, pictures = [*own[:4], [3, 3, 4]], [*own[:4], [2, 2, 4]]
+    assert found == [[between, pictures, own]] * 2 + [[between, own, own]] + [[own, own, own]]
 
 
 def test_the_text_learns_to_follow_the_path(sd):

@@ -104,6 +104,17 @@ def test_its_loss_falls(sd, monkeypatch):
     assert len(values) == 8 and values[-1] < values[0]
 
 
+@pytest.mark.parametrize("unseen, alike, stops", [
+    (0.29, 0.89, [True, False]), (0.31, 0.89, [False, False]), (0.29, 0.91, [False, False]), (0.28, 0.86, [True, True]),
+])  # fmt: skip
+def test_it_stops_below_both_limits(unseen, alike, stops, sd, monkeypatch):
+    """.3 exp(-i/25) and .9 exp(-i/25): at the second level .288 and .865."""
+    monkeypatch.setattr(D, "apart", lambda maps, at: tuple(one + 0 * maps.sum() for one in (unseen, alike)))
+    before = sd.gradients
+    found(sd, steps=2, text_steps=4, inner_steps=0)
+    assert sd.gradients - before == sum(1 if stop else 4 for stop in stops)
+
+
 def test_rows(picture):
     from stubs import Model
 

@@ -75,6 +75,9 @@ def test_where_rounding_would_outgrow_the_picture_it_is_refused(mixing, steps):
     enough, fewer = re.search(
         r"give mixing ([\d.]+) or more, or steps x strength of at most (\d+)", str(refused.value)
     ).groups()
+    assert len(enough) <= 5  # and the least of three digits
+    with pytest.raises(ValueError, match="give mixing"):
+        plan("edict", target="a", mixing=float(enough) - 0.001, steps=steps)
     for options in ({"mixing": float(enough), "steps": steps}, {"mixing": mixing, "steps": int(int(fewer) / 0.8)}):
         assert steps == 999 or (edit(target=0.3, **options) - latent(2, 4, 6, 5)).abs().max() < 1e-5
         assert plan("edict", target="a", **options).settings["steps"] == options["steps"]

@@ -133,7 +133,8 @@ def test_a_jpegs_noise_may_not_change(tmp_path):
 
 
 @pytest.mark.parametrize(("content", "complaint"), [
-    ("[]", "must hold a JSON object"), ("{", "no JSON text"), ("{}", "asks for no edit"),
+    ("[]", "must hold a JSON object"), ("{", "no JSON text"), ("[" * 100_000, "no JSON text"),
+    ({"editing_prompt": "\ud800"}, "no JSON text"), ("{}", "asks for no edit"),
     ({"mask": [5]}, "edit 1: mask must be pairs"), ({"mask": [0, -1]}, "mask must be pairs"),
     ({"mask": "0 1"}, "pairs"), ({"mask": [0, True]}, "pairs"), ({"editing_type_id": "10"}, "'0' to '9', got '10'"),
     ({"editing_prompt": None}, "editing_prompt must be text"), ({"image_path": ...}, "edit 1: it has no 'image_path'"),
@@ -355,7 +356,7 @@ def test_a_torn_last_line_is_mended_and_no_other(sd, small, tmp_path):
     with pytest.raises(ValueError, match=r"edits.jsonl, line 1"):
         E.evaluate(sd, small, [RUN], tmp_path)
     assert file.read_bytes() == b"torn\n" + whole
-    for foreign in (b"my notes\n", b'{"a": 1}\n'):
+    for foreign in (b"my notes\n", b'{"a": 1}\n', b"[" * 100_000 + b"\n"):
         file.write_bytes(foreign)
         with pytest.raises(ValueError, match=r"edits.jsonl"):
             E.evaluate(sd, small, [RUN], tmp_path)

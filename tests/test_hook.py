@@ -403,6 +403,11 @@ def test_rows_with_a_gradient_are_counted_apart():
     assert (sd.evaluations, sd.gradients) == (12, 6)
 
 
+def test_the_text_encoders_sites():
+    sites = [one.site for one in networks()[2].modules() if hasattr(one, "site")]
+    assert sites == [Site("clip", 0, 0, "causal"), Site("clip", 0, 1, "causal")]
+
+
 def test_embeddings_can_be_learned():
     clip: CLIPText = networks()[2]
     ids = Tokenizer()(["a horse"])

@@ -107,8 +107,10 @@ def test_nudges_lower_the_loss(ratio, sd, monkeypatch):
     assert len(values) == 15 and values[-1] < values[0]
 
 
-def test_outside_the_grown_mask_the_source_is_kept(sd):
-    kept, (path, *_) = moved(sd, kept_steps=0.5), given(sd)
+@pytest.mark.parametrize("share", [0.25, 0.5])
+def test_outside_the_grown_mask_the_source_is_kept(share, sd):
+    """In the last step alone, or in the last two."""
+    kept, (path, *_) = moved(sd, kept_steps=share), given(sd)
     grown = torch.zeros_like(MASK)
     grown[..., 3:11, 1:10] = 1
     outside = (grown == 0).expand_as(kept)

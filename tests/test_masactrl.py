@@ -212,6 +212,13 @@ def test_objects_that_a_prompt_lacks(given, why):
         R.plan("masactrl", **{"target": TARGET, "object_words": "zebra"} | given)
 
 
+def test_objects_of_texts_too_long_to_have_words_are_refused():
+    words = words_of(Tokenizer(), "a horse")
+    for pair in ((None, words), (words, None)):
+        with pytest.raises(ValueError, match="needs texts of one chunk of 75 tokens"):
+            M.objects("horse", *pair)
+
+
 @pytest.mark.parametrize("method", ["masactrl-union", "prox-masactrl", "negative-prompt+masactrl-union"])
 def test_variants_by_name(model, picture, method):
     done = edited(model, picture, method, source=SOURCE, target=TARGET)

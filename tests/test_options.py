@@ -98,7 +98,8 @@ def test_values_become_plain(hint, default, value, expected):
 @pytest.mark.parametrize("hint, default, value", [
     (Steps, 50, 0), (Steps, 50, 1000), (Steps, 50, 1.0), (Steps, 50, True), (Steps, 50, "50"), (Steps, 50, None),
     (Strength, 0.8, 1.01), (Strength, 0.8, math.nan), (Strength, 0.8, True), (Strength, 0.8, "0.8"),
-    (Scale, 7.5, math.inf), (Scale, 7.5, None), (Seed, 0, -1), (Seed, 0, 2**63), (Count, 0, np.float64(1)),
+    (Scale, 7.5, math.inf), (Scale, 7.5, 10**400), (Scale, 7.5, None),
+    (Seed, 0, -1), (Seed, 0, 2**63), (Count, 0, np.float64(1)),
     (bool, True, 1), (bool, True, "true"), (bool, True, None), (str, "", 3), (str, "", None),
     (Literal["a", "b"], "a", "c"), (Literal["a", "b"], "a", None), (Literal[8, 16], 8, 9), (float, 0.0, 2e9),
 ])  # fmt: skip

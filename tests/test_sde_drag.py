@@ -131,7 +131,20 @@ def test_points_are_places_in_pixels(sd, picture):
 
 
 @pytest.mark.parametrize(
-    "given", ["", "1,2", "1,2=>3", "1,2=>3,4=>5,6", "a,b=>c,d", "1,2=>3,nan", "-1,2=>3,4", 5, [], [(1, 2)]]
+    "given",
+    [
+        "",
+        "1,2",
+        "1,2=>3",
+        "1,2=>3,4=>5,6",
+        "a,b=>c,d",
+        "1,2=>3,nan",
+        "-1,2=>3,4",
+        5,
+        [],
+        [(1, 2)],
+        [[(1, 2), (3, 10**400)]],
+    ],
 )
 def test_what_is_no_place(given):
     with pytest.raises(ValueError, match="points must be places"):

@@ -76,7 +76,7 @@ def path_and_scale(given: Any) -> tuple[Path, float]:
     try:
         path, scale = given if isinstance(given, tuple | list) else (given, 1.0)
         return Path(path), real("the scale", float(scale), -100, 100)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"a LoRA must be FILE, FILE:SCALE or (path, scale), got {given!r}: {error}") from error
 
 
@@ -218,7 +218,7 @@ def adapter_factor(said: dict[str, Any], network: str, name: str, rank: int) -> 
             if f".text_model.{layer}".endswith(f".{pattern}"):
                 alpha = own
         return real("alpha", float(alpha), -1e6, 1e6) / (rank**0.5 if said.get(f"{prefix}use_rslora") else rank)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"the note of peft's settings has an alpha that is no number: {error}") from error
 
 

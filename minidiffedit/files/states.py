@@ -289,6 +289,7 @@ def check_record(record: dict[str, Any]) -> None:
     if record["format"] != FORMAT:
         by = "an older version" if record["format"] == 1 else "another version"
         raise ValueError(f"it was saved by {by} of minidiffedit (format {record['format']!r}, expected {FORMAT})")
+    json.dumps(record, ensure_ascii=False).encode()  # raises for text that no file can hold
     settings, settled = record["settings"], plan_of(record)
     width, height = settings["working_size"]
     settings["working_size"] = (int(width), int(height))
@@ -303,8 +304,7 @@ def check_record(record: dict[str, Any]) -> None:
         {name: value for name, value in settings.items() if name not in beside} == settled.record
         and all(isinstance(one, str) for one in texts)
         and record["content"]["verdict"].isprintable()
-        and isinstance(record["model"], dict)
-        and isinstance(record["mask_edits"], bool)
+        and (type(record["model"]), type(record["mask_edits"])) == (dict, bool)
     ):
         raise ValueError("its settings contradict one another")
 
@@ -333,8 +333,7 @@ def check_sizes(result: Result) -> None:
     w, h = (side // sd.factor for side in at)
     long = max([77, *(one.shape[1] for one in texts if one is not None and one.ndim == 3)])
     text = (1, long if long % 77 == 0 else 77, sd.unet.config.cross_attention_dim)
-    known: list[tuple[Tensor, tuple[int, ...]]]
-    known = [(checked(one), (1, 1, h, w)) for one in masks if one is not None]
+    known: list[tuple[Tensor, tuple[int, ...]]] = [(checked(one), (1, 1, h, w)) for one in masks if one is not None]
     known += [(one, text) for one in texts if one is not None]
     known += [(one, (1, sd.channels, h, w)) for one in latents if one is not None]
     for tensor, shape in known:

@@ -139,7 +139,8 @@ def pie_mask(runs: tuple[int, ...]) -> np.ndarray:
 def read_json(file: Path, kind: type) -> Any:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+        json.dumps(found, ensure_ascii=False).encode()  # raises for text that no file can hold
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is no JSON text: {error}") from error
     if not isinstance(found, kind):
         raise ValueError(f"{file} must hold a JSON {'object' if kind is dict else 'list'}")

@@ -228,7 +228,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
             row = json.loads(line)
             if not isinstance(row, dict) or not line.endswith(b"\n"):
                 raise ValueError("no JSON object")
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if line.endswith(b"\n"):
                 raise ValueError(f"{path}, line {number}: {error}; remove the line or name another folder") from error
             os.truncate(path, good)

@@ -39,6 +39,7 @@ from .visit import Visit
 
 FIRST = ("seed", "steps", "strength", "guidance_scale")  # options that are shown at once
 MOST_VISITS, LARGEST = 32, "64mb"  # remembered at once; the upload of one picture
+MOST_SESSIONS = 4  # whose parts Gradio holds: at each event of a visitor it keeps some of them once more
 UPLOAD: dict[str, Any] = {"type": "filepath", "image_mode": None, "sources": ["upload", "clipboard"]}
 MASK = "Where the picture may change. Paint finds it by itself; here it is seen and altered. Orange adds, blue removes."
 WELCOME = "Choose an example or a picture, say what it shall show, and paint. All of it runs on this machine."
@@ -48,6 +49,10 @@ OTHERS = rb'<link\s+rel="preconnect"[^>]*>|<script\s+src="https?:[^>]*>\s*</scri
 POLICY = b"default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'; base-uri 'self'; frame-ancestors 'none'"
 ASKED_BY = (b"host", b"origin", b"sec-fetch-site", b"sec-fetch-mode")
 BESIDE = "Before and after"
+# What handlers answer with: no more than they need, as Gradio builds each part anew at each answer.
+FOUND = ("status", "preview", "mask_said", "tinted", "heat", "regions")
+SHOWN = ("status", "preview", "gallery", "slider", "made_said", "files", "command", "python")
+ASKING = (*FOUND, "photo", "source", "target", "points", "places", "editor")
 OUR_NAMES = rb"(127\.0\.0\.1|localhost|\[::1\])(:\d+)?"  # of this machine
 
 
@@ -201,29 +206,31 @@ class Page:
         a_run: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model", "show_progress": "minimal"}
         a_run["show_progress_on"] = put["status"]
 
-        def on(handler: Callable[..., Iterator[Any]], *triggers: Any, how: Any = anything, **more: Any) -> Any:
+        def on(handler: Any, *triggers: Any, shows: Iterable[Any] = put, how: Any = anything, **more: Any) -> Any:
             def call(data: dict[Any, Any], request: gr.Request, event: gr.EventData) -> Iterator[Any]:
                 yield from self.spoken(handler, self.visit(request), data, event)
 
             painting = how is a_run or triggers == (put["editor"].change,)
             inputs = {one for one in told if painting or one is not put["editor"]}
-            return gr.on([*triggers], call, inputs, [*put.values()], api_visibility="private", **how, **more)
+            shown = [put[key] for key in shows]
+            return gr.on([*triggers], call, inputs, shown, api_visibility="private", **how, **more)
 
-        on(self.take_photo, put["photo"].change, blocks.load)
-        on(self.take_example, put["example"].select)
+        on(self.take_photo, put["photo"].change, blocks.load, shows=ASKING)
+        on(self.take_example, put["example"].select, shows=ASKING)
         on(self.take_method, put["method"].input, put["inversion"].input, put["mask_from"].submit)
         on(lambda visit, told: self.settings(visit, Path(told["settings"])), put["settings"].upload)
-        on(self.take_place, put["places"].select, put["back"].click)
-        on(self.show_places, put["points"].change)
+        on(self.take_place, put["places"].select, put["back"].click, shows=ASKING)
+        on(self.show_places, put["points"].change, shows=ASKING)
         texts = [put[name].blur for name, one in GIVEN.items() if one.kind in ("text", "pairs")]
-        on(self.look, put["mask"].change, *texts, *(put[key].input for key in (*SHAPING, *self.options)))
-        on(self.look, put["editor"].change)
-        begun = [on(getattr(self, name), put[name].click, how=a_run) for name in ("find", "paint", "words")]
-        on(self.cancel, put["cancel"].click, cancels=begun)
-        on(self.choose, put["gallery"].select)
+        on(self.look, put["mask"].change, *texts, *(put[key].input for key in (*SHAPING, *self.options)), shows=FOUND)
+        on(self.look, put["editor"].change, shows=FOUND)
+        made = dict.fromkeys((*FOUND, *SHOWN, "sheet", self.seed))
+        begun = [on(getattr(self, name), put[name].click, shows=made, how=a_run) for name in ("find", "paint", "words")]
+        on(self.cancel, put["cancel"].click, shows=SHOWN, cancels=begun)
+        on(self.choose, put["gallery"].select, shows=SHOWN)
         on(lambda visit, _: self.settings(visit, visit.result.picture), put["again"].click)
-        on(self.next, put["next"].click)
-        on(self.whole, put["whole"].click)
+        on(self.next, put["next"].click, shows=ASKING)
+        on(self.whole, put["whole"].click, shows=SHOWN)
 
         def gone(request: gr.Request) -> None:
             self.leave(request.session_hash)
@@ -677,7 +684,7 @@ def served(studio: Studio, setup: Setup, host: str = "127.0.0.1", port: int | No
         theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
         door = Middleware(Local, host in ("127.0.0.1", "localhost", "::1"))
         app = {"middleware": [door], "docs_url": None, "redoc_url": None}
-        looks = {"theme": theme, "head": part("page.html"), "footer_links": [], "state_session_capacity": MOST_VISITS}
+        looks = {"theme": theme, "head": part("page.html"), "footer_links": [], "state_session_capacity": MOST_SESSIONS}
         limits = {"max_file_size": LARGEST, "strict_cors": True, "share": False, "ssr_mode": False, "quiet": True}
         here = {"server_name": host, "server_port": port, "prevent_thread_lock": True}
         _, url, _ = blocks.launch(app_kwargs=app, **looks, **limits, **here)

@@ -46,6 +46,7 @@ from cosmic_ray.work_db import WorkDB, use_db
 ROOT = Path(__file__).parents[2]
 CORE = ["diffedit", "ddim", "sd", "unet", "attention", "vae", "clip", "tokenizer", "checkpoint"]
 TESTS = "diffedit grey ddim prediction hook parity prompts checkpoint vae tokenizer refusals fast"  # of the core
+OF_ALL = "tests/test_settings.py"  # of all methods: defaults, bounds, constants, the fewest steps
 OWN = "turns_a_test_red or turns_it_red"
 DIRECT, FURTHER = 120, 30  # seconds of tests that run a mutant's statement, of others; as long as the watched ones take
 OPERATORS = {
@@ -91,14 +92,20 @@ def files(only: list[str]) -> list[str]:
 
 
 def tests_of(name: str) -> tuple[str, ...]:
-    """The test files of a method: that of its name, else those that import it; of the core, all of TESTS."""
+    """The test files of a method: that of its name, else those that import it, and what all have; of the core TESTS."""
     module = name.removeprefix("methods/")
     if name in CORE:
         return tuple(f"tests/test_{test}.py" for test in TESTS.split())
-    if (ROOT / f"tests/test_{module}.py").exists():
-        return (f"tests/test_{module}.py",)
+    if (ROOT / f"tests/test_{module}.py").exists() and module not in CORE:
+        return f"tests/test_{module}.py", OF_ALL
+    return importers(module)
+
+
+def importers(module: str) -> tuple[str, ...]:
+    """The test files that import a method, and what all have; none where none does."""
     named = re.compile(rf"methods(\.{module}\b| import [^\n]*\b{module}\b)")
-    return tuple(f"tests/{one.name}" for one in sorted(ROOT.glob("tests/test_*.py")) if named.search(one.read_text()))
+    found = [f"tests/{one.name}" for one in sorted(ROOT.glob("tests/test_*.py")) if named.search(one.read_text())]
+    return (*found, OF_ALL) if found else ()
 
 
 def mutants(name: str) -> Iterator[Mutant]:
@@ -210,12 +217,16 @@ def span(tree: ast.Module, line: int) -> range:
 
 def tried_by(mutant: Mutant, tree: Path, kills: Counter[str]) -> tuple[list[str], bool, float]:
     """The tests in order, whether one runs the statement, and their seconds."""
-    ran, seconds = dict[str, set](), dict[str, float]()
-    for file in tests_of(mutant.name):
+    ran, seconds, direct = dict[str, set](), dict[str, float](), set[str]()
+    numbers, own = span(ast.parse(path_of(mutant.name).read_text()), mutant.line), tests_of(mutant.name)
+    for file in dict.fromkeys(
+        [*own, *(importers(mutant.name.removeprefix("methods/")) if mutant.name not in CORE else ())]
+    ):
+        if file not in own and direct:
+            break
         lines, took = watched(tree, file)
         ran, seconds = ran | lines, seconds | took
-    numbers = span(ast.parse(path_of(mutant.name).read_text()), mutant.line)
-    direct = {test for test in ran if not ran[test].isdisjoint((mutant.name, number) for number in numbers)}
+        direct |= {test for test in lines if not lines[test].isdisjoint((mutant.name, number) for number in numbers)}
     chosen, left, whole = list[str](), {True: DIRECT, False: FURTHER}, 0.0
     for test in sorted(ran, key=lambda test: (test not in direct, -kills[test], seconds[test])):
         left[test in direct] -= seconds[test]
@@ -261,24 +272,29 @@ def main() -> int:
     for some in every:
         random.Random(args.seed).shuffle(some)
     drawn = [one for turn in zip_longest(*every) for one in turn if one]
-    known = {*(Path(__file__).parent / "equivalent.txt").read_text().splitlines()}
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder) / "project"
         shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(".*", "__pycache__", "build", "judge", "*.egg-info"))
         os.environ.update(PYTHONPATH=str(tree), OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
         load()
-        tries(drawn, tree, known, 1e9 if args.every else 60 * args.minutes)
+        tries(drawn, tree, 1e9 if args.every else 60 * args.minutes)
     return 0
 
 
-def tries(drawn: list[Mutant], tree: Path, known: set[str], seconds: float) -> None:
+def changes_nothing(said: str) -> bool:
+    """Whether equivalent.txt has it: as it stands, or by a pattern for all files."""
+    known = (Path(__file__).parent / "equivalent.txt").read_text().splitlines()
+    return said in known or any(re.search(one[5:], said) for one in known if one.startswith("any: "))
+
+
+def tries(drawn: list[Mutant], tree: Path, seconds: float) -> None:
     start, tried, left, equal, kills = time.monotonic(), list[str](), list[str](), 0, Counter[str]()
     for mutant in drawn:
         if time.monotonic() - start > seconds:
             break
         if not mutant.text():
             continue
-        if f"{mutant.name}: {mutant.said()[1]}" in known:
+        if changes_nothing(f"{mutant.name}: {mutant.said()[1]}"):
             equal += 1
             continue
         tried.append(mutant.name)

@@ -4,29 +4,40 @@ changed further. `make fuzz-parsers MINUTES=10`; what it finds is mended and bec
 A reader may raise ValueError or OSError, within seconds; what it accepts must hold what its `see` says.
 """
 
+import atexit
 import json
+import math
 import random
+import shutil
 import struct
 import sys
+import tempfile
 import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from types import FrameType, ModuleType
+from types import FrameType, ModuleType, SimpleNamespace
 from typing import Any
 
+import tiny
+import torch
+from PIL import Image
 from safetensors import safe_open
+from safetensors.torch import save
+from stubs import Model
 
-from minidiffedit import options, prompts, run
-from minidiffedit.files import states, unsupported
-from minidiffedit.many import manifest
+from minidiffedit import options, plans, prompts, run
+from minidiffedit.checkpoint import open_checkpoint
+from minidiffedit.files import addons, configs, states, unsupported
+from minidiffedit.many import datasets, manifest
 from minidiffedit.methods import words
 
 SLOW = 5.0  # seconds that a reader may take for a text this long
-LONGEST = 4000  # bytes of an input
+LONGEST = 12000  # bytes of an input
 ODD: tuple[Any, ...] = (
     None,
     True,
@@ -34,6 +45,7 @@ ODD: tuple[Any, ...] = (
     -1,
     1.5,
     10**30,
+    10**400,
     1e999,
     "",
     "x",
@@ -71,16 +83,97 @@ def header(content: bytes, folder: Path) -> None:
     with safe_open(path, framework="np") as file:
         assert {*file.keys()} == {*found}, "other tensors than the library's"
         assert all(tuple(file.get_slice(name).get_shape()) == tuple(one.shape) for name, one in found.items())
+    for whole, vae in ((True, True), (True, False), (False, False)):  # what its names and shapes say it is
+        with suppress(ValueError):
+            unsupported.refuse_header(path, found, whole, vae)
+    assert unsupported.input_channels(found) >= 0
+    str(unsupported.add_on(found))
+
+
+@cache
+def checkpoint() -> Any:
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder)
+    return open_checkpoint(tiny.write_folder(folder, unet=tiny.QUICK))
+
+
+def add_on(content: bytes, folder: Path) -> None:
+    """The header of a LoRA or of a learned word, against a model."""
+    path, found = folder / "a.safetensors", checkpoint()
+    path.write_bytes(content)
+    with suppress(ValueError):
+        word = addons.read_word(path, found)
+        assert 1 <= word.count <= 75 and word.word.isprintable()
+    made = addons.read_lora(path, 1.0, found)
+    for (network, name), (keys, factor) in made.layers.items():
+        assert {"down", "up"} <= keys.keys() and math.isfinite(factor) and name in found.parts[network].shapes
+
+
+def adapter(content: bytes, folder: Path) -> None:
+    """What peft notes in a LoRA's file."""
+    said = addons.adapter_settings(folder, content.decode(errors="replace"))
+    for network, name in (("unet", "mid_block.attentions.0.proj_in.weight"), ("text_encoder", "encoder.x.weight")):
+        assert math.isfinite(addons.adapter_factor(said, network, name, 4)), "a scale that is no number"
+
+
+@cache
+def saved() -> tuple[bytes, bytes, bytes, Model]:
+    """A sound saved edit, before, in and after its JSON, and its model. What a file's maker can put right, the sum and
+    the model's hash, is let through.
+    """
+    model, folder = Model(), Path(tempfile.mkdtemp())
+    model.unet, model.vae_name = SimpleNamespace(config=SimpleNamespace(cross_attention_dim=8)), ""
+    states.fingerprint, states.checksum, states.check_model = (lambda *_: {}), (lambda *_: None), (lambda *_: None)
+    made = run.edit(model, Image.new("RGB", (64, 64), "red"), target="a", source="b", steps=2, maps=1, seed=3)
+    states.save_state(made, folder / "a.safetensors")
+    content = (folder / "a.safetensors").read_bytes()
+    shutil.rmtree(folder)
+    (length,) = struct.unpack("<Q", content[:8])
+    head = json.loads(content[8 : 8 + length])
+    record = head.pop("__metadata__")["minidiffedit"]
+    return json.dumps(head).encode()[1:], record.encode(), content[8 + length :], model
 
 
 def state(content: bytes, folder: Path) -> None:
-    """The JSON of a saved edit, in a file whose tensors are sound."""
-    path = folder / "a.safetensors"
-    head = json.dumps({"__metadata__": {"minidiffedit": content.decode(errors="replace")}, "source": {
-        "dtype": "U8", "shape": [1, 1, 3], "data_offsets": [0, 3]}}).encode()  # fmt: skip
-    path.write_bytes(struct.pack("<Q", len(head)) + head + bytes(3))
-    found, record = states.read_record(path)
-    assert states.plan_of(record, found).record.items() <= record["settings"].items(), "another plan than the record's"
+    """The JSON of a saved edit, whose tensors are sound: what is read of it can be saved, and is then the same."""
+    path, (rest, _, tensors, model) = folder / "a.safetensors", saved()
+    said = json.dumps(content.decode(errors="replace")).encode()
+    head = b'{"__metadata__": {"minidiffedit": ' + said + b"}, " + rest
+    path.write_bytes(struct.pack("<Q", len(head)) + head + tensors)
+    read = states.load_state(path, model)
+    assert read.plan.record.items() <= read.settings.items(), "another plan than the record's"
+    try:
+        states.save_state(read, folder / "b.safetensors")
+    except ValueError as error:
+        raise AssertionError(f"what was read cannot be saved: {error}") from error
+    again = states.load_state(folder / "b.safetensors", model)
+    assert again.settings == read.settings and again.latent.equal(read.latent), "saved and read again it is another"
+
+
+def data_set(content: bytes, folder: Path) -> None:
+    """PIE-Bench's file, and that of scenes."""
+    (folder / "scenes.json").unlink(missing_ok=True)
+    (folder / ("scenes.json" if content[:1] == b"[" else "mapping_file.json")).write_bytes(content)
+    for item in datasets.open_dataset(folder):
+        assert all(map(options.is_text, (item.name, item.source, item.target, item.kind, str(item.picture))))
+        if isinstance(item.mask, tuple):
+            truth = item.truth((512, 512))
+            assert truth is not None and truth[0].all()
+
+
+def config(content: bytes, folder: Path) -> None:
+    """A network's config.json, and a scheduler's."""
+    path = folder / "config.json"
+    path.write_bytes(content)
+    for network in configs.KINDS:
+        with suppress(ValueError):
+            read = vars(configs.read_config(network, path))
+            sizes = [one for value in read.values() for one in (value if isinstance(value, tuple) else [value])]
+            assert all(0 < one <= 10**6 for one in sizes), "a size that no network has"
+    (folder / "scheduler").mkdir(exist_ok=True)
+    (folder / "scheduler" / "scheduler_config.json").write_bytes(content)
+    configs.prediction_of(folder)
+    configs.check_fixed(path, configs.read_json(path), configs.FIXED["scheduler"])
 
 
 def table(suffix: str) -> Callable[[bytes, Path], None]:
@@ -140,11 +233,6 @@ def lists(content: bytes, folder: Path) -> None:
 
 
 def targets() -> dict[str, Target]:
-    settled = run.plan("diffedit", target="a", source="b", steps=2, seed=3)
-    kept: dict[str, Any] = {name: None for name in states.KEPT}
-    record = {"format": states.FORMAT, "settings": settled.record | {"working_size": [64, 64], "mask": "computed"}, "model": {},
-              "model_name": "", "vae_name": "", "mask_edits": False, "content": kept | {"verdict": "found"}, "pictures": {},
-              "calls": [["inversions:ddim", {"null": "", "steps": 2}, {}]], "channels_last": []}  # fmt: skip
     rows = [
         {"image": "in.png", "target": "a", "steps": 2, "output": "b.png"},
         {"image": "a.png", "method": "masactrl", "target": "b"},
@@ -192,19 +280,43 @@ def targets() -> dict[str, Target]:
         ".and(",
         "\n",
     )
-    readers = (prompts,)
+    readers = (prompts, words)
     a1111 = [b"a (cat:1.3) on [grass], ((big)) \\(sic\\) BREAK a dog", b"(a:1.1", b"[a|b]"]
     compel = [b'a cat++ on (green grass)1.3, "a dog"- and. more', b"(a (b)+)-", b'"a']
     lines = "\n".join(map(json.dumps, rows)).encode()
     comma = b'image,target,steps,method\nin.png,a,2,diffedit\nb.png,"a, ""b""",3,\n'
+    layer, down, up = (
+        "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q",
+        torch.ones(2, 16),
+        torch.ones(16, 2),
+    )
+    peft = (
+        b'{"unet.lora_alpha": 4, "unet.alpha_pattern": {"proj_in": 8}, "unet.use_rslora": true, "unet.use_dora": false}'
+    )
+    new = {f"{layer}.lora_A.weight": down, f"{layer}.lora_B.weight": up}
+    kohya = "lora_" + layer.replace(".", "_")
+    old = {f"{kohya}.lora_down.weight": down, f"{kohya}.lora_up.weight": up, f"{kohya}.alpha": torch.ones(())}
+    added = [save(new, {"lora_adapter_metadata": peft.decode()}), save(old), save({"<a>": torch.ones(2, 24)})]
+    own = [json.dumps(one).encode() for one in (*tiny.CONFIGS.values(), tiny.SCHEDULER)]
+    texts = {"original_prompt": "a [cat]", "editing_prompt": "a [dog]", "image_path": "1.jpg", "editing_type_id": "1"}
+    pie = json.dumps({"1": texts | {"mask": [0, 5, 600, 9]}}).encode()
+    scenes = json.dumps([{"folder": "a", "source": "a cat", "target": "a dog", "kind": "b"}]).encode()
     return {
+        "add-on": Target(add_on, added, (addons, unsupported), in_json),
+        "adapter": Target(adapter, [peft], (addons,), in_json),
+        "config": Target(config, own, (configs,), in_json),
+        "data-set": Target(data_set, [pie, scenes], (datasets,), in_json),
         "header": Target(header, [struct.pack("<Q", len(head)) + head + bytes(8)], (unsupported,), in_json),
-        "state": Target(state, [json.dumps(record).encode()], (states, run), in_json),
-        "manifest.jsonl": Target(table("jsonl"), [lines], (manifest,), (*in_json, "\n", "image", "method", "edits")),
-        "manifest.csv": Target(table("csv"), [comma], (manifest,), (",", '"', "\n", "\r", "edits", "points", "mask")),
+        "state": Target(state, [saved()[1]], (states, plans, options), in_json),
+        "manifest.jsonl": Target(
+            table("jsonl"), [lines], (manifest, plans, options), (*in_json, "\n", "image", "method", "edits")
+        ),
+        "manifest.csv": Target(
+            table("csv"), [comma], (manifest, plans, options), (",", '"', "\n", "\r", "edits", "points", "mask")
+        ),
         "a1111": Target(prompt("a1111"), a1111, readers, marks),
         "compel": Target(prompt("compel"), compel, readers, marks),
-        "points": Target(points, [b"9,9=>40,30; 1.5,2=>3,4"], (run,), (",", "=>", ";", "nan", "1e9", "-", "_")),
+        "points": Target(points, [b"9,9=>40,30; 1.5,2=>3,4"], (plans,), (",", "=>", ";", "nan", "1e9", "-", "_")),
         "lists": Target(
             lists, [b"zebra=2, grass=.5", b"none", b"7", b"yes"], (options, words), ("=", ",", "nan", "-1", "_", "1e3")
         ),
@@ -216,8 +328,6 @@ def targets() -> dict[str, Target]:
 
 def run_readers(seconds: float, number: int, only: str | None = None, say: Callable[[str], None] = print) -> int:
     """How many faults there are, each said once with its input; the time is shared by the readers."""
-    import tempfile
-
     manifest.columns = cache(manifest.columns)  # of the whole table, which no input changes
     chosen, faults = {name: one for name, one in targets().items() if only in (None, name)}, 0
     if not chosen:
