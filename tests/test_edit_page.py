@@ -446,6 +446,17 @@ def heard(page, visit, handler, said, index=None):
     return [str(one["status"]) for one in shown if "status" in one][-1], shown
 
 
+def test_another_picture_stops_the_run_on_the_last(drawn, visit, tmp_path):
+    """Else its result would stand beside a picture that it was not made of."""
+    said, event = usual(drawn, visit), SimpleNamespace(_data={})
+    tiny.picture().rotate(180).save(tmp_path / "another.png")
+    run = drawn.spoken(drawn.paint, visit, {drawn.part[key]: one for key, one in said.items()}, event)
+    assert "Waiting" in [next(run), next(run)][1]["status"]
+    visit.take(tmp_path / "another.png")
+    assert [one["status"] for one in run] == ['<p role="status" class="said status">Cancelled.</p>']
+    assert not visit.made and visit.stop.is_set()
+
+
 def test_what_no_control_would_say_is_a_sentence(drawn, visit, loaded, monkeypatch):
     """Every part of the page with values that its own script never sends, to every handler."""
     monkeypatch.setattr(drawn.studio, "run", lambda *_: iter(()))

@@ -149,7 +149,6 @@ class Page:
                     brush = gr.Brush(default_size="auto", colors=["#ff5814", "#1450ff"], color_mode="fixed")
                     options: dict[str, Any] = {"type": "pil", "sources": [], "transforms": [], "layers": False}
                     put["editor"] = gr.ImageEditor(**options, brush=brush, label="Brush", height=420)
-                    put["editor"].blob_storage = gr.utils.LRUCache(MOST_VISITS)  # else strokes no event names stay
                 with gr.Column(min_width=200):
                     put["tinted"], put["heat"] = (seen(gr, one, height=200) for one in ("The mask", "Heat map"))
             put["regions"] = gallery(gr, "Each edit's own part", visible=False)
@@ -380,14 +379,15 @@ class Page:
 
     def find(self, visit: Visit, told: dict[Any, Any]) -> Iterator[Any]:
         settled, _, steering, choice = self.asked(visit, told)
-        (photo, _), size = visit.at_hand, settled.settings["size"]
+        (photo, picture), size = visit.at_hand, settled.settings["size"]
         if settled.given.get("mask") is not None:
             raise ValueError("this edit has a mask of its own already; take it out to find another")
 
         def work(sd: Any, watch: Any) -> Result:
             known = visit.known(sd, size)
             watch.expect([settled], known, "mask")
-            return execute_mask(settled, sd, photo, steering=steering, reuse=known, watch=watch, bitwise=True)
+            made = execute_mask(settled, sd, photo, steering=steering, reuse=known, watch=watch, bitwise=True)
+            return replace(made, source=picture, image=picture)  # once in memory
 
         for one in self.running(visit, choice, work):
             if isinstance(one, Ended):
@@ -422,6 +422,7 @@ class Page:
             for one in plans:
                 shaping = steering if one.steerable else None
                 done = execute(one, sd, photo, steering=shaping, reuse=known, watch=watch, bitwise=True)
+                done = replace(done, source=picture)  # once in memory
                 known = [*known, done][-visits.MOST_REUSED :]
                 watch.show(done)
             return done
@@ -443,9 +444,11 @@ class Page:
     def running(self, visit: Visit, choice: Choice, work: Work) -> Iterator[Any]:
         """A run's looks as updates, whatever else it shows as it comes."""
         visit.stop.set()
-        visit.stop = stop = threading.Event()
+        visit.stop, photo = (stop := threading.Event()), visit.photo
         yield {"status": said('<progress aria-label="waiting"></progress> Waiting for the model.')}
         for one in self.studio.run(stop, choice, work):
+            if visit.photo != photo:  # another picture was chosen meanwhile
+                raise Stopped
             if isinstance(one, Seen):
                 picture = {"preview": self.update(value=one.picture, visible=True)} if one.picture else {}
                 yield picture | {"status": bar(one)}
@@ -566,6 +569,8 @@ def trusting_nothing(gr: Any) -> None:
 
     gr.blocks.Block.async_move_resource_to_block_cache = take_file
     gr.Image.preprocess = uploaded
+    strokes = gr.utils.LRUCache(MOST_VISITS)  # in one place whichever editor is asked: Gradio builds it anew at times
+    gr.ImageEditor.blob_storage = property(lambda _: strokes, lambda *_: None)
     for kind in (gr.Slider, gr.Number, gr.Dropdown, gr.CheckboxGroup, gr.Checkbox, gr.Textbox):
         kind.preprocess = lambda _, value: value
     Image.init()  # Gradio opens pictures with whatever Pillow has: here with what the library reads
