@@ -313,8 +313,7 @@ def test_history_keeps_files_and_lets_go_of_old_latents(visit, loaded, tmp_path)
     for seed in range(8):
         one, known = (visit, other)[seed % 2], visit.known(loaded, None)
         done = execute(plan("diffedit", **QUICK | {"seed": seed}), loaded, one.photo, reuse=known, bitwise=True)
-        alive.append(weakref.ref(done))
-        one.keep(done, {}, ([], ""), "")
+        alive.append(weakref.ref(one.keep(done, {}, ([], ""), "").result))
         visits.let_go([visit, other], 3)
         del done, known
     gc.collect()

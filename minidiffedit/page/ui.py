@@ -39,10 +39,11 @@ from .visit import Visit
 
 FIRST = ("seed", "steps", "strength", "guidance_scale")  # options that are shown at once
 MOST_VISITS, LARGEST = 32, "64mb"  # remembered at once; the upload of one picture
-MOST_SESSIONS = 4  # whose parts Gradio holds: at each event of a visitor it keeps some of them once more
+MOST_SESSIONS = 4  # whose parts Gradio holds: at each event it keeps some of them once more
 UPLOAD: dict[str, Any] = {"type": "filepath", "image_mode": None, "sources": ["upload", "clipboard"]}
 MASK = "Where the picture may change. Paint finds it by itself; here it is seen and altered. Orange adds, blue removes."
 WELCOME = "Choose an example or a picture, say what it shall show, and paint. All of it runs on this machine."
+NOT_HERE = "This file is not here. If the server was started anew, load the page again."
 FIND_ANEW = "These options ask for another mask: find it anew, or paint, which finds it first."
 # What Gradio's own page would ask other machines for.
 OTHERS = rb'<link\s+rel="preconnect"[^>]*>|<script\s+src="https?:[^>]*>\s*</script>'
@@ -386,12 +387,11 @@ class Page:
         def work(sd: Any, watch: Any) -> Result:
             known = visit.known(sd, size)
             watch.expect([settled], known, "mask")
-            made = execute_mask(settled, sd, photo, steering=steering, reuse=known, watch=watch, bitwise=True)
-            return replace(made, source=picture, image=picture)  # once in memory
+            return execute_mask(settled, sd, photo, steering=steering, reuse=known, watch=watch, bitwise=True)
 
         for one in self.running(visit, choice, work):
             if isinstance(one, Ended):
-                visit.found = one.made
+                visit.found = replace(one.made, source=picture, image=picture)  # once in memory
                 one = self.masked(visit, one.made) | {self.seed: str(one.made.seed), "status": said(noted(one))}
             yield one
 
@@ -422,7 +422,6 @@ class Page:
             for one in plans:
                 shaping = steering if one.steerable else None
                 done = execute(one, sd, photo, steering=shaping, reuse=known, watch=watch, bitwise=True)
-                done = replace(done, source=picture)  # once in memory
                 known = [*known, done][-visits.MOST_REUSED :]
                 watch.show(done)
             return done
@@ -483,8 +482,7 @@ class Page:
         photo, _ = visit.at_hand
         if not told["source"]:
             raise ValueError("say in the source what the picture shows: its words are looked for")
-        settled, seen = words_of_a_text(told["source"]), Witness()
-        shown = chosen(told["source"], None)
+        settled, seen, shown = words_of_a_text(told["source"]), Witness(), chosen(told["source"], None)
 
         def work(sd: Any, watch: Any) -> Image.Image:
             watch.expect([settled], [], "encode")
@@ -544,8 +542,7 @@ def planned(settled: Plan, count: int, others: Sequence[str]) -> list[Plan]:
     if others:
         known = {name: one for name, one in settled.given.items() if one not in (None, "")}
         known |= {name: one for name, one in settled.settings.items() if name == "seed" or one != usual.get(name)}
-        names = dict.fromkeys((settled.method, *others))
-        plans += plan_all([{"method": name} | known for name in names])[1:]
+        plans += plan_all([{"method": name} | known for name in dict.fromkeys((settled.method, *others))])[1:]
     return plans if count == 1 else [one for each in plans for one in candidates(each, count)]
 
 
@@ -568,6 +565,7 @@ def trusting_nothing(gr: Any) -> None:
         return await take(self, path)
 
     gr.blocks.Block.async_move_resource_to_block_cache = take_file
+    gr.processing_utils.InvalidPathError = lambda _: gr.Error(NOT_HERE, print_exception=False)
     gr.Image.preprocess = uploaded
     strokes = gr.utils.LRUCache(MOST_VISITS)  # in one place whichever editor is asked: Gradio builds it anew at times
     gr.ImageEditor.blob_storage = property(lambda _: strokes, lambda *_: None)

@@ -35,9 +35,7 @@ MOST_KEPT, MOST_REUSED = 24, 3  # results with their latents: of all visitors, a
 
 @dataclass(eq=False)
 class Made:
-    """One result: its picture's file and those beside it, and how it is made again. result: with a picture of one pixel
-    for its own, which stands in the file and would be the most of it in memory.
-    """
+    """One result: its picture's file and those beside it, how it is made again; `result` holds no picture beside."""
 
     picture: Path
     files: list[Path]
@@ -139,7 +137,7 @@ class Visit:
         names = {name: file.name for name, file in files.items() if file != self.photo}
         texts = command(done, self.name, names, model[0], path.name), python(done, self.name, names, hashes, model[1])
         saved = f'{texts[1]}done.save("{path.name}")\n'
-        light = replace(done, image=Image.new("RGB", (1, 1)))
+        light = replace(done, source=self.picture, image=Image.new("RGB", (1, 1)))  # else most of its memory
         self.shown = Made(path, [path, *beside], about, texts[0], saved, self.before, light)
         self.made.append(self.shown)
         return self.shown

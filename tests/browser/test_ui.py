@@ -474,7 +474,9 @@ def test_a_server_started_anew_serves_the_open_page(come, tmp_path):
     second = Server(tmp_path, port=first.port)
     try:
         press(page, "Find the mask")  # in the page as it stands
-        expect(page.locator("[data-testid=toast-body]").first).to_contain_text("started anew, load the page again")
+        expect(page.locator("[data-testid=toast-body]").first).to_contain_text(
+            "If the server was started anew, load the page again"
+        )
         page.goto(second.url)
         fill(page)
         press(page, "Find the mask")
