@@ -51,8 +51,8 @@ POLICY = b"default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'; base-ur
 ASKED_BY = (b"host", b"origin", b"sec-fetch-site", b"sec-fetch-mode")
 BESIDE = "Before and after"
 # What handlers answer with: no more than they need, as Gradio builds each part anew at each answer.
-FOUND = ("status", "preview", "mask_said", "tinted", "heat", "regions")
-SHOWN = ("status", "preview", "gallery", "slider", "made_said", "files", "command", "python")
+FOUND = ("status", "preview", "mask_said", "tinted", "heat", "regions", "sheet")
+SHOWN = (*FOUND, "gallery", "slider", "made_said", "files", "command", "python")
 ASKING = (*FOUND, "photo", "source", "target", "points", "places", "editor")
 OUR_NAMES = rb"(127\.0\.0\.1|localhost|\[::1\])(:\d+)?"  # of this machine
 
@@ -81,8 +81,6 @@ class Page:
         self.methods = [name for name, one in rows.items() if "x_T" not in inputs_of(one.edit)]
         self.options, self.blank, self.examples = all_options(self.methods), blank_plan(self.methods[0]), examples()
         self.seed = next(key for key in self.options if key[0] == "seed")
-
-    # ------------------------------------------------------------ what stands on it
 
     def build(self) -> Any:
         import gradio as gr
@@ -193,8 +191,6 @@ class Page:
             put["words"] = gr.Button("Draw the word maps")
             put["sheet"] = seen(gr, "Word maps", show_label=False, visible=False)
 
-    # ------------------------------------------------------------ what happens
-
     def wire(self, gr: Any, blocks: Any) -> None:
         """Which event calls which handler. Runs wait for one another in one queue, all else answers at once."""
         put, self.update = self.part, gr.update
@@ -224,7 +220,7 @@ class Page:
         texts = [put[name].blur for name, one in GIVEN.items() if one.kind in ("text", "pairs")]
         on(self.look, put["mask"].change, *texts, *(put[key].input for key in (*SHAPING, *self.options)), shows=FOUND)
         on(self.look, put["editor"].change, shows=FOUND)
-        made = dict.fromkeys((*FOUND, *SHOWN, "sheet", self.seed))
+        made = (*SHOWN, self.seed)
         begun = [on(getattr(self, name), put[name].click, shows=made, how=a_run) for name in ("find", "paint", "words")]
         on(self.cancel, put["cancel"].click, shows=SHOWN, cancels=begun)
         on(self.choose, put["gallery"].select, shows=SHOWN)
@@ -271,8 +267,6 @@ class Page:
         except Exception as error:
             line = said(escape(visits.sentence(error, self.folder)), "alert")
         yield sent({"status": line, **self.show(preview=False)})
-
-    # ------------------------------------------------------------ handlers: what is asked for, and its mask
 
     def asked(self, visit: Visit, told: dict[Any, Any]) -> tuple[Plan, dict[str, Path], Steering | None, Choice]:
         """The plan, its files, the steering with what is painted (None: neither), the model."""
@@ -394,8 +388,6 @@ class Page:
                 visit.found = replace(one.made, source=picture, image=picture)  # once in memory
                 one = self.masked(visit, one.made) | {self.seed: str(one.made.seed), "status": said(noted(one))}
             yield one
-
-    # ------------------------------------------------------------ handlers: the edit
 
     def paint(self, visit: Visit, told: dict[Any, Any]) -> Iterator[Any]:
         """The edit under the mask as it is shown; a painted one becomes a file, so that a command can name it."""

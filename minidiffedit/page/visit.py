@@ -225,9 +225,6 @@ def settings_of(path: Path) -> tuple[tuple[str, str, str], dict[str, Any]]:
     return (name, own, mask), said | shaping
 
 
-# ---------------------------------------------------------------- how a result is made again
-
-
 def command(done: Result, photo: str, files: dict[str, str], model: Sequence[str], output: str) -> str:
     """The command line that writes the same bytes, with the files beside it."""
     said = words(done, photo, ()) + option("mask", files.get("mask"))
@@ -298,9 +295,6 @@ def share_of(M: Tensor) -> str:
 def heat_picture(heat: Tensor, size: tuple[int, int]) -> Image.Image:
     """(1, 1, h, w) in [0, 1] in the colours of the report page."""
     return reduced(coloured(heat[0, 0]).convert("RGB").resize(size, Image.Resampling.NEAREST), LONGEST)
-
-
-# ---------------------------------------------------------------- places of a drag
 
 
 def places_of(text: str) -> list[tuple[float, float]]:
