@@ -313,8 +313,7 @@ def test_history_keeps_files_and_lets_go_of_old_latents(visit, loaded, tmp_path)
     for seed in range(8):
         one, known = (visit, other)[seed % 2], visit.known(loaded, None)
         done = execute(plan("diffedit", **QUICK | {"seed": seed}), loaded, one.photo, reuse=known, bitwise=True)
-        alive.append(weakref.ref(done))
-        one.keep(done, {}, ([], ""), "")
+        alive.append(weakref.ref(one.keep(done, {}, ([], ""), "").result))
         visits.let_go([visit, other], 3)
         del done, known
     gc.collect()
@@ -444,6 +443,17 @@ def heard(page, visit, handler, said, index=None):
     event = SimpleNamespace(_data={"index": index})
     shown = [*page.spoken(handler, visit, {page.part[key]: one for key, one in said.items()}, event)]
     return [str(one["status"]) for one in shown if "status" in one][-1], shown
+
+
+def test_another_picture_stops_the_run_on_the_last(drawn, visit, tmp_path):
+    """Else its result would stand beside a picture that it was not made of."""
+    said, event = usual(drawn, visit), SimpleNamespace(_data={})
+    tiny.picture().rotate(180).save(tmp_path / "another.png")
+    run = drawn.spoken(drawn.paint, visit, {drawn.part[key]: one for key, one in said.items()}, event)
+    assert "Waiting" in [next(run), next(run)][1]["status"]
+    visit.take(tmp_path / "another.png")
+    assert [one["status"] for one in run] == ['<p role="status" class="said status">Cancelled.</p>']
+    assert not visit.made and visit.stop.is_set()
 
 
 def test_what_no_control_would_say_is_a_sentence(drawn, visit, loaded, monkeypatch):

@@ -39,10 +39,11 @@ from .visit import Visit
 
 FIRST = ("seed", "steps", "strength", "guidance_scale")  # options that are shown at once
 MOST_VISITS, LARGEST = 32, "64mb"  # remembered at once; the upload of one picture
-MOST_SESSIONS = 4  # whose parts Gradio holds: at each event of a visitor it keeps some of them once more
+MOST_SESSIONS = 4  # whose parts Gradio holds: at each event it keeps some of them once more
 UPLOAD: dict[str, Any] = {"type": "filepath", "image_mode": None, "sources": ["upload", "clipboard"]}
 MASK = "Where the picture may change. Paint finds it by itself; here it is seen and altered. Orange adds, blue removes."
 WELCOME = "Choose an example or a picture, say what it shall show, and paint. All of it runs on this machine."
+NOT_HERE = "This file is not here. If the server was started anew, load the page again."
 FIND_ANEW = "These options ask for another mask: find it anew, or paint, which finds it first."
 # What Gradio's own page would ask other machines for.
 OTHERS = rb'<link\s+rel="preconnect"[^>]*>|<script\s+src="https?:[^>]*>\s*</script>'
@@ -50,8 +51,8 @@ POLICY = b"default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'; base-ur
 ASKED_BY = (b"host", b"origin", b"sec-fetch-site", b"sec-fetch-mode")
 BESIDE = "Before and after"
 # What handlers answer with: no more than they need, as Gradio builds each part anew at each answer.
-FOUND = ("status", "preview", "mask_said", "tinted", "heat", "regions")
-SHOWN = ("status", "preview", "gallery", "slider", "made_said", "files", "command", "python")
+FOUND = ("status", "preview", "mask_said", "tinted", "heat", "regions", "sheet")
+SHOWN = (*FOUND, "gallery", "slider", "made_said", "files", "command", "python")
 ASKING = (*FOUND, "photo", "source", "target", "points", "places", "editor")
 OUR_NAMES = rb"(127\.0\.0\.1|localhost|\[::1\])(:\d+)?"  # of this machine
 
@@ -80,8 +81,6 @@ class Page:
         self.methods = [name for name, one in rows.items() if "x_T" not in inputs_of(one.edit)]
         self.options, self.blank, self.examples = all_options(self.methods), blank_plan(self.methods[0]), examples()
         self.seed = next(key for key in self.options if key[0] == "seed")
-
-    # ------------------------------------------------------------ what stands on it
 
     def build(self) -> Any:
         import gradio as gr
@@ -149,7 +148,6 @@ class Page:
                     brush = gr.Brush(default_size="auto", colors=["#ff5814", "#1450ff"], color_mode="fixed")
                     options: dict[str, Any] = {"type": "pil", "sources": [], "transforms": [], "layers": False}
                     put["editor"] = gr.ImageEditor(**options, brush=brush, label="Brush", height=420)
-                    put["editor"].blob_storage = gr.utils.LRUCache(MOST_VISITS)  # else strokes no event names stay
                 with gr.Column(min_width=200):
                     put["tinted"], put["heat"] = (seen(gr, one, height=200) for one in ("The mask", "Heat map"))
             put["regions"] = gallery(gr, "Each edit's own part", visible=False)
@@ -193,8 +191,6 @@ class Page:
             put["words"] = gr.Button("Draw the word maps")
             put["sheet"] = seen(gr, "Word maps", show_label=False, visible=False)
 
-    # ------------------------------------------------------------ what happens
-
     def wire(self, gr: Any, blocks: Any) -> None:
         """Which event calls which handler. Runs wait for one another in one queue, all else answers at once."""
         put, self.update = self.part, gr.update
@@ -224,7 +220,7 @@ class Page:
         texts = [put[name].blur for name, one in GIVEN.items() if one.kind in ("text", "pairs")]
         on(self.look, put["mask"].change, *texts, *(put[key].input for key in (*SHAPING, *self.options)), shows=FOUND)
         on(self.look, put["editor"].change, shows=FOUND)
-        made = dict.fromkeys((*FOUND, *SHOWN, "sheet", self.seed))
+        made = (*SHOWN, self.seed)
         begun = [on(getattr(self, name), put[name].click, shows=made, how=a_run) for name in ("find", "paint", "words")]
         on(self.cancel, put["cancel"].click, shows=SHOWN, cancels=begun)
         on(self.choose, put["gallery"].select, shows=SHOWN)
@@ -271,8 +267,6 @@ class Page:
         except Exception as error:
             line = said(escape(visits.sentence(error, self.folder)), "alert")
         yield sent({"status": line, **self.show(preview=False)})
-
-    # ------------------------------------------------------------ handlers: what is asked for, and its mask
 
     def asked(self, visit: Visit, told: dict[Any, Any]) -> tuple[Plan, dict[str, Path], Steering | None, Choice]:
         """The plan, its files, the steering with what is painted (None: neither), the model."""
@@ -380,7 +374,7 @@ class Page:
 
     def find(self, visit: Visit, told: dict[Any, Any]) -> Iterator[Any]:
         settled, _, steering, choice = self.asked(visit, told)
-        (photo, _), size = visit.at_hand, settled.settings["size"]
+        (photo, picture), size = visit.at_hand, settled.settings["size"]
         if settled.given.get("mask") is not None:
             raise ValueError("this edit has a mask of its own already; take it out to find another")
 
@@ -391,11 +385,9 @@ class Page:
 
         for one in self.running(visit, choice, work):
             if isinstance(one, Ended):
-                visit.found = one.made
+                visit.found = replace(one.made, source=picture, image=picture)  # once in memory
                 one = self.masked(visit, one.made) | {self.seed: str(one.made.seed), "status": said(noted(one))}
             yield one
-
-    # ------------------------------------------------------------ handlers: the edit
 
     def paint(self, visit: Visit, told: dict[Any, Any]) -> Iterator[Any]:
         """The edit under the mask as it is shown; a painted one becomes a file, so that a command can name it."""
@@ -443,9 +435,11 @@ class Page:
     def running(self, visit: Visit, choice: Choice, work: Work) -> Iterator[Any]:
         """A run's looks as updates, whatever else it shows as it comes."""
         visit.stop.set()
-        visit.stop = stop = threading.Event()
+        visit.stop, photo = (stop := threading.Event()), visit.photo
         yield {"status": said('<progress aria-label="waiting"></progress> Waiting for the model.')}
         for one in self.studio.run(stop, choice, work):
+            if visit.photo != photo:  # another picture was chosen meanwhile
+                raise Stopped
             if isinstance(one, Seen):
                 picture = {"preview": self.update(value=one.picture, visible=True)} if one.picture else {}
                 yield picture | {"status": bar(one)}
@@ -480,8 +474,7 @@ class Page:
         photo, _ = visit.at_hand
         if not told["source"]:
             raise ValueError("say in the source what the picture shows: its words are looked for")
-        settled, seen = words_of_a_text(told["source"]), Witness()
-        shown = chosen(told["source"], None)
+        settled, seen, shown = words_of_a_text(told["source"]), Witness(), chosen(told["source"], None)
 
         def work(sd: Any, watch: Any) -> Image.Image:
             watch.expect([settled], [], "encode")
@@ -541,8 +534,7 @@ def planned(settled: Plan, count: int, others: Sequence[str]) -> list[Plan]:
     if others:
         known = {name: one for name, one in settled.given.items() if one not in (None, "")}
         known |= {name: one for name, one in settled.settings.items() if name == "seed" or one != usual.get(name)}
-        names = dict.fromkeys((settled.method, *others))
-        plans += plan_all([{"method": name} | known for name in names])[1:]
+        plans += plan_all([{"method": name} | known for name in dict.fromkeys((settled.method, *others))])[1:]
     return plans if count == 1 else [one for each in plans for one in candidates(each, count)]
 
 
@@ -565,7 +557,10 @@ def trusting_nothing(gr: Any) -> None:
         return await take(self, path)
 
     gr.blocks.Block.async_move_resource_to_block_cache = take_file
+    gr.processing_utils.InvalidPathError = lambda _: gr.Error(NOT_HERE, print_exception=False)
     gr.Image.preprocess = uploaded
+    strokes = gr.utils.LRUCache(MOST_VISITS)  # in one place whichever editor is asked: Gradio builds it anew at times
+    gr.ImageEditor.blob_storage = property(lambda _: strokes, lambda *_: None)
     for kind in (gr.Slider, gr.Number, gr.Dropdown, gr.CheckboxGroup, gr.Checkbox, gr.Textbox):
         kind.preprocess = lambda _, value: value
     Image.init()  # Gradio opens pictures with whatever Pillow has: here with what the library reads

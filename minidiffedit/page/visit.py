@@ -9,7 +9,7 @@ import shlex
 import tempfile
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ MOST_KEPT, MOST_REUSED = 24, 3  # results with their latents: of all visitors, a
 
 @dataclass(eq=False)
 class Made:
-    """One result: its picture's file and those beside it, and how it is made again."""
+    """One result: its picture's file and those beside it, how it is made again; `result` holds no picture beside."""
 
     picture: Path
     files: list[Path]
@@ -137,7 +137,8 @@ class Visit:
         names = {name: file.name for name, file in files.items() if file != self.photo}
         texts = command(done, self.name, names, model[0], path.name), python(done, self.name, names, hashes, model[1])
         saved = f'{texts[1]}done.save("{path.name}")\n'
-        self.shown = Made(path, [path, *beside], about, texts[0], saved, self.before, done)
+        light = replace(done, source=self.picture, image=Image.new("RGB", (1, 1)))  # else most of its memory
+        self.shown = Made(path, [path, *beside], about, texts[0], saved, self.before, light)
         self.made.append(self.shown)
         return self.shown
 
@@ -148,10 +149,11 @@ class Visit:
             raise ValueError("only the picture of this result is left: its settings make it again")
         state, page = (one.picture.with_suffix(end) for end in (".safetensors", ".html"))
         if page not in one.files:
-            if one.result.inside is None:  # an edit with crop cannot be gone on from
-                save_state(one.result, state)
+            result = replace(one.result, image=images.read_picture(one.picture))
+            if result.inside is None:  # an edit with crop cannot be gone on from
+                save_state(result, state)
                 one.files.append(state)
-            save_report(one.result, page, picture=self.name, state=state.name if state in one.files else None)
+            save_report(result, page, picture=self.name, state=state.name if state in one.files else None)
             one.files.append(page)
         return one
 
@@ -221,9 +223,6 @@ def settings_of(path: Path) -> tuple[tuple[str, str, str], dict[str, Any]]:
     shaping = {name: steering.get(name, getattr(Steering, name)) for name in SHAPING}
     Steering(**shaping)
     return (name, own, mask), said | shaping
-
-
-# ---------------------------------------------------------------- how a result is made again
 
 
 def command(done: Result, photo: str, files: dict[str, str], model: Sequence[str], output: str) -> str:
@@ -296,9 +295,6 @@ def share_of(M: Tensor) -> str:
 def heat_picture(heat: Tensor, size: tuple[int, int]) -> Image.Image:
     """(1, 1, h, w) in [0, 1] in the colours of the report page."""
     return reduced(coloured(heat[0, 0]).convert("RGB").resize(size, Image.Resampling.NEAREST), LONGEST)
-
-
-# ---------------------------------------------------------------- places of a drag
 
 
 def places_of(text: str) -> list[tuple[float, float]]:

@@ -8,6 +8,7 @@ import inspect
 import json
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -307,7 +308,8 @@ class Rows:
             for expect, values in POINTS.items():
                 for value in values:
                     words = "points must" if expect == "refused" else ""
-                    yield self.real(f"points {str(value)[:20]!a}", method, expect, words, points=value)
+                    case = self.real(f"points {str(value)[:20]!a}", method, expect, words, points=value)
+                    yield replace(case, megabytes=500)  # each of 2,000 points that lead by gradients has its own graph
             for _ in self.n(30):
                 ends = [
                     f"{self.rng.uniform(0, 90.9):g},{self.rng.uniform(0, 69.9):g}"
