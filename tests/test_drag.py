@@ -154,14 +154,14 @@ def test_the_loss_falls_and_the_point_moves(method, sd, monkeypatch):
     assert D.distance(record["points"][0].tolist(), PLACES[0][0]) > 0.2
 
 
-def test_the_miniatures_middle_says_next_to_nothing():
-    """Why DragNoise drags nothing there, as its row says."""
-    sd, x = StableDiffusion.load("mini", device="cpu", dtype="float32"), latent(1, 4, 16, 16, dtype=torch.float32)
+def test_the_miniatures_middle_speaks():
+    """DragNoise moves it alone: the first miniature's said next to nothing, and nothing was dragged."""
+    sd, x = StableDiffusion.load("mini", device="cpu", dtype="float32"), latent(1, 4, 24, 24, dtype=torch.float32)
     text, put = [sd.text(["a photo of a sheep on a sandy beach"])], lambda site, h: 0 * h if E.is_middle(site) else h
     with torch.no_grad():
         for t in (681, 341):
             plain, without = (sd.eps(x, t, text, **how)[0] for how in ({}, {"feature": put}))
-            assert 0 < (plain - without).norm() < 0.01 * plain.norm()
+            assert (plain - without).norm() > 0.02 * plain.norm()
 
 
 @pytest.mark.parametrize("method, one_more", [("drag-diffusion", 0), ("drag-noise", 1)])

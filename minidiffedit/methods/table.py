@@ -46,7 +46,6 @@ GIVEN_MASK = "DiffEdit under the mask and captions that other networks made of a
 CANDIDATES = "our reading: samples (seeds) under a given segment's mask; the network that ranks them is missing"
 FILL = "inpainting:inpaint"
 ANYTHING = "fill; replace: with --invert; its masks are yours to give, as is what removes without a text"
-MIDDLE = "not on the miniature, whose middle says next to nothing"
 CLIP_IMAGE = "needs CLIP's image tower, which no SD v1 file has"
 
 SYSTEMS = {
@@ -102,7 +101,7 @@ SYSTEMS = {
         "2212.08698", DISENTANGLED, "edit-friendly", note="a fixed schedule, not learned by CLIP"
     ),
     "drag-diffusion": System("2306.14435", "drag_diffusion:drag_diffusion", letter="B"),
-    "drag-noise": System("2404.01050", "drag_diffusion:drag_noise", letter="B", note=MIDDLE),
+    "drag-noise": System("2404.01050", "drag_diffusion:drag_noise", letter="B"),
     "dragon-diffusion": System("2307.02421", "dragon_diffusion:dragon_diffusion", "ddim", letter="B"),
     "imagic": System("2210.09276", "imagic:imagic", letter="B", note=LORA),
     "sine": System("2212.04489", "sine:sine", letter="B", note=LORA),
