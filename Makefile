@@ -160,7 +160,7 @@ figures: $(VENV)/run.stamp  ## the README's contact sheet and figures, on the mi
 	$(RUN) -m pip install --quiet --editable '.[figures]'
 	$(RUN) -m minidiffedit sheet $(SCENES)/horse-zebra/source.png --source "a photo of a horse on a grass field" --target "a photo of a zebra on a grass field" --seed 0 --height 144 --model weights/mini -o $(ASSETS)/sheet.png
 	$(RUN) -m minidiffedit figure threshold $(SCENES)/dog-cat/source.png --source "a photo of a dog on a sandy beach" --target "a photo of a cat on a sandy beach" --seed 0 --height 144 --model weights/mini -o $(ASSETS)/threshold.png
-	$(RUN) -m minidiffedit figure mask $(SCENES)/zebra-horse/source.png --source "a photo of a zebra on a sandy beach" --target "a photo of a horse on a sandy beach" --seed 0 --height 144 --model weights/mini -o $(ASSETS)/mask.png
+	$(RUN) -m minidiffedit figure mask $(SCENES)/lemon-strawberry/source.png --source "a photo of a lemon in the snow" --target "a photo of a strawberry in the snow" --seed 0 --height 144 --model weights/mini -o $(ASSETS)/mask.png
 
 table: $(VENV)/run.stamp  ## after a change of the table: rows counted anew, minidiffedit/methods/README.md rendered
 	$(RUN) tests/bench/table.py

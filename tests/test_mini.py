@@ -56,7 +56,7 @@ def test_the_whole_edit_equals_diffusers_here_too():
 def test_the_shipped_edits_find_their_object(mini):
     """The first by the defaults; of the others the mask is wanted, which another strength leaves as it is."""
     scenes = [scene for scene in json.loads((MINI / "scenes" / "scenes.json").read_text()) if scene["kind"] == "swap"]
-    ious = {}
+    ious, scenes = {}, scenes[:6]
     for scene in scenes:
         folder, strength, rows = MINI / "scenes" / scene["folder"], *((0.1, 5) if ious else (0.8, 40))
         texts = {"source": scene["source"], "target": scene["target"]}
