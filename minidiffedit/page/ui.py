@@ -207,8 +207,8 @@ class Page:
                 yield from self.spoken(handler, self.visit(request), data, event)
 
             painting = how is a_run or triggers == (put["editor"].change,)
-            inputs = {one for one in told if painting or one is not put["editor"]}
-            return gr.on([*triggers], call, inputs, [put[key] for key in shows], api_visibility="private", **how, **more)
+            sent = {one for one in told if painting or one is not put["editor"]}
+            return gr.on([*triggers], call, sent, [put[key] for key in shows], api_visibility="private", **how, **more)
 
         on(self.take_photo, put["photo"].change, blocks.load, shows=ASKING)
         on(self.take_example, put["example"].select, shows=ASKING)
