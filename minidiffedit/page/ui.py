@@ -207,9 +207,8 @@ class Page:
                 yield from self.spoken(handler, self.visit(request), data, event)
 
             painting = how is a_run or triggers == (put["editor"].change,)
-            inputs = {one for one in told if painting or one is not put["editor"]}
-            shown = [put[key] for key in shows]
-            return gr.on([*triggers], call, inputs, shown, api_visibility="private", **how, **more)
+            sent = {one for one in told if painting or one is not put["editor"]}
+            return gr.on([*triggers], call, sent, [put[key] for key in shows], api_visibility="private", **how, **more)
 
         on(self.take_photo, put["photo"].change, blocks.load, shows=ASKING)
         on(self.take_example, put["example"].select, shows=ASKING)
@@ -456,9 +455,8 @@ class Page:
 
     def shown(self, visit: Visit, made: visits.Made) -> dict[str, Any]:
         visit.shown = made
-        told = {"made_said": said(escape(made.about)), "files": [*map(str, made.files)]}
-        told |= self.beside(made.before, made.picture, BESIDE)
-        return told | {"command": made.command, "python": made.python}
+        texts = {"command": made.command, "python": made.python, "made_said": said(escape(made.about))}
+        return texts | {"files": [*map(str, made.files)]} | self.beside(made.before, made.picture, BESIDE)
 
     def choose(self, visit: Visit, told: dict[Any, Any]) -> Iterator[Any]:
         yield self.shown(visit, visit.made[told["index"]])
@@ -467,8 +465,7 @@ class Page:
         yield {"photo": str(visit.result.picture), "status": said("This result is the picture now.")}
 
     def whole(self, visit: Visit, told: dict[Any, Any]) -> Iterator[Any]:
-        files = [str(one) for one in visit.whole().files]
-        yield {"files": files, "status": said("State and report are among the files.")}
+        yield {"files": [*map(str, visit.whole().files)], "status": said("State and report are among the files.")}
 
     def words(self, visit: Visit, told: dict[Any, Any]) -> Iterator[Any]:
         photo, _ = visit.at_hand
@@ -561,6 +558,8 @@ def trusting_nothing(gr: Any) -> None:
     gr.Image.preprocess = uploaded
     strokes = gr.utils.LRUCache(MOST_VISITS)  # in one place whichever editor is asked: Gradio builds it anew at times
     gr.ImageEditor.blob_storage = property(lambda _: strokes, lambda *_: None)
+    # Values go whole: of a value's changed parts the browser would make the next one in place, and lose the one before.
+    gr.utils.diff = lambda _, new: [["replace", [], new]]
     for kind in (gr.Slider, gr.Number, gr.Dropdown, gr.CheckboxGroup, gr.Checkbox, gr.Textbox):
         kind.preprocess = lambda _, value: value
     Image.init()  # Gradio opens pictures with whatever Pillow has: here with what the library reads

@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import io
 import os
 import re
 import shlex
@@ -218,6 +219,36 @@ def stroke(page, start, end):
     page.mouse.down()
     page.mouse.move(*places[1], steps=8)
     page.mouse.up()
+
+
+def test_the_brush_shows_the_picture_of_an_example_and_of_an_upload(server, come):
+    page = come(server)
+    page.locator("#part-example").get_by_role("button", name="horse to zebra").click()
+    stands_under_the_brush(page, PHOTO)
+    page.set_viewport_size({"width": 500, "height": 900})
+    stands_under_the_brush(page, PHOTO)
+    page.locator("#part-photo").get_by_role("button", name=re.compile("Clear|Remove")).click()
+    expect(page.locator("#part-photo img")).to_have_count(0)
+    other = MINI / "scenes" / "fruit-flowers" / "source.png"
+    page.locator("#part-photo input[type=file]").set_input_files(other)
+    stands_under_the_brush(page, other)
+
+
+def stands_under_the_brush(page, photo, seconds=30):
+    """Wait until the picture is seen in the middle of the canvas, as large as the brush's zoom says."""
+    canvas, since, apart = page.locator("#part-editor canvas").first, time.monotonic(), 255.0
+    picture = Image.open(photo).convert("RGB")
+    expected = picture.resize((8, 8), Image.Resampling.BOX)
+    while apart > 16:
+        assert time.monotonic() - since < seconds, f"{apart:.0f} of 255 away from {photo}"
+        page.wait_for_timeout(500)
+        zoom = re.search(r"(\d+)%", page.inner_text("#part-editor"))
+        if zoom and canvas.is_visible():
+            shot = Image.open(io.BytesIO(canvas.screenshot())).convert("RGB")
+            (x, y), (w, h) = ([side / 2 for side in size] for size in (shot.size, picture.size))
+            w, h = (min(int(zoom[1]) / 100 * one, most) for one, most in ((w, x), (h, y)))
+            there = shot.resize((8, 8), Image.Resampling.BOX, (x - w, y - h, x + w, y + h))
+            apart = np.abs(np.subtract(there, expected, dtype=float)).mean()
 
 
 def test_candidates_come_one_by_one_and_a_chosen_one_is_gone_on_from(server, come):
