@@ -6,9 +6,9 @@ Two kernels, by the number of keys. `few_keys`: all keys in one tile and one sof
 
 SD's heads hold 40, 80 or 160 numbers, and a tile's sides must be powers of two: they are padded to 64, 128 and 256.
 Two tiles that waste less, 32 + 16, 64 + 16, 128 + 32, were tried: right in the interpreter, but Triton 3.6 makes code
-of them that is wrong on an H200 wherever the loop over the keys is not pipelined (2026-11-26). 77 keys are covered by two
-tiles, 64 + 16 (`split`), which is right there. Sizes and strides are compile-time constants: the compiler pipelines
-the loads of a loop whose bounds it knows.
+of them that is wrong on an H200 wherever the loop over the keys is not pipelined (2026-11-26). 77 keys are covered by
+two tiles, 64 + 16 (`split`), which is right there. Sizes and strides are compile-time constants: the compiler
+pipelines the loads of a loop whose bounds it knows.
 """
 
 from contextlib import nullcontext
