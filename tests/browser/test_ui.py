@@ -392,10 +392,10 @@ def test_each_of_several_edits_is_shown_with_its_own_part(server, come):
     def cells():
         """Of each edit, and of all: they do not overlap."""
         parts, heats = captions.all_text_contents()[::2], captions.all_text_contents()[1::2]
-        each = [re.fullmatch(r"(.*) → (.*): [\d.]+% of the picture, (\d+) of 256 cells", one) for one in parts]
+        each = [re.fullmatch(r"(.*) → (.*): [\d.]+% of the picture, (\d+) of 576 cells", one) for one in parts]
         assert [one.groups()[:2] for one in each] == [(HORSE, ZEBRA), ("grass", "sand")]
         assert [one.endswith(": heat map") for one in heats] == [True, True]
-        return [int(one[3]) for one in each], int(re.search(r"(\d+) of 256", page.inner_text("#part-mask_said"))[1])
+        return [int(one[3]) for one in each], int(re.search(r"(\d+) of 576", page.inner_text("#part-mask_said"))[1])
 
     (each, whole) = cells()
     assert sum(each) == whole > 0
