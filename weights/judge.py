@@ -49,7 +49,7 @@ class Judge(nn.Module):
     @torch.no_grad()
     def says(self, picture: np.ndarray) -> tuple[set[str], str]:
         """(192, 192, 3) uint8 -> the objects it is more sure of than not, and the place."""
-        objects, places = self(to_input(picture[None], "cpu"))
+        objects, places = self(to_input(np.array(picture)[None], "cpu"))  # a copy: Pillow's own cannot be written
         seen = {name for name, logit in zip(OBJECTS, objects[0]) if logit > 0}
         return seen, list(PLACES)[int(places.argmax())]
 

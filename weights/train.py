@@ -46,7 +46,10 @@ UNET_CONFIG = UNetConfig(
     norm_num_groups=16, sample_size=24,
 )  # fmt: skip
 
-RECIPE = {"vae": (10_000, 32, 1e-3), "unet": (15_000, 256, 8e-4)}  # steps, batch, largest learning rate of weights/mini
+RECIPE = {
+    "vae": (10_000, 32, 1e-3),
+    "unet": (15_000, 256, 8e-4),
+}  # steps, batch, largest learning rate; how weights/mini was made: its card
 KL_WEIGHT = 5e-4  # light: keeps the latents near unit size and the decoder calm under small errors of the UNet
 # Deviation of the scaled latents. More cells show an object through more noise (Hoogeboom et al., 2301.11093; Chen,
 # 2301.10972), so that at a given timestep masks and edits act less; 24 cells for 16 ask for about 16 / 24.
@@ -312,11 +315,11 @@ def begin_from(folder: Path, model: Denoiser, factor: float) -> None:
         return
     a = np.array(alpha_bar())
     signal = np.log(a / (1 - a))  # falls with t
-    t = torch.arange(1000.0)
+    t = torch.arange(1000.0, device=model.unet.conv_in.weight.device)
     same = np.interp(-(signal + 2 * math.log(ratio)), -signal, np.arange(1000.0))
     with torch.no_grad():
         model.unet.conv_in.weight.mul_(ratio**-0.5)
-        wanted = model.unet.time(torch.tensor(same, dtype=torch.float32))
+        wanted = model.unet.time(torch.tensor(same, dtype=torch.float32).to(t.device))
     parts = list(model.unet.time_embedding.parameters())
     optimizer = torch.optim.Adam(parts, lr=1e-3)
     for step in tqdm(range(3000), "moving timesteps", disable=None):
@@ -456,7 +459,7 @@ def train_unet(args: argparse.Namespace) -> None:
     latents, factor = cached_latents(args)
     which, table = caption_table(training_scenes(args.scenes))
     model = Denoiser().to(args.device, memory_format=torch.channels_last)
-    if args.start:
+    if args.start and not (args.work / "unet.pt").exists():  # else the run goes on
         begin_from(args.start, model, factor)
     averaged = Denoiser().to(args.device).eval()
     vae = load_vae(args)
