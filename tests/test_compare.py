@@ -4,7 +4,12 @@ Scenes are stand-ins on noise, the model is arithmetic, so that neither font nor
 """
 
 import json
+import os
+import subprocess
+import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -57,7 +62,7 @@ def small(monkeypatch):
     model = Model()
     monkeypatch.setattr(C, "networks", lambda *given: (model, Blind(), "ours"))
     monkeypatch.setattr(C, "fingerprint", lambda *given: "ours")
-    monkeypatch.setattr(C, "ProcessPoolExecutor", lambda n, mp_context: ThreadPoolExecutor(1))
+    monkeypatch.setattr(C, "ProcessPoolExecutor", lambda n, **_: ThreadPoolExecutor(1))
 
 
 METHODS = ("ddim+replay", "ddim+diffedit", "ddim+masactrl", "ddim+pfb-diff", "ledits++")
@@ -127,6 +132,41 @@ def test_a_second_run_goes_on_where_the_first_stopped(tmp_path, monkeypatch):
         (key[0], key[-1]) for task in tasks for key in task.runs()
     ]
     assert all(row["rows"] > 0 for row in rows) and C.run(tasks, path, "model", "judge") == rows and len(done) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="kills as POSIX does")
+def test_a_worker_ends_with_the_process_that_reads_its_rows(tmp_path):
+    """However that ends: a worker left behind would compute the rows that were already ordered, and wait for ever."""
+    (tmp_path / "parent.py").write_text(
+        "import multiprocessing, os, sys, time\n"
+        "from concurrent.futures import ProcessPoolExecutor\n"
+        "from weights.compare import end_with_parent\n"
+        "def work(): print(os.getpid(), flush=True); time.sleep(60)\n"
+        "if __name__ == '__main__':\n"
+        "    context = multiprocessing.get_context('spawn')\n"
+        "    ProcessPoolExecutor(1, mp_context=context, initializer=end_with_parent).submit(work).result()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, tmp_path / "parent.py"],
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+    ) as parent:
+        worker = int(parent.stdout.readline())
+        parent.kill()
+    ended = time.monotonic() + 20
+    while time.monotonic() < ended and alive(worker):
+        time.sleep(0.1)
+    assert not alive(worker)
+
+
+def alive(process):
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    stat = Path(f"/proc/{process}/stat")
+    return not (stat.exists() and stat.read_text().rpartition(")")[2].split()[0] == "Z")  # ended, nobody asked yet
 
 
 def test_every_inversion_meets_every_editor_that_takes_one():

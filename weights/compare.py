@@ -13,7 +13,9 @@ mask. Drawing scenes needs the Noto emoji font.
 
 import argparse
 import multiprocessing
+import os
 import sys
+import threading
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -147,7 +149,7 @@ def run(tasks: Sequence[Task], path: Path, model: str, judge: Path, workers: int
     context = multiprocessing.get_context("spawn")
     with (
         tqdm(total=sum(len(task.methods) for task in left), desc="edits", unit="edit", disable=None) as bar,
-        ProcessPoolExecutor(max(1, min(workers, len(left))), mp_context=context) as crew,
+        ProcessPoolExecutor(max(1, min(workers, len(left))), mp_context=context, initializer=end_with_parent) as crew,
     ):
         for future in as_completed([crew.submit(work, task, model, judge) for task in left]):
             for row in future.result():
@@ -155,6 +157,18 @@ def run(tasks: Sequence[Task], path: Path, model: str, judge: Path, workers: int
                 rows[key(row)] = row
                 bar.update()
     return [rows[one] for task in tasks for one in task.runs()]
+
+
+def end_with_parent() -> None:
+    """In a worker: end as soon as the process that reads its rows does, however that ends."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def key(row: dict[str, Any]) -> tuple[Any, ...]:

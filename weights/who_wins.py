@@ -1,14 +1,14 @@
 """`make compare`: every method on plain weights on scenes whose true edit is known; who wins at which kind of edit.
 
-    python -m weights.who_wins          # 100 scenes in 20 steps; --quick: 10 scenes in 10 steps, without the dearest
+    python -m weights.who_wins          # 100 scenes in 20 steps; --quick: 10 scenes in 10 steps, without DEAR
     python -m weights.who_wins --pie FOLDER --model CompVis/stable-diffusion-v1-4     # PIE-Bench instead, see pie.py
 
 Kinds of edit, in turn: an object swapped, one added beside it, removed, the place changed, and "colour", a swap between
 objects of nearly one outline, since the miniature's captions have no word for a colour. Every method runs at the
 defaults of its row but for the steps, and nothing is pasted, so that the background is what the method leaves of it.
-What draws noise does so with several seeds, whose mean counts; what draws none runs once. DEAR costs most: it has the
-first FEW scenes and one seed. Rows are kept and a second run goes on (compare.py). A run that is cut has as many
-scenes of each kind, and fewer --scenes or --seeds show what there is.
+What draws noise does so with several seeds, whose mean counts; what draws none runs once. DEAR costs most, as it
+learns: it has the first --dear scenes and one seed. Rows are kept and a second run goes on (compare.py). A run that is
+cut has as many scenes of each kind, and fewer --scenes or --seeds show what there is.
 
 A method's rank is 1 and the number of methods that are surely better: the 95 % of 4,000 resamples of the scenes, on
 which both were measured, of the difference of their means lie above 0 (percentile bootstrap, paired; no correction for
@@ -34,10 +34,11 @@ from weights.bench import add_options, fingerprint, interval
 from weights.compare import Task, known, run
 
 KINDS = ("swap", "add", "remove", "place", "colour")
-DEAR = {  # 400 rows and more at 20 steps, most with gradients
+DEAR = {  # each takes longer than ten of the others
     "dds", "sds", "cds", "dpl", "style-diffusion", "mag-edit", "imagic", "sine", "latent-inversion",
+    "null-text-inversion", "baret", "kv-inversion",
 }  # fmt: skip
-FEW, LEAST = 10, 10
+LEAST = 10
 MOST_DB = 20 * np.log10(255)  # an error of 1 of 255; where nothing at all changed this is what counts
 # What is told of a method: how its mean and interval are written.
 FIGURES = {
@@ -76,13 +77,15 @@ def draws(method: str) -> bool:
     return any("seed" in options_of(function_at(one)) or "x_T" in inputs_of(one) for one in places)
 
 
-def tasks_of(scenes: int, steps: int, seeds: int, dear: bool = True) -> list[Task]:
-    """Seed by seed, scene by scene, kinds in turn; the dear methods of a scene are a task of their own."""
+def tasks_of(scenes: int, steps: int, seeds: int, dear: int) -> list[Task]:
+    """Seed by seed, scene by scene, kinds in turn; the dear methods of a scene are a task of their own, dear: of how
+    many.
+    """
     found = list[Task]()
     for seed in range(seeds):
         for number in range(scenes):
             some = [name for name in methods() if name not in DEAR and (not seed or draws(name))]
-            late = [name for name in methods() if name in DEAR and not seed and number < FEW and dear]
+            late = [name for name in methods() if name in DEAR and not seed and number < dear]
             about = number, KINDS[number % len(KINDS)], seed * 1_000_000 + number
             found += [Task(*about, tuple(names), steps) for names in (some, late) if names]
     return found
@@ -254,7 +257,7 @@ def page(rows: Sequence[dict[str, Any]], command: str) -> str:
     paid, steps = sum(row["paid"] for row in edits), ", ".join(map(str, sorted({row["steps"] for row in edits})))
     kinds = ", ".join(f"{len({row['number'] for row in edits if row['kind'] == kind})} {kind}" for kind in KINDS)
     measured = DEAR & {row["method"] for row in rows}
-    said = [f"On {FEW} scenes, one seed, as they cost most: {', '.join(sorted(measured))}."] if measured else []
+    said = [f"On fewer scenes and one seed, as they cost most: {', '.join(sorted(measured))}."] if measured else []
     said += [f"Left out, as they cost most: {', '.join(sorted(left))}."] if (left := DEAR - measured) else []
     said.append(
         f"*(`{command}`, {datetime.date.today()}: {len(scenes.numbers)} scenes ({kinds}), {steps} steps, "
@@ -292,7 +295,8 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
 def compare(args: argparse.Namespace) -> None:
     steps, scenes = args.steps or (10 if args.quick else 20), args.scenes or (10 if args.quick else 100)
-    tasks = tasks_of(scenes, steps, args.seeds or (1 if args.quick else 3), dear=not args.quick)
+    dear = args.dear if args.dear is not None else 0 if args.quick else 10
+    tasks = tasks_of(scenes, steps, args.seeds or (1 if args.quick else 3), dear)
     path, stamp = args.output / "who-wins.jsonl", fingerprint(Path(args.model), args.judge)
     count = sum(len(task.methods) for task in tasks)
     print(f"{scenes} scenes, {len(methods())} methods, {count:,} edits; first a scene, to know how long they take")
@@ -301,7 +305,8 @@ def compare(args: argparse.Namespace) -> None:
     print(f"left: about {rows:,} rows of the model, {clock(time / args.workers)} by {args.workers} processes")
     done = run(tasks, path, args.model, args.judge, args.workers)
     asked = ["--quick"] * args.quick
-    asked += [f"--{name} {value}" for name in ("scenes", "steps", "seeds") if (value := getattr(args, name))]
+    told = {name: getattr(args, name) for name in ("scenes", "steps", "seeds", "dear")}
+    asked += [f"--{name} {value}" for name, value in told.items() if value is not None]
     text = page(done, f'make compare COMPARE="{" ".join(asked)}"' if asked else "make compare")
     (args.output / "who-wins.md").write_text(text, encoding="utf-8")
     plot(done, args.output / "who-wins.png")
@@ -322,10 +327,11 @@ def write_into(page: Path, text: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m weights.who_wins", description="Compare all methods.")
-    parser.add_argument("--quick", action="store_true", help="10 scenes, 10 steps, one seed, without the dearest")
+    parser.add_argument("--quick", action="store_true", help="10 scenes, 10 steps, one seed, --dear 0")
     parser.add_argument("--scenes", type=pie.count, metavar="N", help="kinds in turn (100)")
     parser.add_argument("--steps", type=pie.count, metavar="N", help="of each method that has steps (20)")
     parser.add_argument("--seeds", type=pie.count, metavar="N", help="of methods that draw noise (3)")
+    parser.add_argument("--dear", type=int, metavar="N", help="how many scenes the dearest methods have; 0: none (10)")
     parser.add_argument("--readme", action="store_true", help="write the tables into minidiffedit/methods/README.md")
     pie.add_options(parser)
     add_options(parser, ".compare")
