@@ -22,7 +22,7 @@ from minidiffedit.files.images import grey_picture
 
 HERE = Path(__file__).parent
 COLUMNS = ("source", "heat map", "mask", "edit", "true edit")
-SHOWN = ("lemon-strawberry", "cow-elephant", "dog-cat", "salad-cake", "elephant-pig", "rabbit-removed")
+SHOWN = ("lemon-strawberry", "horse-zebra", "dog-cat", "salad-cake", "elephant-pig", "rabbit-removed")
 SWAP = {"guidance_scale": 5.0, "mask_threshold": 0.35}
 PLACE = {"guidance_scale": 5.0, "mask_threshold": 0.25, "mask_clip": 1.5}
 GAP, TITLE, CELL = 8, 22, 160
