@@ -316,6 +316,10 @@ def compare(args: argparse.Namespace) -> None:
     print(text + f"written: {args.output}/who-wins.md, who-wins.png, who-wins.jsonl")
 
 
+def count_or_0(text: str) -> int:
+    return 0 if text == "0" else pie.count(text)
+
+
 def write_into(page: Path, text: str) -> None:
     """Put the text between the page's two marks. Raises ValueError for a page without them."""
     whole, mark = page.read_text(encoding="utf-8"), "<!-- who wins -->"
@@ -331,7 +335,7 @@ def main() -> None:
     parser.add_argument("--scenes", type=pie.count, metavar="N", help="kinds in turn (100)")
     parser.add_argument("--steps", type=pie.count, metavar="N", help="of each method that has steps (20)")
     parser.add_argument("--seeds", type=pie.count, metavar="N", help="of methods that draw noise (3)")
-    parser.add_argument("--dear", type=int, metavar="N", help="how many scenes the dearest methods have; 0: none (10)")
+    parser.add_argument("--dear", type=count_or_0, metavar="N", help="how many scenes the dearest methods have; 0: none (10)")
     parser.add_argument("--readme", action="store_true", help="write the tables into minidiffedit/methods/README.md")
     pie.add_options(parser)
     add_options(parser, ".compare")
