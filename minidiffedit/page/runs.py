@@ -4,7 +4,9 @@ A run stops at its next model call when its visitor cancels it or leaves. What n
 from maps that are known, is made by `cut` beside it, while another visitor's run goes on.
 """
 
+import ctypes
 import queue
+import sys
 import threading
 import time
 import warnings
@@ -109,6 +111,7 @@ class Studio:
     """The one model of all visitors. choice: which comes first; forget: lets go of all that holds a model."""
 
     def __init__(self, load: Callable[[Choice], "StableDiffusion"], choice: Choice):
+        one_heap()
         self.load, self.choice, self.runs = load, choice, queue.SimpleQueue[Callable[[], None]]()
         self.sd: StableDiffusion | None = load(choice)
         self.forget: Callable[[], None] = lambda: None
@@ -157,6 +160,14 @@ class Studio:
                     return
         finally:
             stop.set()  # whoever looks on is gone
+
+
+def one_heap() -> None:
+    """Let all threads share one heap. glibc gives each its own, and what is freed there no other can use: Gradio's forty
+    threads held 55 MB more after 200 edits (`make page-memory`).
+    """
+    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):  # musl has none
+        mallopt(-8, 1)  # M_ARENA_MAX
 
 
 @contextmanager
