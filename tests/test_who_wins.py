@@ -127,7 +127,7 @@ def test_the_tables_by_hand():
     )
     assert "| swap | `replay` 100 % (of 1 tied at success); cheapest `replay` | `user-mask` 90 % (of 1 tied" in text
     assert "| place | too few scenes | too few scenes |" in lines and "`edict` refused 1 edits: too small" in lines
-    assert "On fewer scenes and one seed, as they cost most: dds." in lines and "cds" in text
+    assert "On 9 scenes, one seed, as they cost most: dds." in lines and "cds" in text
     assert lines[-1].startswith("*(`make compare`, 2") and "10 swap, 9 add, 0 remove" in lines[-1]
 
 

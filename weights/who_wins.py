@@ -257,7 +257,8 @@ def page(rows: Sequence[dict[str, Any]], command: str) -> str:
     paid, steps = sum(row["paid"] for row in edits), ", ".join(map(str, sorted({row["steps"] for row in edits})))
     kinds = ", ".join(f"{len({row['number'] for row in edits if row['kind'] == kind})} {kind}" for kind in KINDS)
     measured = DEAR & {row["method"] for row in rows}
-    said = [f"On fewer scenes and one seed, as they cost most: {', '.join(sorted(measured))}."] if measured else []
+    many = len({row["number"] for row in rows if row["method"] in DEAR})
+    said = [f"On {many} scenes, one seed, as they cost most: {', '.join(sorted(measured))}."] if measured else []
     said += [f"Left out, as they cost most: {', '.join(sorted(left))}."] if (left := DEAR - measured) else []
     said.append(
         f"*(`{command}`, {datetime.date.today()}: {len(scenes.numbers)} scenes ({kinds}), {steps} steps, "
@@ -299,7 +300,7 @@ def compare(args: argparse.Namespace) -> None:
     tasks = tasks_of(scenes, steps, args.seeds or (1 if args.quick else 3), dear)
     path, stamp = args.output / "who-wins.jsonl", fingerprint(Path(args.model), args.judge)
     count = sum(len(task.methods) for task in tasks)
-    print(f"{scenes} scenes, {len(methods())} methods, {count:,} edits; first a scene, to know how long they take")
+    print(f"{scenes} scenes, {len(methods())} methods, {count:,} edits; first one or two, to know how long they take")
     first = run(tasks[:2], path, args.model, args.judge, args.workers)
     rows, time = predicted(known(tasks, path, stamp)[1], first)
     print(f"left: about {rows:,} rows of the model, {clock(time / args.workers)} by {args.workers} processes")
@@ -335,7 +336,7 @@ def main() -> None:
     parser.add_argument("--scenes", type=pie.count, metavar="N", help="kinds in turn (100)")
     parser.add_argument("--steps", type=pie.count, metavar="N", help="of each method that has steps (20)")
     parser.add_argument("--seeds", type=pie.count, metavar="N", help="of methods that draw noise (3)")
-    parser.add_argument("--dear", type=count_or_0, metavar="N", help="how many scenes the dearest methods have; 0: none (10)")
+    parser.add_argument("--dear", type=count_or_0, metavar="N", help="scenes of what costs most; from 10 ranked (10)")
     parser.add_argument("--readme", action="store_true", help="write the tables into minidiffedit/methods/README.md")
     pie.add_options(parser)
     add_options(parser, ".compare")
