@@ -6,12 +6,11 @@ from maps that are known, is made by `cut` beside it, while another visitor's ru
 
 import ctypes
 import queue
-import sys
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -111,7 +110,10 @@ class Studio:
     """The one model of all visitors. choice: which comes first; forget: lets go of all that holds a model."""
 
     def __init__(self, load: Callable[[Choice], "StableDiffusion"], choice: Choice):
-        one_heap()
+        # glibc gives each thread a heap of its own: with Gradio's forty, memory grew by some 90 MB from 20 edits to
+        # 200, with one heap for all by 32 (`make page-memory`).
+        with suppress(AttributeError, TypeError):  # musl, macOS and Windows have no mallopt
+            ctypes.CDLL(None).mallopt(-8, 1)  # M_ARENA_MAX
         self.load, self.choice, self.runs = load, choice, queue.SimpleQueue[Callable[[], None]]()
         self.sd: StableDiffusion | None = load(choice)
         self.forget: Callable[[], None] = lambda: None
@@ -160,14 +162,6 @@ class Studio:
                     return
         finally:
             stop.set()  # whoever looks on is gone
-
-
-def one_heap() -> None:
-    """Let all threads share one heap. glibc gives each its own, and what is freed there no other can use: with Gradio's
-    forty threads memory grew by some 90 MB from 20 edits to 200, with one heap by 32 (`make page-memory`).
-    """
-    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):  # musl has none
-        mallopt(-8, 1)  # M_ARENA_MAX
 
 
 @contextmanager
