@@ -276,7 +276,8 @@ def test_on_a_free_path_the_sources_row_is_a_run_of_its_own(model):
         e_null, e_text = model.eps(alone, path.t[j], [path.null(j), source])
         alone = path.step(alone, e_null + 7.5 * (e_text - e_null), j)
         solo.append(alone)
-    torch.testing.assert_close(torch.cat(ends[0]), torch.cat(solo[:-1]), rtol=1e-4, atol=1e-4)
+    # Guidance multiplies a batch's rounding at each step: 1.4e-4 on a CPU of AVX2; another text leads 40 away.
+    torch.testing.assert_close(torch.cat(ends[0]), torch.cat(solo[:-1]), rtol=1e-3, atol=1e-3)
 
 
 def test_under_the_sources_own_text_the_edit_is_the_source(model):
@@ -284,7 +285,7 @@ def test_under_the_sources_own_text_the_edit_is_the_source(model):
     path = path_of(model, ddim)
     _, source, _ = texts(model)
     ours = M.masactrl(model.eps, path, source, source, **EVERY)
-    torch.testing.assert_close(ours, replay(model.eps, path, source), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ours, replay(model.eps, path, source), rtol=1e-3, atol=1e-3)  # as above
 
 
 def test_each_half_looks_into_its_own_source_in_the_stated_layers(sd):
