@@ -135,7 +135,7 @@ def test_a_second_run_goes_on_where_the_first_stopped(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(os.name == "nt", reason="kills as POSIX does")
+@pytest.mark.skipif(os.name == "nt", reason="os.kill(pid, 0) only asks on POSIX; on Windows it kills")
 def test_a_worker_ends_with_the_process_that_reads_its_rows(tmp_path):
     """However that ends: a worker left behind would compute the rows that were already ordered, and wait for ever."""
     (tmp_path / "parent.py").write_text(
