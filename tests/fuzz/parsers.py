@@ -335,17 +335,20 @@ def run_readers(seconds: float, number: int, only: str | None = None, say: Calla
     with tempfile.TemporaryDirectory() as folder:
         for name, target in chosen.items():
             rng, tried, known = random.Random(f"{number} {name}"), 0, set[str]()
-            corpus, end = [*target.seeds], time.monotonic() + seconds / len(chosen)
+            corpus, start, latest = [*target.seeds], time.monotonic(), 0.0
             for content in inputs(corpus, target, rng):
-                if tried >= len(target.seeds) and time.monotonic() > end:
+                spent = time.monotonic() - start
+                if tried >= len(target.seeds) and spent > seconds / len(chosen):
                     break
                 new, fault = tried_on(target, content, Path(folder))
                 tried += 1
+                latest = spent if new else latest
                 corpus += [content] if new and content not in target.seeds else []
                 if fault and fault.splitlines()[-1] not in known:
                     known.add(fault.splitlines()[-1])
                     say(f"{name}: {content[:300]!r}: {fault}")
-            say(f"{name:<15}{tried:>8} inputs{len(corpus):>6} kept{len(target.reached):>6} edges{len(known):>4} faults")
+            say(f"{name:<15}{tried:>8} inputs{len(corpus):>6} kept{len(target.reached):>6} edges, the latest after "
+                f"{latest:.0f} s{len(known):>4} faults")  # fmt: skip
             faults += len(known)
     return faults
 
