@@ -506,6 +506,7 @@ HEADERS = {
     "half a character": (b'{"\\ud800":%s}' % json.dumps(entry([8])).encode(), "damaged"),
     "too deep": (b'{"a":' + b"[" * 200_000, "header is not sound"),
     "a number of 10,000 digits": (b'{"a":' + b"9" * 10_000 + b"}", "header is not sound"),
+    "from endless on": (b'{"a":{"dtype":"F32","shape":[8],"data_offsets":[Infinity,1%s]}}' % (b"0" * 400), "not a few"),
     "not a number": (b'{"a":{"dtype":"F32","shape":[NaN],"data_offsets":[0,32]}}', "header is not sound"),
     **{
         f"{field} = {value!r:.20}": ({"a": entry([8]) | {field: value}}, "damaged")

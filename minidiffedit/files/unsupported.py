@@ -151,8 +151,9 @@ def parse_header(path: Path, raw: bytes, again: str) -> tuple[Header, int]:
         for name, entry in entries.items():
             begin, stop = entry["data_offsets"]
             shape, width = tuple(entry["shape"]), BYTES.get(entry["dtype"])
-            sound = len(shape) <= 8 and all(type(side) is int for side in shape)  # else no product is made of them
-            if width is not None and not (sound and stop - begin == width * math.prod(shape)):
+            if len(shape) > 8 or {*map(type, (begin, stop, *shape))} != {int}:  # no product is made of those
+                raise ValueError(f"shape and offsets of tensor {name!r} are not a few whole numbers")
+            if width is not None and stop - begin != width * math.prod(shape):
                 raise ValueError(f"tensor {name!r} has {stop - begin} bytes for {entry['dtype']} {list(shape)}")
             header[name] = TensorInfo(str(entry["dtype"]), shape)
             end = max(end, stop)
