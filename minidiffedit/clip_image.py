@@ -104,8 +104,7 @@ class CLIPImage(nn.Module):
     def see(self, pixels: Tensor) -> Tensor:
         """pixels (n, 3, image_size, image_size) in [-1, 1] -> (n, 1, projection_dim), in the modules' dtype."""
         mean, std = (pixels.new_tensor(each)[:, None, None] for each in (MEAN, STD))
-        x = self.model(((pixels + 1) / 2 - mean) / std)
-        return self.proj_out(self.final_layer_norm(self.mapper(x)))
+        return self.proj_out(self.final_layer_norm(self.mapper(self.model(((pixels + 1) / 2 - mean) / std))))
 
     def forward(self, ids: Tensor) -> Tensor:
         """ids (n, 77) of empty texts -> (n, 1, projection_dim), what stands for no example. ValueError for words."""

@@ -190,8 +190,7 @@ def one_thread() -> Iterator[None]:
 def count_one(settled: Plan, counter: Counter, reuse: Sequence[Result]) -> Result:
     given, picture = dict(settled.given), Image.new("RGB", (64, 64), "grey")
     if given.get("mask") is not None:
-        some = torch.ones if read_mask(given["mask"]).any() else torch.zeros
-        given["mask"] = some(1, 1, CELLS, CELLS)
+        given["mask"] = (torch.ones if read_mask(given["mask"]).any() else torch.zeros)(1, 1, CELLS, CELLS)
     given |= {name: picture for name, one in given.items() if GIVEN[name].kind == "picture" and one is not None}
     if "points" in given:
         given["points"] = "0,0=>63,63"

@@ -418,8 +418,7 @@ def changed(old: Plan, changes: dict[str, Any], mask: Any = None) -> tuple[Plan,
     if "method" in changes:
         raise ValueError("the method of a saved edit stays; edit(..., method=..., reuse=state) uses what still holds")
     own = {made: {*options_of(function_at(place))} for made, place in old.functions.items()}
-    of_the_mask = own.pop("mask", set()) - set[str]().union(COMMON, *own.values())
-    kept = mask is None and not changes.keys() & of_the_mask
+    kept = mask is None and not changes.keys() & (own.pop("mask", set()) - set[str]().union(COMMON, *own.values()))
     method = old.method if changes.get("inversion") is None else "+".join(filter(None, parts_of(old.method)[1:]))
     fresh = blank_plan(method, changes.get("inversion"))  # another inversion has other options
     wanted = {*fresh.needs} - {*old.needs}  # "", where a text may be left out, is none that was given

@@ -52,9 +52,7 @@ def parts_of(text: str, syntax: str) -> Parts:
     if syntax == "plain":
         return [(text, 1.0)]
     if found := LORA.search(text):
-        raise ValueError(
-            f"a text cannot load {found[0]!r}: give the file with --lora FILE:SCALE, and leave it out here"
-        )
+        raise ValueError(f"a text cannot load {found[0]!r}: give the file with --lora FILE:SCALE, leave it out here")
     parts = read_a1111(text) if syntax == "a1111" else read_compel(text)
     joined: Parts = []
     for one, weight in parts:
@@ -346,5 +344,4 @@ def same_length(texts: Sequence[Tensor], syntax: str) -> list[Tensor]:
 
 def many(prompts: Sequence[str], syntax: str, *parts: Any) -> Tensor:
     """n texts -> (n, 77 k, width), k the most chunks that one needs."""
-    found = [embedding(text, syntax, *parts) for text in ("", *prompts)]
-    return torch.cat(same_length(found, syntax)[1:])
+    return torch.cat(same_length([embedding(text, syntax, *parts) for text in ("", *prompts)], syntax)[1:])

@@ -21,6 +21,7 @@ from .diffedit import finite
 from .files import images
 from .files.masks import HAZE, Steering, largest_piece
 from .job import Job, Step, Watch  # noqa: F401
+from .kernels.alone import alone
 from .plans import Plan, blank_plan, changed, check_fits, check_takes_picture, idle, plan
 from .progress import bar
 from .result import Call, Result, nothing_to_edit  # noqa: F401
@@ -70,7 +71,10 @@ def edit(
     Where nothing is to edit the source comes back, and a warning says so. Raises ValueError for arguments and files it
     cannot use, before any weights are touched as far as it can, ArithmeticError for NaN.
     """
-    earlier = [reuse] if isinstance(reuse, Result) else [*reuse]
+    earlier = [reuse] if isinstance(reuse, Result) else [*(reuse or ())]
+    for kind, one in ((Steering, steering or Steering()), *((Result, one) for one in earlier)):
+        if not isinstance(one, kind):
+            raise ValueError(f"steering and reuse take a Steering and Results, got a {type(one).__name__}")
     if earlier and options.get("seed") is None:
         options["seed"] = earlier[0].seed
     if mask is mask_from is None and images.has_hole(image, "mask" in blank_plan(method, inversion).given):
@@ -137,7 +141,7 @@ def generate(
 # ---------------------------------------------------------------- a plan run
 
 
-@torch.no_grad()
+@alone
 def execute(plan: Plan, sd: "StableDiffusion", image: Picture, **options: Any) -> Result:
     """Run a plan on a picture; options as in `begin`. Raises ValueError for unfit files, ArithmeticError for NaN."""
     job = begin(plan, sd, image, **options)
@@ -159,7 +163,7 @@ def execute(plan: Plan, sd: "StableDiffusion", image: Picture, **options: Any) -
     return result_of(job, latent, M)
 
 
-@torch.no_grad()
+@alone
 def execute_mask(settled: Plan, sd: "StableDiffusion", image: Picture, **options: Any) -> Result:
     """Run a plan as far as its mask; options as in `begin`."""
     if "mask" not in settled.functions:
@@ -172,7 +176,7 @@ def execute_mask(settled: Plan, sd: "StableDiffusion", image: Picture, **options
     return replace(done, evaluations={"mask": done.evaluations["mask"]})
 
 
-@torch.no_grad()
+@alone
 def execute_path(settled: Plan, sd: "StableDiffusion", image: Picture, **options: Any) -> Result:
     """Run a plan as far as its path; options as in `begin`. The result's image is the source."""
     job = begin(settled, sd, image, **options)
@@ -181,7 +185,7 @@ def execute_path(settled: Plan, sd: "StableDiffusion", image: Picture, **options
     return replace(done, evaluations={"encode": done.evaluations["encode"]}, verdict="encoded")
 
 
-@torch.no_grad()
+@alone
 def execute_without_picture(
     settled: Plan, sd: "StableDiffusion", size: tuple[int | None, int | None], watch: Watch | None = None
 ) -> Result:
@@ -299,7 +303,9 @@ def edited_inside(job: Job, M: Tensor, box: tuple[int, int, int, int]) -> Result
     mask = images.pixel_mask(job.plan.given.get("mask"), job.picture.size) if not job.steering else None
     given |= {"mask": mask[box[1] : box[3], box[0] : box[2]]} if mask is not None else {}
     plan = replace(job.plan, functions=places, given=given, settings=job.plan.settings | {"crop": False})
-    inside = execute(plan, job.sd, job.picture.crop(box), watch=job.watch)
+    if job.witness:
+        job.witness.texts = {}  # the same run goes on, in the square
+    inside = execute(plan, job.sd, job.picture.crop(box), watch=job.watch, witness=job.witness)
     image = job.picture.copy()
     image.paste(inside.image, box)
     pasted = Image.new("L", job.picture.size)

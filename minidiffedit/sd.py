@@ -59,6 +59,7 @@ class StableDiffusion(Learnable):
         self.checkpoint: Checkpoint | None = None  # what `load` was asked for, and found
 
     @classmethod
+    @torch.inference_mode(False)  # whose tensors no gradient could pass
     def load(
         cls,
         model: str | Path,
@@ -134,8 +135,7 @@ class StableDiffusion(Learnable):
             raise ValueError(f"latent must be (b, {self.channels}, h, w), got {tuple(latent.shape)}")
         fast.trim()
         z = (latent / self.vae.config.scaling_factor).to(self.device, self.dtype)
-        by_rows = self.low_memory or latent.shape[2:].numel() > 96 * 96  # by size, not by what is free
-        return fast.decode(self.vae, z, by_rows).float()
+        return fast.decode(self.vae, z, self.low_memory or latent.shape[2:].numel() > 96 * 96).float()  # by size alone
 
     def eps(
         self,

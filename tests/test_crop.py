@@ -1,6 +1,7 @@
 """`crop`: the mask sought on the whole picture, a square around it edited at full resolution, and pasted back."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from minidiffedit import run as R
 from minidiffedit.cost import cost, costs
 from minidiffedit.methods.table import SYSTEMS
 from minidiffedit.views.report import report_page
+from minidiffedit.views.witness import Witness
 
 FEW = {"target": "a zebra", "source": "a horse", "steps": 10, "seed": 0}
 BOX = (300, 120, 360, 170)  # of a picture of 480 x 320
@@ -142,6 +144,14 @@ def test_a_report_shows_the_square_and_a_state_is_refused(sd, picture, tmp_path)
     assert f"{right - left} x {bottom - top} pixels from {left}, {top}" in page and "--crop" in page
     with pytest.raises(ValueError, match="crop cannot be saved"):
         save_state(done, tmp_path / "a.safetensors")
+
+
+def test_the_page_shows_where_the_method_reached_in(sd, picture):
+    """In the square as in the whole picture."""
+    options = {"mask": mask_of(picture.size), "source": "a horse", "crop": True, "steps": 4, "seed": 0}
+    done = edit(sd, picture, "pfb-diff", target="a zebra", witness=Witness(), **options)
+    assert done.settings["crop_box"] and done.witness.touched and done.witness.looks
+    assert {"touched", "looked"} <= set(re.search(r'<main class="([^"]*)"', report_page(done))[1].split())
 
 
 def test_from_the_shell(folder, picture, tmp_path, capsys, monkeypatch):

@@ -246,6 +246,35 @@ def test_like_takes_the_method_and_names_files_that_it_cannot_take(here, folder,
     assert "arguments are required: --source" in capsys.readouterr().err
 
 
+def test_like_leaves_what_the_words_say_of_the_mask(here, folder, capsys):
+    """Another source of it, or an erased part of the picture."""
+    ran(capsys, "edit", "in.png", *FAST[:4], "--mask-from", "words:horse", "--source", "a horse", "-o", "a.png",
+        "--model", folder)  # fmt: skip
+    like = ["edit", "in.png", "--model", str(folder), "--dry-run", "--like"]
+    assert ran(capsys, *like, "a.png", "--mask-from", "contrast")["method"] == "diffedit"
+    hole = tiny.picture().convert("RGBA")
+    hole.paste((0, 0, 0, 0), (20, 20, 40, 40))
+    hole.save("hole.png")
+    assert cli.main(["edit", "hole.png", *FAST, "-o", "b.png", "--model", str(folder)]) == 0
+    assert cli.main(["edit", "hole.png", *like[2:], "b.png"]) == 0
+    assert "of its own" not in capsys.readouterr().err
+
+
+def test_options_without_effect_are_told_wherever_they_are_given(here, folder, capsys):
+    under, own = ["--mask", "m.png", "--mask-threshold", "0.3"], ["--model", str(folder), "--dry-run"]
+    several = ["edit", "in.png", "--count", "2", "--method", "sde-diffedit"]
+    for command in (["edit", "in.png"], several, ["sheet", "in.png", "--rows", "strength=.4,.8"]):
+        assert cli.main([*command, *FAST[:4], *under, *own]) == 0
+        assert "under your own mask nothing depends on --mask-threshold" in capsys.readouterr().err
+    both = ["sheet", "in.png", "--rows", "method=diffedit,sde-diffedit", *FAST[:4], *under, *own]
+    for more, said in ((["--preview-decode"], "go with --preview"), (["--preview-every", "3"], "go with --preview"),
+                       (["--preview-every", "0", "--preview", "p"], "from 1 to 999"),
+                       (["--count", "2", "--decode-previews"], "one result"),
+                       (["--count", "2", "--preview-every", "2"], "one result")):  # fmt: skip
+        assert said in failed(capsys, "edit", "in.png", *FAST, *own, *more)
+    assert cli.main(both) == 0
+
+
 def test_like_takes_a_model_that_can_be_named_and_says_where_it_is_another(here, folder, capsys, monkeypatch):
     def result(**settings):
         info, known = PngImagePlugin.PngInfo(), {"method": "diffedit", "target": "a cow", "steps": 2, "maps": 1}

@@ -43,6 +43,22 @@ def rgb(source):
 # ---------------------------------------------------------------- reading
 
 
+@pytest.mark.parametrize("mode", ["L", "P", "RGB", "RGBA", "CMYK", "I;16"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_tiff_on_its_side_is_read_upright(tmp_path, mode, orientation):
+    """By its path, or a PIL image that Pillow has not read yet, it would map the pixels and scramble them."""
+    stored = Image.fromarray(np.arange(20 * 30, dtype=np.uint16).reshape(20, 30) * 100)
+    stored = stored if mode == "I;16" else Image.effect_noise((30, 20), 60).convert(mode)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored.save(tmp_path / "a.tif", exif=exif)
+    way = dict(zip(range(2, 9), (0, 3, 1, 5, 4, 6, 2)))  # Pillow's numbers of the ways to turn a picture back
+    upright = stored.transpose(Image.Transpose(way[orientation])) if orientation > 1 else stored
+    with Image.open(tmp_path / "a.tif") as lazy:
+        for source in (tmp_path / "a.tif", lazy):
+            assert np.array_equal(np.asarray(images.read_picture(source)), np.asarray(upright))
+
+
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_every_exif_orientation_is_applied(tmp_path, suffix, orientation):

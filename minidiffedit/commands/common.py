@@ -23,7 +23,7 @@ from ..files.results import free, is_ours
 from ..files.states import check_name
 from ..methods.table import SYSTEMS
 from ..options import Option
-from ..plans import GIVEN, Plan, blank_plan, check_fits, check_takes_picture, plan
+from ..plans import GIVEN, Plan, blank_plan, check_fits, check_takes_picture, idle, plan
 from ..progress import progress as progress
 from ..result import Result
 from ..sd import StableDiffusion
@@ -416,9 +416,15 @@ def say_dry(result: dict[str, Any]) -> str:
     return "\n".join(said)
 
 
+def say_idle(args: argparse.Namespace, *plans: Plan) -> None:
+    """What was given and changes nothing in any of the plans; not what --like took."""
+    asked = vars(args).keys() - getattr(args, "taken", {}).keys()
+    for line in sorted(set.intersection(*({*idle(one, asked, flag)} for one in plans))):
+        warnings.warn(line, stacklevel=2)
+
+
 def say_cost(rows: dict[str, int]) -> str:
-    each = " + ".join(str(n) for n in rows.values())
-    return f"UNet rows {each} ({', '.join(rows)}) = {sum(rows.values())}"
+    return f"UNet rows {' + '.join(map(str, rows.values()))} ({', '.join(rows)}) = {sum(rows.values())}"
 
 
 def text_chunks(args: argparse.Namespace, settings: dict[str, Any]) -> dict[str, str]:

@@ -13,7 +13,7 @@ from ..files.images import grey_picture, write_picture
 from ..files.results import MARK, free, settings_in
 from ..files.states import load_state, plan_of, read_record, save_state, shows_source
 from ..options import options_of
-from ..plans import COMMON, CROPS, GIVEN, INPUTS, Plan, blank_plan, changed, function_at, idle, inputs_of, parts_of
+from ..plans import COMMON, CROPS, GIVEN, INPUTS, Plan, blank_plan, changed, function_at, inputs_of, parts_of
 from ..result import Result
 from ..run import execute, execute_mask, execute_without_picture, picture_size, resume
 from ..views.previews import Previews, check_folder
@@ -40,14 +40,15 @@ def add_edit(parser: argparse.ArgumentParser, words: list[str]) -> None:
 
 def liked(words: list[str]) -> dict[str, Any]:
     """Of the result that --like names: "settings", and "method" as words for a parser."""
-    known = common.early(words, like={"type": Path}, inversion={})
+    known = common.early(words, like={"type": Path}, inversion={}, mask_from={})
     if known.like is None:
         return {}
     settings = settings_in(known.like)
     if not isinstance(method := settings.get("method"), str):
         why = "holds no settings of an edit" if os.path.isfile(known.like) else "no such file"
         raise ValueError(f"{known.like}: {why}; --like takes a picture that `minidiffedit edit` wrote")
-    parts = parts_of(method)[bool(known.inversion) :]
+    inversion, mask, name = parts_of(method)  # what the words say besides holds
+    parts = "" if known.inversion else inversion, "" if known.mask_from else mask, name
     return {"settings": settings, "method": [f"--method={'+'.join(filter(None, parts))}"]}
 
 
@@ -81,7 +82,7 @@ def say_taken(args: argparse.Namespace) -> None:
         taken = args.taken | ({"model": args.model} if args.model != before else {})
         values = [f"{name} {value}" for name, value in taken.items() if value not in (None, "")]
         common.say_note(shown(f"like {args.like}: {', '.join(values)}"))
-    for name in args.lacking:
+    for name in [one for one in args.lacking if not getattr(args, one, None)]:  # a hole may be the mask
         said = f"{args.like} was made with a {name} of its own, which is not in it: give it with {flag(name)}"
         warnings.warn(said, stacklevel=2)
 
@@ -105,7 +106,7 @@ def add_files(parser: argparse.ArgumentParser, settled: Plan) -> None:
 def add_running(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("while it runs")
     group.add_argument("--preview", type=Path, metavar="DIR", help="write what it is heading for into this new folder")
-    group.add_argument("--preview-every", type=int, metavar="K", default=5, help="calls between two (%(default)s)")
+    group.add_argument("--preview-every", type=int, metavar="K", help="calls between two (5)")
     group.add_argument("--preview-decode", action="store_true", help="by the autoencoder: sharper, and slower")
     common.add_dry_run(parser)
 
@@ -190,8 +191,7 @@ def run_edit(args: argparse.Namespace) -> dict[str, Any]:
     steering = common.steering_of(args)
     check_files(args)
     (rows,) = common.predicted(args, settled)
-    for line in idle(settled, vars(args).keys() - args.taken.keys(), flag):
-        warnings.warn(line, stacklevel=2)
+    common.say_idle(args, settled)
     if args.dry_run:
         return common.dry_run(args, [settled], rows, picture.size)
     sd = common.load(args)
@@ -292,7 +292,9 @@ def check_files(args: argparse.Namespace) -> None:
         raise ValueError("--save-state goes without --crop; save without, then `resume` that state with --crop")
     if args.decode_previews and not args.report:
         raise ValueError("--decode-previews goes with --report")
-    whole("preview_every", args.preview_every, 1, 999)
+    if not args.preview and (args.preview_decode or args.preview_every is not None):
+        raise ValueError("--preview-every and --preview-decode go with --preview")
+    args.preview_every = whole("preview_every", 5 if args.preview_every is None else args.preview_every, 1, 999)
     if args.preview:
         check_folder(args.preview)
 

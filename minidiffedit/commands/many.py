@@ -175,8 +175,7 @@ def run_eval(args: argparse.Namespace) -> dict[str, Any]:
     if args.limit is not None and args.limit < 1:
         raise ValueError(f"--limit must be 1 or more, got {args.limit}")
     known = common.together([blank_plan(name) for name in args.methods]).options.keys() - {"seed"}
-    asked = {name: value for name, value in vars(args).items() if name in known and value}
-    runs = grid(args.methods, asked, args.seed)
+    runs = grid(args.methods, {name: value for name, value in vars(args).items() if name in known and value}, args.seed)
     if os.path.lexists(args.output) and not args.output.is_dir():
         raise ValueError(f"{args.output} is no folder")
     others = args.output.is_dir() and [path for path in OURS if Path(args.output, path).exists()]
@@ -197,8 +196,7 @@ def run_eval(args: argparse.Namespace) -> dict[str, Any]:
     write_json(args.output / "summary.json", report)
     if "fid" in networks:
         for one, run in zip(summary, runs):
-            own = [row for row in rows if row["run"] == run]
-            one["realism"] = realism(own, items, args.output, networks["fid"])
+            one["realism"] = realism([row for row in rows if row["run"] == run], items, args.output, networks["fid"])
         write_json(args.output / "summary.json", report)
     if args.plots and len(failed) < len(rows):
         plot(summary, args.output / "summary.png")

@@ -185,8 +185,7 @@ def run_bench(args: argparse.Namespace) -> dict[str, Any]:
             if not args.quiet:
                 print(f"measuring: {line}", file=sys.stderr, flush=True)
 
-        sizes = {name: getattr(args, name) for name in ("size", "steps", "maps", "repeats")}
-        found = bench(loaded, **sizes, say=say)
+        found = bench(loaded, **{name: getattr(args, name) for name in ("size", "steps", "maps", "repeats")}, say=say)
     found["model"] = {"id": args.model or f"random, {'tiny' if args.tiny else 'full size'}"} | found["model"]
     options = {name: getattr(args, name) for name in PLAIN if hasattr(args, name)}
     return found | {"options": options, "versions": versions()}

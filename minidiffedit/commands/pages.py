@@ -101,6 +101,7 @@ def run_sheet(args: argparse.Namespace) -> dict[str, Any]:
     parts = {"inversion": args.inversion, "mask_from": args.mask_from}
     given = common.arguments(args, settled) | {name: one for name, one in parts.items() if one}
     found = planned(args.method, rows, columns, **given)
+    common.say_idle(args, *found.plans)
     check_height(args)
     picture, output = common.picture_and_output(args, "sheet")
     if args.save_edits:
@@ -125,11 +126,12 @@ def run_sheet(args: argparse.Namespace) -> dict[str, Any]:
 
 def run_candidates(args: argparse.Namespace, settled: Plan) -> dict[str, Any]:
     """`edit --count`: the pictures and their sheet."""
-    single = ("save_mask", "save_heat", "save_state", "report", "preview", "piped")
-    if asked := [name for name in single if getattr(args, name, None)]:
+    single = ("save_mask", "save_heat", "save_state", "report", "piped")
+    if asked := [n for n, one in vars(args).items() if (n in single or "preview" in n) and one not in (None, False)]:
         said = "-o -" if asked == ["piped"] else flag(asked[0])
         raise ValueError(f"{said} goes with one result, not with --count {args.count}")
     plans = candidates(settled, args.count)
+    common.say_idle(args, settled)
     ends = [f"-seed{one.settings['seed']}" for one in plans]
     usual = Path(f"{(args.picture or args.image).stem}-candidates.png")
     args.output = args.output or free(usual, *(f"{end}.png" for end in ends))

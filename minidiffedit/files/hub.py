@@ -53,8 +53,7 @@ def weight_files(variant: str | None) -> tuple[str, str, str]:
 
 def is_id(model: str) -> bool:
     """Is it a hub id "owner/name", and no path that is there?"""
-    written = re.fullmatch(r"\w[\w.-]*/[\w.-]+", model) and not model.endswith(NO_IDS)
-    return bool(written) and not os.path.exists(model)
+    return bool(re.fullmatch(r"\w[\w.-]*/[\w.-]+", model)) and not (model.endswith(NO_IDS) or os.path.exists(model))
 
 
 def find_mini() -> Path:
@@ -206,8 +205,7 @@ def find_cached(
     """The folder of a model's files in the cache, also one that diffusers filled, each network's in the first variant
     that is there; NotCached names what it lacks.
     """
-    small = needed(SMALL, with_vae)
-    names = [[name, ONE_TOKENIZER] if name.startswith("tokenizer/") else [name] for name in small]
+    names = [[name, ONE_TOKENIZER] if name.startswith("tokenizer/") else [name] for name in needed(SMALL, with_vae)]
     names += [[*each] for each in zip(*(needed(weight_files(variant), with_vae) for variant in variants))]
     return cached(model, names, revision=revision, cache_dir=cache_dir).parent.parent
 

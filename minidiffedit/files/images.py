@@ -53,7 +53,10 @@ def read_picture(source: Any) -> Image.Image:
         picture = Image.fromarray(source.squeeze(-1) if source.shape[2:] == (1,) else source)
     elif isinstance(source, Image.Image):
         with _read_or_refused(name):  # Pillow may not have read its pixels yet
+            named = getattr(source, "filename", "")
+            vars(source).update(filename="")  # else Pillow maps a TIFF's pixels; one on its side is scrambled
             picture = source.copy()
+            vars(source).update(filename=named)
     elif isinstance(source, str | os.PathLike):
         picture = _open(Path(source))
     else:
@@ -127,7 +130,8 @@ def _open(path: Path) -> Image.Image:
         warnings.simplefilter("ignore")  # of Pillow's on EXIF data: read_picture has its own
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         Image.init()
-        with Image.open(path, formats=[kind for kind in READ if kind in Image.OPEN]) as file:  # AVIF: as built
+        kinds = [kind for kind in READ if kind in Image.OPEN]  # AVIF: as built
+        with path.open("rb") as raw, Image.open(raw, formats=kinds) as file:
             frames = 1 if file.format == "MPO" else getattr(file, "n_frames", 1)  # MPO: a JPEG with a preview
             picture = file.copy()
             with suppress(Exception):  # whatever damage leads to
@@ -213,8 +217,7 @@ def to_tensor(rgb: Image.Image, size: tuple[int, int]) -> Tensor:
     """PIL RGB, resized to (width, height) -> (1, 3, H, W) float32 in [-1, 1]."""
     if rgb.size != size:
         rgb = rgb.resize(size, Image.Resampling.LANCZOS)
-    pixels = torch.from_numpy(np.array(rgb, dtype=np.uint8))
-    return pixels.permute(2, 0, 1)[None].float() / 255 * 2 - 1
+    return torch.from_numpy(np.array(rgb, dtype=np.uint8)).permute(2, 0, 1)[None].float() / 255 * 2 - 1
 
 
 def to_picture(image: Tensor, size: tuple[int, int] | None = None) -> Image.Image:

@@ -82,8 +82,7 @@ def identity(sd: "StableDiffusion") -> dict[str, str]:
     parts = sd.checkpoint.parts
     if sd.vae_name:
         said |= {"vae": plain_name(sd.vae_name), "vae_hash": model_hash(parts["vae"].path)}
-    hashed = {"model": plain_name(sd.name), "model_hash": model_hash(parts["unet"].path)}
-    return hashed | sd.checkpoint.add_ons | said
+    return {"model": plain_name(sd.name), "model_hash": model_hash(parts["unet"].path)} | sd.checkpoint.add_ons | said
 
 
 def versions() -> dict[str, str]:

@@ -4,6 +4,7 @@ Of the 638 operations of a call under two texts at SD v1's size 68 are of this k
 each ResBlock makes of them, the keys and values of the texts. Kept are the tensors themselves, so no bit changes.
 """
 
+import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -20,8 +21,8 @@ def anew(layer: Callable[..., Tensor], given: Any) -> Tensor:
     return layer(given)
 
 
-class Once:
-    """Keeps what layers of one UNet made of the last texts, and of timesteps.
+class Once(threading.local):
+    """Keeps what layers of one UNet made of the last texts, and of timesteps, for each thread its own.
 
     A weight that was moved, cast, exchanged or written to is noticed, unless its `.data` was written to in place.
     """
@@ -34,6 +35,9 @@ class Once:
         self.latents = 0
         self.of_texts: dict[Any, Tensor] = {}
         self.of_times: dict[int, dict[Any, Tensor]] = {}
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return Once, ()  # a copy of a model keeps nothing yet
 
     def keeper(self, unet: nn.Module, t: int, texts: Sequence[Tensor], latents: int) -> Callable[..., Tensor]:
         """(layer, given) -> layer(given), kept or made, for one call of the UNet at timestep t, so many latents under

@@ -116,8 +116,7 @@ def settle(row: Row, root: Path) -> Task:
         two = settled.given.get("source", ""), settled.given.get("target", "")
         seed = digest(hashes["image"], *two, *([asked] if asked else []))
         settled = replace(settled, settings=settled.settings | {"seed": int(seed[:8], 16)})
-    content = digest(FORMAT, hashes, settled.record, shaping)
-    return Task(row, files, hashes, settled, shaping, content, tuple(said))
+    return Task(row, files, hashes, settled, shaping, digest(FORMAT, hashes, settled.record, shaping), tuple(said))
 
 
 def digest(*content: Any) -> str:
@@ -310,6 +309,5 @@ def collect(outcomes: Iterable[Outcome], table: Path) -> dict[str, Any]:
                 errors.append({name: record[name] for name in ("row", "image", "error")})
             file.write(json.dumps(record).encode() + b"\n")
             file.flush()
-    lines = sorted(sound_lines(table, start), key=lambda one: one[0]["row"])
-    write_whole(table, b"".join(line for _, line in lines))
+    write_whole(table, b"".join(line for _, line in sorted(sound_lines(table, start), key=lambda one: one[0]["row"])))
     return {"table": str(table), "rows": sum(counts.values())} | counts | {"evaluations": evaluations, "errors": errors}

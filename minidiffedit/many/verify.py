@@ -56,6 +56,5 @@ def verify(sd: StableDiffusion, watch: Watch | None = None) -> dict[str, Any]:
 
 def picture(side: int) -> Image.Image:
     """A fixed picture: three colour ramps."""
-    ramp = np.linspace(0, 255, side).round().astype(np.uint8)
-    across = np.broadcast_to(ramp, (side, side))
+    across = np.broadcast_to(np.linspace(0, 255, side).round().astype(np.uint8), (side, side))
     return Image.fromarray(np.stack([across, across.T, across[:, ::-1]], axis=-1))

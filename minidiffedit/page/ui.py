@@ -280,8 +280,7 @@ class Page:
         if "editor" in told:  # else as it was when it was last painted on
             visit.layers = (told["editor"] or {}).get("layers") or []
         steering = Steering(**{name: told[name] for name in SHAPING} | visits.strokes(visit.layers, picture.size))
-        steered = settled.steerable and steering.settings()  # else the controls are not there
-        return settled, files, steering if steered else None, self.choice(told)
+        return settled, files, steering if settled.steerable and steering.settings() else None, self.choice(told)
 
     def choice(self, told: dict[Any, Any]) -> Choice:
         one, setup = Choice(told["model"], told["vae"] or "", tuple(told["lora"] or ())), self.setup

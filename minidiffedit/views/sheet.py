@@ -73,8 +73,7 @@ def planned(
             raise ValueError("mask_from goes with one method; on an axis of methods write words+NAME")
         blank = blank_plan(method, arguments.get("inversion"), mask_from)
         method, arguments = blank.method, told_mask(blank, mask_from) | arguments
-    names = several or (method,)
-    blanks = [blank_plan(name, arguments.get("inversion")) for name in names]
+    blanks = [blank_plan(name, arguments.get("inversion")) for name in several or (method,)]
     rows = rows or usual_axis(blanks[0], arguments, *(columns or ())[:1])
     columns = columns or usual_axis(blanks[0], arguments, rows[0])
     for axis in (rows, columns):
@@ -97,8 +96,7 @@ def usual_axis(blank: Plan, arguments: Mapping[str, Any], *taken: str) -> Axis:
         if free and one and one.numeric and value is not None:
             low, high = (value, value) if one.low is None or one.high is None else (one.low, one.high)
             near = (min(max(value * factor, low), high) for factor in (0.5, 1, 1.5))
-            around = {round(number) if one.type is int else number for number in near}
-            return name, USUAL.get(name) or sorted(around)
+            return name, USUAL.get(name) or sorted({round(number) if one.type is int else number for number in near})
     raise ValueError(f"{blank.method} has no numeric option left for an axis; name rows and columns")
 
 

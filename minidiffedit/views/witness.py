@@ -103,9 +103,7 @@ class Witness:
         for stage, prompt in dict.fromkeys((stage, prompt) for stage, prompt, _ in self.sums):
             steps = [t for t in self.steps[stage] if (stage, prompt, t) in self.sums]
             by_step = [self.sums[stage, prompt, t] for t in steps]
-            maps = {
-                level: torch.stack([one[level][0] / one[level][1] for one in by_step]).cpu() for level in by_step[0]
-            }
+            maps = {at: torch.stack([one[at][0] / one[at][1] for one in by_step]).cpu() for at in by_step[0]}
             words = self.known[prompt][0].names
             found.append(Looks(stage, prompt, words, steps, dict(sorted(maps.items(), reverse=True))))
         return sorted(found, key=lambda one: STAGES.index(one.stage))
