@@ -195,7 +195,7 @@ def crew(monkeypatch, group, tmp_path):
 
     monkeypatch.setattr(B.multiprocessing, "get_context", lambda kind: Threads)
     monkeypatch.setattr(B.multiprocessing, "parent_process", threading.main_thread)
-    nothing = SimpleNamespace(unet=torch.nn.ReLU(), vae=torch.nn.ReLU())
+    nothing = SimpleNamespace(unet=torch.nn.ReLU(), vae=torch.nn.ReLU(), side=192)
     monkeypatch.setattr(B.StableDiffusion, "load", lambda *_, **__: nothing)
     monkeypatch.setattr(B, "Group", Counting)
     monkeypatch.setattr(B, "pair", lambda number, kind: SimpleNamespace(number=number, kind=kind))
@@ -217,7 +217,7 @@ def test_rows_are_kept_and_only_missing_ones_made(crew, tmp_path):
     assert crew(B.jobs(numbers, two))[1] and len(crew(B.jobs(numbers, two))[0]) == 22
     assert crew(B.jobs(numbers, two))[1] == []
     save_file({"other": torch.zeros(1)}, tmp_path / "judge.safetensors")
-    with pytest.raises(RuntimeError, match="Missing key"):  # of another judge nothing is taken, and this one is none
+    with pytest.raises(RuntimeError, match="is no judge"):  # of another judge nothing is taken, and this one is none
         crew(B.jobs(numbers, two))
 
 
@@ -257,6 +257,8 @@ def test_the_rule_of_a_contrast(effect, margin, verdict):
     noise -= noise.mean()
     found = V.more("x", "b", "a", "", "", margin).judged(means(a=np.zeros(60), b=effect + noise))
     assert found["verdict"] == verdict
+    few = V.more("x", "b", "a", "", "", margin).judged(means(a=np.zeros(9), b=effect + noise[:9] / 1e6))
+    assert few["verdict"] == "not reproduced"
 
 
 def test_the_rule_of_a_claim():

@@ -137,6 +137,12 @@ def test_advice_is_the_nearest_and_the_cheapest_of_those_tied():
     assert W.advice(W.Scenes(rows), ["a", "b", "c", "d"]) == (3, ["b", "c"], "c")
     assert W.advice(W.Scenes(rows), ["d"]).nearest == ["d"]
     assert W.advice(W.Scenes(rows, "add"), ["a"]) is None is W.advice(W.Scenes(rows), [])
+    more = [
+        *rows,
+        *rows_of("a", [0] * 20, 20.0),
+        *rows_of("b", [0] * 20, 20.0),
+    ]  # the others have the easy scenes alone
+    assert W.advice(W.Scenes(more), ["a", "b", "c", "d"]) == (2, ["b"], "b")
 
 
 def command(folder, **options):
@@ -147,8 +153,8 @@ def command(folder, **options):
         "seeds": 1,
         "dear": None,
         "readme": False,
-        "model": "model",
-        "judge": "judge",
+        "model": str(W.HERE / "mini"),
+        "judge": W.FOLDER,
     }
     return SimpleNamespace(**plain | {"workers": 1, "output": folder} | options)
 

@@ -10,6 +10,7 @@ scenes needs the Noto emoji font. Nothing is pasted: the background is what Diff
 """
 
 import argparse
+import io
 import multiprocessing
 import queue
 import traceback
@@ -38,13 +39,13 @@ from minidiffedit import (
     masked_decode,
     threshold_maps,
 )
-from minidiffedit.files.images import to_picture, to_tensor
-from minidiffedit.files.metadata import sha256
+from minidiffedit.files.images import to_picture, to_tensor, write_whole
 from minidiffedit.many.evaluate import append_row, mean, measures, pyplot, read_rows, write_json
 from minidiffedit.many.metrics import iou, psnr
 from minidiffedit.methods.sdedit import draws, noised
 from weights import judge as judges
 from weights.scenes import EVAL_SEEDS, HELD_OUT, OBJECTS, PLACES, SIDE, Scene, Thing, scene, true_mask
+from weights.shell import count, fingerprint, run_command
 
 KINDS = ("swap", "swap", "swap", "swap held out", "remove", "add", "place")  # in turn
 TOGETHER = 8  # scenes in a group
@@ -331,8 +332,9 @@ def run(
 
     Rows that another model or judge made are left where they are and not taken. Raises RuntimeError when a worker ends.
     """
-    stamp = fingerprint(Path(model), judge)
-    rows = {(row["number"], row["kind"], row["setting"]): row for row in read_rows(path) if row.get("model") == stamp}
+    stamp = fingerprint(model, judge)
+    ours = [row for row in read_rows(path) if row.get("model") == stamp]
+    rows = {tuple(map(row.get, ("number", "kind", "setting"))): row for row in ours}
     left = [
         (numbers, missing)
         for numbers, settings in wanted
@@ -376,6 +378,7 @@ def work(tasks: Any, results: Any, model: str, judge: Path, metrics: Sequence[st
         warnings.simplefilter("ignore")
         judges.FOLDER = judge
         sd, seen = StableDiffusion.load(model, device="cpu", dtype="float32"), judges.load_judge()
+        check_size(sd)
         while (job := tasks.get()) is not None:
             numbers, settings = job
             group = Group(sd, [pair(*number) for number in numbers])
@@ -384,14 +387,15 @@ def work(tasks: Any, results: Any, model: str, judge: Path, metrics: Sequence[st
                     results.put(row)
                 if not parent.is_alive():  # killed, so that nobody reads the rows
                     return
+    except (ValueError, OSError, ArithmeticError) as error:
+        results.put(str(error))
     except Exception:
         results.put(traceback.format_exc())
 
 
-def fingerprint(model: Path, judge: Path) -> str:
-    """Of all weights that decide a row."""
-    files = [*sorted(model.glob("*/*.safetensors")), judge / "judge.safetensors"]
-    return "-".join(sha256(path)[:6] for path in files)
+def check_size(sd: StableDiffusion) -> None:
+    if sd.side != SIDE:
+        raise ValueError(f"scenes have {SIDE} x {SIDE} pixels, but {sd.name} knows {sd.side}; take weights/mini")
 
 
 # ---------------------------------------------------------------- the defaults, by kind of edit
@@ -447,7 +451,14 @@ def plot(summary: dict[str, Any], path: Path) -> None:
             axis.plot([str(value) for value in values], ys, "o-", label=kind)
         axis.set(xlabel=option.replace("_", " "), ylabel=label)
     axes[0, 2].legend()
-    figure.savefig(path, dpi=110)
+    save_plot(plt, figure, path, 110)
+
+
+def save_plot(plt: Any, figure: Any, path: Path, dpi: int) -> None:
+    """Whole or not at all."""
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=dpi, format="png")
+    write_whole(path, drawn.getbuffer())
     plt.close(figure)
 
 
@@ -483,15 +494,19 @@ def add_options(parser: argparse.ArgumentParser, output: str) -> None:
     here = Path(__file__).parent
     parser.add_argument("--model", default=str(here / "mini"), help="(%(default)s)")
     parser.add_argument("--judge", type=Path, default=judges.FOLDER, metavar="DIR", help="(%(default)s)")
-    parser.add_argument("--workers", type=int, default=2, metavar="N", help="processes of one thread (%(default)s)")
+    parser.add_argument("--workers", type=count, default=2, metavar="N", help="processes of one thread (%(default)s)")
     parser.add_argument("-o", "--output", type=Path, default=Path(output), metavar="DIR", help="(%(default)s)")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m weights.bench", description="Measure the miniature's edits.")
-    parser.add_argument("--edits", type=int, default=210, help="how many (%(default)s)")
+    parser.add_argument("--edits", type=count, default=210, help="how many (%(default)s)")
     add_options(parser, ".bench-mini")
-    args = parser.parse_args()
+    run_command(parser, measure)
+
+
+def measure(args: argparse.Namespace) -> None:
+    pyplot()  # its want is said before the work
     args.output.mkdir(parents=True, exist_ok=True)
     numbers = [(number, KINDS[number % len(KINDS)]) for number in range(args.edits)]
     rows = run(jobs(numbers, SETTINGS), args.output / "edits.jsonl", args.model, args.judge, args.workers)

@@ -17,6 +17,7 @@ import os
 import sys
 import threading
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -33,7 +34,7 @@ from tqdm import tqdm
 
 from minidiffedit import StableDiffusion, edit, noises
 from minidiffedit.cost import cost
-from minidiffedit.files.images import to_picture, write_picture
+from minidiffedit.files.images import to_picture, write_picture, write_whole
 from minidiffedit.many.evaluate import append_row, mean, measures, read_rows
 from minidiffedit.many.metrics import iou, psnr
 from minidiffedit.methods.table import INVERSIONS, SYSTEMS
@@ -41,11 +42,13 @@ from minidiffedit.methods.text_to_image import text_to_image
 from minidiffedit.run import Plan, Result, blank_plan, plan
 from minidiffedit.views.layout import Page, Panel
 from weights import judge as judges
-from weights.bench import KINDS, Pair, add_options, fingerprint, pair, right, rms
+from weights.bench import KINDS, Pair, add_options, check_size, pair, right, rms
 from weights.scenes import PLACES, SIDE, mask_image
+from weights.shell import count, count_or_0, end_workers, fingerprint, run_command
 
 SAMPLERS, STEPS, EXACT = ("ddim", "dpmsolver++"), (5, 10, 15, 20, 50), 200
 COSTS = dict[tuple[str, int, str], dict[str, int]]()  # of a process: rows by stage of a method, steps, kind of edit
+MOST_DB = 20 * np.log10(255)  # an error of 1 of 255; where nothing at all changed this is what counts
 # Their gradients cost thousands of rows an edit: the matrix has them on its first scenes only.
 DEAR, FEW = {"dpl", "style-diffusion", "mag-edit"}, 2
 
@@ -107,7 +110,8 @@ def networks(model: str, judge: Path) -> tuple[StableDiffusion, judges.Judge, st
     torch.set_num_threads(1)
     judges.FOLDER = judge
     sd = StableDiffusion.load(model, device="cpu", dtype="float32")
-    return sd, judges.load_judge(), fingerprint(Path(model), judge)
+    check_size(sd)
+    return sd, judges.load_judge(), fingerprint(model, judge)
 
 
 def work(task: Task, model: str, judge: Path) -> list[dict[str, Any]]:
@@ -144,18 +148,23 @@ def work(task: Task, model: str, judge: Path) -> list[dict[str, Any]]:
 
 
 def run(tasks: Sequence[Task], path: Path, model: str, judge: Path, workers: int = 2) -> list[dict[str, Any]]:
-    """Every row of the tasks, from the file where it has them, else computed and added to it, a task at a time."""
-    rows, left = known(tasks, path, fingerprint(Path(model), judge))
+    """Every row of the tasks, from the file where it has them, else computed and added to it, a task at a time. What
+    ends this early, an error or Ctrl-C, ends the workers, too.
+    """
+    rows, left = known(tasks, path, fingerprint(model, judge))
     context = multiprocessing.get_context("spawn")
-    with (
-        tqdm(total=sum(len(task.methods) for task in left), desc="edits", unit="edit", disable=None) as bar,
-        ProcessPoolExecutor(max(1, min(workers, len(left))), mp_context=context, initializer=end_with_parent) as crew,
-    ):
-        for future in as_completed([crew.submit(work, task, model, judge) for task in left]):
-            for row in future.result():
-                append_row(path, row)
-                rows[key(row)] = row
-                bar.update()
+    crew = ProcessPoolExecutor(max(1, min(workers, len(left))), mp_context=context, initializer=end_with_parent)
+    with tqdm(total=sum(len(task.methods) for task in left), desc="edits", unit="edit", disable=None) as bar, crew:
+        try:
+            for future in as_completed([crew.submit(work, task, model, judge) for task in left]):
+                for row in future.result():
+                    append_row(path, row)
+                    rows[key(row)] = row
+                    bar.update()
+        except BaseException:
+            crew.shutdown(wait=False, cancel_futures=True)
+            end_workers()
+            raise
     return [rows[one] for task in tasks for one in task.runs()]
 
 
@@ -172,14 +181,14 @@ def end_with_parent() -> None:
 
 
 def key(row: dict[str, Any]) -> tuple[Any, ...]:
-    return row["number"], row["kind"], row["seed"], row["steps"], row["method"]
+    return tuple(map(row.get, ("number", "kind", "seed", "steps", "method")))
 
 
 def known(tasks: Sequence[Task], path: Path, stamp: str) -> tuple[dict[tuple[Any, ...], dict[str, Any]], list[Task]]:
     """The rows of the file by key, and what is left of the tasks. Rows that another model or judge made are left where
-    they are and not taken.
+    they are and not taken; what was refused is tried again.
     """
-    rows = {key(row): row for row in read_rows(path) if row["model"] == stamp}
+    rows = {key(row): row for row in read_rows(path) if row.get("model") == stamp and "error" not in row}
     missing = [replace(t, methods=tuple(one[-1] for one in t.runs() if one not in rows)) for t in tasks]
     return rows, [task for task in missing if task.methods]
 
@@ -210,15 +219,15 @@ def matrix_tasks(scenes: int, steps: int = 0, seed: int = 0) -> list[Task]:
 
 
 def table(rows: Sequence[dict[str, Any]], lines: Sequence[str], columns: Sequence[str], say: Any) -> str:
-    """Markdown: say(the rows of f"{column}+{line}") in each cell, with their number where others have more."""
+    """Markdown: say(the rows of f"{column}+{line}") in each cell, with the number of edits where others have more."""
     head = [f"| | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
     cells = {(c, e): [row for row in rows if row["method"] == f"{c}+{e}"] for c in columns for e in lines}
-    most = max(map(len, cells.values()))
+    made = {one: sum("error" not in row for row in some) for one, some in cells.items()}
 
-    def text(some: list[dict[str, Any]]) -> str:
-        return say(some) + (f" (of {len(some)})" if 0 < len(some) < most else "")
+    def text(one: tuple[str, str]) -> str:
+        return say(cells[one]) + (f" (of {made[one]})" if 0 < made[one] < max(made.values()) else "")
 
-    return "\n".join(head + [f"| {e} | {' | '.join(text(cells[c, e]) for c in columns)} |" for e in lines])
+    return "\n".join(head + [f"| {e} | {' | '.join(text((c, e)) for c in columns)} |" for e in lines])
 
 
 def quality(rows: Sequence[dict[str, Any]]) -> str:
@@ -226,9 +235,13 @@ def quality(rows: Sequence[dict[str, Any]]) -> str:
     some = [row for row in rows if "error" not in row]
     if not some:
         return "refused" if rows else ""
-    kept = [row["background_psnr"] for row in some if row["background_psnr"] is not None]  # None: the source came back
-    said = f"{mean(kept):.1f} dB" if kept else "untouched"
-    return f"{said}, {100 * np.mean([row['success'] for row in some]):.0f} %"
+    kept = [in_db(row["background_psnr"]) for row in some]
+    return f"{mean(kept):.1f} dB, {100 * np.mean([row['success'] for row in some]):.0f} %"
+
+
+def in_db(value: float | None) -> float:
+    """A PSNR as it counts in a mean; None: infinite."""
+    return MOST_DB if value is None else min(value, MOST_DB)
 
 
 def price(rows: Sequence[dict[str, Any]]) -> str:
@@ -239,10 +252,12 @@ def price(rows: Sequence[dict[str, Any]]) -> str:
 def matrix(args: argparse.Namespace) -> None:
     tasks = matrix_tasks(args.scenes, args.steps)
     rows = run(tasks, args.output / "matrix.jsonl", args.model, args.judge, args.workers)
-    refused = sorted({f"{row['method']}: {row['error']}" for row in rows if "error" in row})
+    refused = Counter(f"{row['method']}: {row['error']}" for row in rows if "error" in row)
+    if len(refused) and refused.total() == len(rows):
+        raise ValueError(f"no edit was made; {next(iter(refused))}")
     said = [table(rows, editors(), [*INVERSIONS], say) for say in (quality, price)]
-    text = "\n\n".join([*said, *refused]) + "\n"
-    (args.output / "matrix.md").write_text(text)
+    text = "\n\n".join([*said, *(f"{times} x {line}" for line, times in sorted(refused.items()))]) + "\n"
+    write_whole(args.output / "matrix.md", text.encode())
     print(text, end="")
 
 
@@ -252,16 +267,18 @@ def matrix(args: argparse.Namespace) -> None:
 def gallery(args: argparse.Namespace) -> None:
     """Edits that lie in the folder are shown as they are: remove it to make them anew."""
     rows = {n: s for n, s in SYSTEMS.items() if s.edit and s.weights == "base" and n != "text-to-image"}
-    names = [n for n, s in rows.items() if s.letter in args.letters]
-    (args.output / "gallery").mkdir(exist_ok=True)
-    numbers = [int(number) for number in args.numbers.split(",")]
-    sd, _, _ = networks(args.model, args.judge)
+    if not (names := [n for n, s in rows.items() if s.letter in args.letters]):
+        letters = "".join(sorted({s.letter for s in rows.values()}))
+        raise ValueError(f"no method has a letter of {args.letters!r}; there are {letters}")
+    sd, _, stamp = networks(args.model, args.judge)
+    folder = args.output / f"gallery-{stamp[:6]}"
+    folder.mkdir(exist_ok=True)
     lines, left = list[list[Panel]](), list[tuple[str, str]]()
-    for number in numbers:
+    for number in args.numbers:
         one, known = pair(number, KINDS[0]), list[Result]()
         panels = [Panel(Image.fromarray(one.source), "source"), Panel(Image.fromarray(one.true_edit), "true edit")]
         for name in tqdm(names, desc=one.before.caption(), disable=None):
-            kept = args.output / "gallery" / f"{number}-{name}.png"
+            kept = folder / f"{number}-{name}.png"
             if not kept.exists():
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
@@ -271,7 +288,8 @@ def gallery(args: argparse.Namespace) -> None:
             panels.append(Panel(Image.open(kept), name))
         lines += [panels[i : i + args.wide] for i in range(0, len(panels), args.wide)]
         left += [("", f"{number}") if not i else ("", "") for i in range(0, len(panels), args.wide)]
-    captions = "; ".join(f"{n}: {(p := pair(n, KINDS[0])).before.caption()} -> {p.after.caption()}" for n in numbers)
+    pairs = {number: pair(number, KINDS[0]) for number in args.numbers}
+    captions = "; ".join(f"{n}: {one.before.caption()} -> {one.after.caption()}" for n, one in pairs.items())
     page = Page("Every method on plain weights, at its defaults", captions, [], lines, left, [], height=SIDE)
     write_picture(page.draw(), args.output / "gallery.png")
     print(f"written: {args.output}/gallery.png")
@@ -303,7 +321,7 @@ def samplers(args: argparse.Namespace) -> None:
             cells.append(f"{100 * share:.0f} %, {rms(y - exact):.3f}")
         lines.append(f"| {steps} | {' | '.join(cells)} |")
         print(lines[-1], flush=True)
-    (args.output / "samplers.md").write_text("\n".join(lines) + "\n")
+    write_whole(args.output / "samplers.md", ("\n".join(lines) + "\n").encode())
 
 
 def parts(*tensors: Tensor, size: int = 8) -> Iterable[Sequence[Tensor]]:
@@ -355,9 +373,14 @@ def losses(args: argparse.Namespace) -> None:
     sd, judge, _ = networks(args.model, args.judge)
     names = [name for name, row in SYSTEMS.items() if row.letter == "B" and row.weights == "base"]
     heads = "method | scene | loss | asked | without it | with it | success | PSNR | moved | rows with gradient"
-    lines, told = [f"| {heads} |", f"|---|{'---|' * heads.count('|')}"], dict(each.split("=", 1) for each in args.set)
+    lines, told = [f"| {heads} |", f"|---|{'---|' * heads.count('|')}"], dict(args.set)
+    if unknown := {*args.only} - {*names}:
+        raise ValueError(f"{', '.join(sorted(unknown))} has no loss; there are {', '.join(names)}")
+    every = {name for one in args.only or names for name in (*blank_plan(one).given, *blank_plan(one).options)}
+    if unknown := {*told} - every:
+        raise ValueError(f"no method here takes {', '.join(sorted(unknown))}")
     (args.output / "losses").mkdir(exist_ok=True)
-    for number, name in [(int(number), name) for number in args.numbers.split(",") for name in args.only or names]:
+    for number, name in [(number, name) for number in args.numbers for name in args.only or names]:
         one, blank = pair(number, KINDS[0]), blank_plan(name)
         own = {key: value for key, value in told.items() if key in blank.given}
         own |= {key: blank.options[key].parse(value) for key, value in told.items() if key in blank.options}
@@ -398,7 +421,7 @@ def losses(args: argparse.Namespace) -> None:
         for loss in said or ["none | 0 | | "]:
             lines.append(f"| {called} | {number} | {loss} | {end} |")
             print(lines[-1], flush=True)
-    (args.output / "losses.md").write_text("\n".join(lines) + "\n")
+    write_whole(args.output / "losses.md", ("\n".join(lines) + "\n").encode())
 
 
 COMMANDS = {"matrix": matrix, "gallery": gallery, "samplers": samplers, "losses": losses}
@@ -407,19 +430,32 @@ COMMANDS = {"matrix": matrix, "gallery": gallery, "samplers": samplers, "losses"
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m weights.compare", description="Compare the table's methods.")
     parser.add_argument("what", choices=COMMANDS)
-    parser.add_argument("--scenes", type=int, default=40, metavar="N", help="how many (%(default)s)")
-    parser.add_argument("--steps", type=int, default=0, metavar="N", help="of each method (its default)")
-    parser.add_argument(
-        "--numbers", default="4,7,9", metavar="N,N,N", help="scenes of gallery and losses (%(default)s)"
-    )
+    parser.add_argument("--scenes", type=count, default=40, metavar="N", help="of matrix and samplers (%(default)s)")
+    parser.add_argument("--steps", type=count, default=0, metavar="N", help="of each method (its default)")
+    about = "scenes of gallery and losses (4,7,9)"
+    parser.add_argument("--numbers", type=numbers, default=(4, 7, 9), metavar="N,N,N", help=about)
     parser.add_argument("--letters", default="ABD", help="of the methods in the gallery; B: gradients (%(default)s)")
-    parser.add_argument("--only", nargs="+", metavar="METHOD", help="of the methods with a loss (all)")
-    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="of their options and texts")
-    parser.add_argument("--wide", type=int, default=10, metavar="N", help="pictures in its lines (%(default)s)")
+    parser.add_argument("--only", nargs="+", metavar="METHOD", default=(), help="of the methods with a loss (all)")
+    parser.add_argument("--set", type=named, nargs="+", default=[], metavar="NAME=VALUE", help="of their options")
+    parser.add_argument("--wide", type=count, default=10, metavar="N", help="pictures in its lines (%(default)s)")
     add_options(parser, ".compare")
-    args = parser.parse_args()
+    run_command(parser, begin)
+
+
+def begin(args: argparse.Namespace) -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     COMMANDS[args.what](args)
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    return tuple(count_or_0(one) for one in text.split(","))
+
+
+def named(text: str) -> tuple[str, str]:
+    name, found, value = text.partition("=")
+    if not found:
+        raise argparse.ArgumentTypeError(f"NAME=VALUE is wanted, got {text!r}")
+    return name, value
 
 
 if __name__ == "__main__":

@@ -10,15 +10,14 @@ most of the picture, and its mask can only do so where the heat is cut early. `-
 import argparse
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
 from minidiffedit import StableDiffusion, edit, save_report
-from minidiffedit.cli import one_line
 from minidiffedit.files.images import grey_picture
+from weights.shell import count_or_0, run_command
 
 HERE = Path(__file__).parent
 COLUMNS = ("source", "heat map", "mask", "edit", "true edit")
@@ -28,20 +27,20 @@ PLACE = {"guidance_scale": 5.0, "mask_threshold": 0.25, "mask_clip": 1.5}
 GAP, TITLE, CELL = 8, 22, 160
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m weights.demo", description="Edit the miniature's scenes.")
     parser.add_argument("--model", default=str(HERE / "mini"), help="folder, .safetensors file or hub id (%(default)s)")
     parser.add_argument("--scenes", type=Path, default=HERE / "mini" / "scenes", metavar="DIR", help="(%(default)s)")
     parser.add_argument("--all", action="store_true", help="all scenes of the folder, not only six that come out well")
     parser.add_argument("--defaults", action="store_true", help="edit with the defaults")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=count_or_0, default=0)
     parser.add_argument("-o", "--output", type=Path, default=Path("demo"), metavar="DIR", help="(%(default)s)")
-    args = parser.parse_args()
+    run_command(parser, edit_scenes)
+
+
+def edit_scenes(args: argparse.Namespace) -> None:
     args.output.mkdir(parents=True, exist_ok=True)
-    try:
-        sd = StableDiffusion.load(args.model)
-    except (OSError, ValueError) as error:
-        parser.exit(1, f"error: {one_line(error)}\n")
+    sd = StableDiffusion.load(args.model)
     known = {scene["folder"]: scene for scene in json.loads((args.scenes / "scenes.json").read_text(encoding="utf-8"))}
     scenes = [known[name] for name in (known if args.all else SHOWN)]
     rows, titles = [], []
@@ -53,7 +52,6 @@ def main() -> int:
         rows.append(show(sd, scene, args.scenes / scene["folder"], args.output, settings | {"seed": args.seed}, page))
     sheet(rows, titles).save(args.output / "sheet.png")
     print(f"The pictures are in {args.output.resolve()}; look at sheet.png first, then open report.html in a browser.")
-    return 0
 
 
 def show(
@@ -88,4 +86,4 @@ def sheet(rows: list[list[Image.Image]], titles: list[str]) -> Image.Image:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

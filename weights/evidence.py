@@ -10,10 +10,11 @@ Each claim is a few contrasts, numbers that are positive where the claim holds. 
 resamples of the scenes, the same for all settings (percentile bootstrap, paired). The rule of the verdict:
 - reproduced: every contrast's interval lies above its margin (0 where none is named);
 - contradicted: some contrast's interval lies below its margin;
-- not reproduced: anything else, too few scenes included.
+- not reproduced: anything else, fewer than LEAST scenes included.
 """
 
 import argparse
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,11 +24,14 @@ from typing import Any
 import numpy as np
 
 from minidiffedit import level_at, levels
+from minidiffedit.files.images import write_whole
 from minidiffedit.many.evaluate import pyplot, write_json
-from weights.bench import Setting, add_options, jobs, resamples, run
+from weights.bench import Setting, add_options, jobs, resamples, run, save_plot
+from weights.shell import count, run_command
 
 FIRST = 100_000  # the scenes' numbers; the benchmark's begin at 0
 STRENGTHS = (0.2, 0.4, 0.6, 0.8, 1.0)
+LEAST = 10
 ARMS = ("sdedit", "encode", "mask", "both")
 # Rows know squared errors; pictures differ by so many of 255.
 ROOTS = {"rmse_source": "mse_source", "background_rmse": "background_mse"}
@@ -64,6 +68,7 @@ class Contrast:
         values = self.value(m)
         low, high = np.percentile(values[1:], [2.5, 97.5])
         verdict = "reproduced" if low > self.margin else "contradicted" if high < self.margin else "not reproduced"
+        verdict = "not reproduced" if m.weights.shape[1] < LEAST else verdict
         return {
             "says": self.says, "effect": float(values[0]), "low": float(low), "high": float(high),
             "margin": self.margin, "unit": self.unit, "verdict": verdict,
@@ -378,7 +383,7 @@ def plot_ablation(results: dict[str, Any], path: Path) -> None:
         axis.fill_between(STRENGTHS, three[1], three[2], color=colour, alpha=0.2)
         axis.set_ylabel(NAMES[key], color=colour)
     axes[2].set(xlabel="strength", title="DiffEdit over its strength")
-    save(plt, figure, path)
+    save_plot(plt, figure, path, 100)
 
 
 def plot_settings(results: dict[str, Any], path: Path) -> None:
@@ -396,7 +401,7 @@ def plot_settings(results: dict[str, Any], path: Path) -> None:
         row[0].set_title(f"{claim.name}: {results[claim.name]['verdict']}", fontsize=9, loc="left")
         for axis in row[len(claim.panels) :]:
             axis.axis("off")
-    save(plt, figure, path)
+    save_plot(plt, figure, path, 100)
 
 
 def plot_bounds(result: dict[str, Any], path: Path) -> None:
@@ -412,14 +417,7 @@ def plot_bounds(result: dict[str, Any], path: Path) -> None:
         ", ".join(f"{name.upper()} = {value:.3g}" for name, value in result["constants"].items()), fontsize=9
     )
     axis.legend(fontsize=8)
-    save(plt, figure, path)
-
-
-def save(plt: Any, figure: Any, path: Path) -> None:
-    part = path.with_name(path.name + ".part")
-    figure.savefig(part, dpi=100, format="png")
-    part.replace(path)
-    plt.close(figure)
+    save_plot(plt, figure, path, 100)
 
 
 def page(results: dict[str, Any]) -> str:
@@ -453,10 +451,14 @@ def main() -> None:
     names = [claim.name for claim in CLAIMS]
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="CLAIM", help=", ".join(names))
     parser.add_argument("--quick", action="store_true", help="16 scenes a claim")
-    parser.add_argument("--scenes", type=int, metavar="N", help="scenes a claim instead")
+    parser.add_argument("--scenes", type=count, metavar="N", help=f"scenes a claim instead, {LEAST} and up")
     parser.add_argument("--assets", type=Path, metavar="DIR", help="copy the plots there as evidence-NAME.png, too")
     add_options(parser, ".evidence")
-    args = parser.parse_args()
+    run_command(parser, measure)
+
+
+def measure(args: argparse.Namespace) -> None:
+    pyplot()  # its want is said before the work
     args.output.mkdir(parents=True, exist_ok=True)
     claims = [claim for claim in CLAIMS if claim.name in args.only]
     scenes = {claim.name: args.scenes or (16 if args.quick else claim.scenes) for claim in claims}
@@ -475,9 +477,12 @@ def main() -> None:
         results["bounds"]["constants"] = dict(zip(("c", "k1", "k2"), (float(v[0]) for v in constants(m))))
         plots.append(args.output / "bounds.png")
         plot_bounds(results["bounds"], plots[-1])
-    report = {"weights": done[0]["model"], "edits": len({(n, s) for n, s in rows}), "claims": results}
-    write_json(args.output / "evidence.json", report)
-    (args.output / "evidence.md").write_text(page(results), encoding="utf-8")
+    page_of, weights = args.output / "evidence.json", done[0]["model"]
+    before = json.loads(page_of.read_text(encoding="utf-8")) if len(claims) < len(CLAIMS) and page_of.exists() else {}
+    told = (before["claims"] if before.get("weights") == weights else {}) | results  # the others as they were
+    told = {claim.name: told[claim.name] for claim in CLAIMS if claim.name in told}
+    write_json(page_of, {"weights": weights, "edits": sum(one["edits"] for one in told.values()), "claims": told})
+    write_whole(args.output / "evidence.md", page(told).encode())
     if args.assets:
         args.assets.mkdir(parents=True, exist_ok=True)
         for path in plots:

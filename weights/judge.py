@@ -16,11 +16,15 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from minidiffedit.files.images import write_whole
+from minidiffedit.many.evaluate import write_json
 from weights.scenes import EVAL_SEEDS, OBJECTS, PLACES, TRAIN_SEEDS, Scene, scene
+from weights.shell import count, run_command
 from weights.train import Run, add_training, prepare, rendered, to_input
 
 FOLDER = Path(__file__).parent / "mini" / "judge"
@@ -55,9 +59,13 @@ class Judge(nn.Module):
 
 
 def load_judge() -> Judge:
-    """The judge that ships. Raises FileNotFoundError when it was never trained."""
-    judge = Judge()
-    judge.load_state_dict({k: v.float() for k, v in load_file(FOLDER / "judge.safetensors").items()})
+    """The judge that ships. Raises ValueError for a file that is none."""
+    judge, path = Judge(), FOLDER / "judge.safetensors"
+    try:
+        judge.load_state_dict({k: v.float() for k, v in load_file(path).items()})
+    except (OSError, SafetensorError, RuntimeError) as error:
+        why = str(error).strip().splitlines()[0]
+        raise ValueError(f"{path} is no judge ({why}); `python -m weights.judge` trains one") from error
     return judge.eval()
 
 
@@ -97,8 +105,12 @@ def accuracy(judge: Judge, count: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m weights.judge", description="Train and test the judge.")
     add_training(parser, scenes=20_000)
-    parser.add_argument("--test", type=int, default=1000, help="test scenes (%(default)s)")
-    args = parser.parse_args()
+    parser.add_argument("--test", type=count, default=1000, help="test scenes (%(default)s)")
+    parser.add_argument("-o", "--output", type=Path, default=FOLDER, metavar="DIR", help="(%(default)s)")
+    run_command(parser, train)
+
+
+def train(args: argparse.Namespace) -> None:
     prepare(args, RECIPE)
     chosen = [scene(seed) for seed in TRAIN_SEEDS[-args.scenes :]]
     pictures = torch.from_numpy(rendered(args.work / f"judge-{args.scenes}.npy", chosen)).to(args.device)
@@ -113,11 +125,14 @@ def main() -> None:
         if run.step % 100 == 0:
             run.log(loss=loss.item())
     run.save()
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.cpu().half().contiguous() for k, v in run.average.values.items()}, FOLDER / "judge.safetensors")
+    halves = {k: v.cpu().half().contiguous() for k, v in run.average.values.items()}
+    tested = Judge()
+    tested.load_state_dict({k: v.float() for k, v in halves.items()})
     report = {"steps": run.step, "minutes": round(run.seconds / 60, 1), "scenes": args.scenes, "test_scenes": args.test}
-    report |= {"accuracy": accuracy(load_judge(), args.test)}
-    (FOLDER / "judge.json").write_text(json.dumps(report, indent=1) + "\n")
+    report |= {"accuracy": accuracy(tested.eval(), args.test)}
+    args.output.mkdir(parents=True, exist_ok=True)
+    write_whole(args.output / "judge.safetensors", save(halves))
+    write_json(args.output / "judge.json", report)
     print(json.dumps(report))
 
 

@@ -18,7 +18,8 @@ from PIL import Image
 from minidiffedit import Mask, StableDiffusion, picture_mask, threshold_maps
 from minidiffedit.many.metrics import iou
 from minidiffedit.run import blank_plan
-from weights.bench import Pair, interval, pair
+from weights.bench import Pair, check_size, interval, pair
+from weights.shell import count, run_command
 
 KINDS = ("swap", "swap", "swap", "swap", "swap held out", "remove", "remove")  # in turn
 # name: (method, threshold); those of one method are cut from the same maps
@@ -66,10 +67,14 @@ def table(kinds: list[str], rows: list[dict[str, tuple[float, float]]]) -> list[
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m weights.masks", description="Compare two sources of masks.")
-    parser.add_argument("--scenes", type=int, default=42, help="how many (%(default)s)")
+    parser.add_argument("--scenes", type=count, default=42, help="how many (%(default)s)")
     parser.add_argument("--model", default=str(Path(__file__).parent / "mini"), help="(%(default)s)")
-    args = parser.parse_args()
+    run_command(parser, measure)
+
+
+def measure(args: argparse.Namespace) -> None:
     sd, kinds, rows = StableDiffusion.load(args.model, device="cpu"), [], []
+    check_size(sd)
     for number in range(args.scenes):
         kinds.append(KINDS[number % len(KINDS)])
         rows.append(measured(sd, pair(number, kinds[-1])))

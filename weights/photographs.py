@@ -22,7 +22,8 @@ from PIL import Image
 from minidiffedit import StableDiffusion, edit
 from minidiffedit.many.evaluate import append_row, read_rows
 from weights import scenes
-from weights.judge import Judge, load_judge
+from weights.judge import FOLDER, Judge, load_judge
+from weights.shell import count, fingerprint, run_command
 
 SIZE, SHARES, FIRST = (1500, 1000), (0.12, 0.16, 0.20), 10_200_000
 SHOWN, COLUMNS = 6, (0, 1, 2, 4, 5)  # pictures on the sheet, and what of each
@@ -99,19 +100,26 @@ def summary(lines: list[dict[str, Any]]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m weights.photographs", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("-o", "--output", type=Path, default=Path(".photographs"), metavar="DIR")
-    parser.add_argument("--count", type=int, default=12, help="pictures (%(default)s)")
-    args = parser.parse_args()
+    parser.add_argument("--count", type=count, default=12, help="pictures (%(default)s)")
+    run_command(parser, measure)
+
+
+def measure(args: argparse.Namespace) -> None:
     args.output.mkdir(parents=True, exist_ok=True)
-    table = args.output / "photographs.jsonl"
-    lines = read_rows(table)
-    sd, judge = StableDiffusion.load(Path(__file__).parent / "mini"), load_judge()
+    table, mini = args.output / "photographs.jsonl", Path(__file__).parent / "mini"
+    stamp = fingerprint(mini, FOLDER)
+    known = {row.get("seed"): row for row in read_rows(table) if row.get("model") == stamp}
+    sd, judge, lines = StableDiffusion.load(mini), load_judge(), list[dict[str, Any]]()
     warnings.simplefilter("ignore")  # masks too large to gain, which the table counts
-    for index in range(len(lines), args.count):
-        line, shown = measured(sd, judge, index)
-        for i, one in enumerate(shown if index < SHOWN else []):
-            one.save(args.output / f"{index}-{i}.png")
-        append_row(table, line)
-        lines.append(line)
+    for index in range(args.count):
+        tiles = [args.output / f"{index}-{i}.png" for i in (range(6) if index < SHOWN else ())]
+        if FIRST + index not in known or not all(tile.exists() for tile in tiles):
+            line, shown = measured(sd, judge, index)
+            for tile, one in zip(tiles, shown):
+                one.save(tile)
+            known[FIRST + index] = line | {"model": stamp}
+            append_row(table, known[FIRST + index])
+        lines.append(known[FIRST + index])
     rows = range(min(SHOWN, args.count))
     sheet = Image.new("RGB", (len(COLUMNS) * 164 - 4, len(rows) * 164 - 4), "white")
     for row in rows:

@@ -20,12 +20,14 @@ from typing import Any
 from tqdm import tqdm
 
 from minidiffedit import StableDiffusion
+from minidiffedit.files.images import write_whole
 from minidiffedit.files.states import fingerprint
 from minidiffedit.many.datasets import Item, open_dataset, read_json
 from minidiffedit.many.evaluate import LOADERS, PLAIN, evaluate, load_networks, mean, plan_of
 from minidiffedit.run import blank_plan
+from weights.shell import count
 
-SEED = 1234
+SEED, MOST_ERRORS = 1234, 20  # of those that are told
 # heading, name in `measures`, how often a figure is counted in print
 COLUMNS = (
     ("structure x10^3", "structure", 1e3), ("PSNR", "pie_psnr", 1), ("LPIPS x10^3", "background_lpips", 1e3),
@@ -80,7 +82,9 @@ def words(folder: Path) -> dict[str, dict[str, str]]:
     place = next(one for one in (folder, folder / "data") if (one / "mapping_file.json").is_file())
     found = {}
     for name, entry in read_json(place / "mapping_file.json", dict).items():
-        pair = str(entry.get("blended_word", "")).split()
+        if not isinstance(entry, dict) or not isinstance(said := entry.get("blended_word") or "", str):
+            raise ValueError(f"{place}/mapping_file.json: {name} must hold a blended_word of two words, or none")
+        pair = said.split()
         found[name] = {"blend": ", ".join(pair), "reweight": f"{pair[1]}=2"} if len(pair) == 2 else {}
     return found
 
@@ -111,17 +115,11 @@ def table(rows: dict[str, list[dict[str, Any]]]) -> str:
     return "\n".join(lines)
 
 
-def count(text: str) -> int:
-    if (value := int(text)) < 1:
-        raise ValueError("1 and up")
-    return value
-
-
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pie", type=Path, metavar="FOLDER", help="PIE-Bench instead of the miniature's scenes")
-    parser.add_argument("--limit", type=count, metavar="N", help="only its first N pictures")
-    choices = [*PLAIN, *(name for name in LOADERS if name != "fid")]
-    parser.add_argument("--metrics", nargs="+", choices=choices, default=PLAIN[:3], metavar="X", help="(psnr mse ssim)")
+    parser.add_argument("--limit", type=count, metavar="N", help="of --pie only the first N pictures")
+    choices = [*PLAIN[:3], *(name for name in LOADERS if name != "fid")]
+    parser.add_argument("--metrics", nargs="+", choices=choices, metavar="X", help="of --pie (psnr mse ssim)")
 
 
 def measure(args: argparse.Namespace) -> None:
@@ -130,8 +128,9 @@ def measure(args: argparse.Namespace) -> None:
     if items[0].layout != "pie":
         raise ValueError(f"{args.pie} is a data set, but not PIE-Bench: it has no mapping_file.json")
     sd, own = StableDiffusion.load(args.model), words(args.pie)
-    networks, known = load_networks(args.metrics, str(sd.device)), fingerprint(sd)
-    options: dict[str, Any] = {"metrics": args.metrics, "seed": SEED, "identity": known, "networks": networks}
+    metrics = args.metrics or PLAIN[:3]
+    networks, known = load_networks(metrics, str(sd.device)), fingerprint(sd)
+    options: dict[str, Any] = {"metrics": metrics, "seed": SEED, "identity": known, "networks": networks}
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in ROWS}
     for item in tqdm(items, desc="pictures", unit="picture", disable=None):
         for source in (True, False):
@@ -140,9 +139,12 @@ def measure(args: argparse.Namespace) -> None:
             runs = [run_of(name, told, own[item.name], args.steps) for name in names]
             for name, row in zip(names, evaluate(sd, [told], runs, args.output / "pie", **options)):
                 rows[name].append(row)
-    errors = sorted({f"{name}: {row['error']}" for name, some in rows.items() for row in some if "error" in row})
+    errors = [f"{name}: {row['error']}" for name, some in rows.items() for row in some if "error" in row]
+    if len(errors) == len(ROWS) * len(items):
+        raise ValueError(f"no edit was made; {errors[0]}")
+    errors = [*errors[:MOST_ERRORS], *([f"{len(errors)} errors in all"] if len(errors) > MOST_ERRORS else [])]
     text = "\n\n".join(
         [f"{len(items)} pictures of {args.pie.name}; in brackets what was published", table(rows), *errors]
     )
-    (args.output / "pie.md").write_text(text + "\n", encoding="utf-8")
+    write_whole(args.output / "pie.md", f"{text}\n".encode())
     print(f"{text}\nwritten: {args.output}/pie.md, pie/edits.jsonl")

@@ -17,8 +17,10 @@ import torch
 from tqdm import tqdm
 
 from minidiffedit import StableDiffusion, noises, sample
+from minidiffedit.many.evaluate import write_json
 from weights.judge import Judge, load_judge
 from weights.scenes import HELD_OUT, OBJECTS, PLACES, Scene, Thing
+from weights.shell import count, run_command
 from weights.train import save_sheet, to_pictures
 
 
@@ -64,10 +66,13 @@ def summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m weights.samples", description="Judge text-to-picture samples.")
     parser.add_argument("--model", default="weights/mini", help="the miniature, or a retrained one (%(default)s)")
-    parser.add_argument("--seeds", type=int, default=2, help="noises for every caption (%(default)s)")
-    parser.add_argument("--steps", type=int, default=50, help="(%(default)s)")
+    parser.add_argument("--seeds", type=count, default=2, help="noises for every caption (%(default)s)")
+    parser.add_argument("--steps", type=count, default=50, help="(%(default)s)")
     parser.add_argument("-o", "--output", type=Path, default=Path(".samples"), help="folder (%(default)s)")
-    args = parser.parse_args()
+    run_command(parser, measure)
+
+
+def measure(args: argparse.Namespace) -> None:
     sd, judge, scenes = StableDiffusion.load(args.model, dtype="float32"), load_judge(), captions()
     rows, first = [], []
     for seed in tqdm(range(args.seeds), desc="seeds", disable=None):
@@ -79,7 +84,7 @@ def main() -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     save_sheet(np.split(np.concatenate(first), len(scenes) // len(PLACES)), args.output / "samples.png")
     summary = {"model": args.model, "steps": args.steps, "seeds": args.seeds} | summarise(rows)
-    (args.output / "samples.json").write_text(json.dumps(summary | {"samples": rows}, indent=1) + "\n")
+    write_json(args.output / "samples.json", summary | {"samples": rows})
     print(json.dumps(summary, indent=1))
 
 

@@ -320,7 +320,14 @@ def main() -> int:
             after = before.move_to(args.to_place)
         elif args.remove:
             after = before.remove()
+        if after == before:
+            raise ValueError(f"that is no edit: the scene shows {before.caption()!r} already")
         args.output.mkdir(parents=True, exist_ok=True)
+        others = [name for name in ("source.png", "target.png", "mask.png") if (args.output / name).exists()]
+        if others and not (args.output / "captions.json").exists():
+            raise ValueError(f"{args.output} has a {others[0]} of another origin; name another folder with -o")
+        if "target.png" in others and after is None:
+            (args.output / "target.png").unlink()  # of the scene that was there
         Image.fromarray(before.picture()).save(args.output / "source.png")
         record = {"seed": args.seed, "source": before.caption()}
         mask = before.alpha()

@@ -34,6 +34,7 @@ from minidiffedit.vae import VAE, VAEConfig
 from . import scenes
 from .export import export
 from .scenes import Scene
+from .shell import above_0, count, count_or_0, run_command
 
 HERE = Path(__file__).parent
 
@@ -509,13 +510,13 @@ def export_mini(args: argparse.Namespace) -> None:
 def add_training(parser: argparse.ArgumentParser, scenes: int) -> None:
     """The options every training shares."""
     parser.add_argument("--work", type=Path, default=HERE / ".train", metavar="DIR", help="checkpoints and logs")
-    parser.add_argument("--minutes", type=float, default=math.inf, help="budget of training time")
-    parser.add_argument("--steps", type=float, help="budget of training steps; default: what made weights/mini")
-    parser.add_argument("--batch", type=int, help="default: what made weights/mini")
-    parser.add_argument("--rate", type=float, help="largest learning rate; default: what made weights/mini")
-    parser.add_argument("--scenes", type=int, default=scenes, help="number of training scenes (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, help="CPU threads; torch's choice if not given")
+    parser.add_argument("--minutes", type=above_0, default=math.inf, help="budget of training time")
+    parser.add_argument("--steps", type=above_0, help="budget of training steps; default: what made weights/mini")
+    parser.add_argument("--batch", type=count, help="default: what made weights/mini")
+    parser.add_argument("--rate", type=above_0, help="largest learning rate; default: what made weights/mini")
+    parser.add_argument("--scenes", type=count, default=scenes, help="number of training scenes (%(default)s)")
+    parser.add_argument("--seed", type=count_or_0, default=0)
+    parser.add_argument("--threads", type=count, help="CPU threads; torch's choice if not given")
     parser.add_argument("--polite", action="store_true", help="one thread while other programs run (Linux)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
 
@@ -539,7 +540,10 @@ def main() -> None:
     parser.add_argument("--start", type=Path, metavar="DIR", help="unet: begin from this miniature's weights")
     parser.add_argument("--float32", action="store_true", help="no bfloat16")
     parser.add_argument("--compile", action="store_true", help="compile the UNet first, where that pays (a GPU)")
-    args = parser.parse_args()
+    run_command(parser, train)
+
+
+def train(args: argparse.Namespace) -> None:
     prepare(args, RECIPE.get(args.what, (0, 0, 0.0)))
     {"vae": train_vae, "unet": train_unet, "export": export_mini}[args.what](args)
 

@@ -25,13 +25,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from minidiffedit.files.images import write_whole
 from minidiffedit.many.evaluate import mean, pyplot
 from minidiffedit.methods.table import SYSTEMS
 from minidiffedit.options import options_of
 from minidiffedit.run import blank_plan, function_at, inputs_of
 from weights import pie
-from weights.bench import add_options, fingerprint, interval
-from weights.compare import Task, known, run
+from weights.bench import add_options, interval, save_plot
+from weights.compare import Task, in_db, known, run
+from weights.judge import FOLDER
+from weights.shell import count, count_or_0, fingerprint, run_command
 
 KINDS = ("swap", "add", "remove", "place", "colour")
 DEAR = {  # each takes longer than ten of the others
@@ -39,7 +42,6 @@ DEAR = {  # each takes longer than ten of the others
     "null-text-inversion", "baret", "kv-inversion",
 }  # fmt: skip
 LEAST = 10
-MOST_DB = 20 * np.log10(255)  # an error of 1 of 255; where nothing at all changed this is what counts
 # What is told of a method: how its mean and interval are written.
 FIGURES = {
     "success": "{:.0f} % [{:.0f}, {:.0f}]", "background_psnr": "{:.1f} dB [{:.1f}, {:.1f}]",
@@ -48,7 +50,8 @@ FIGURES = {
 RANKED = ("success", "background_psnr", "psnr_true")
 GIVEN = {"mask": "true mask", "reference": "picture"}  # what some methods need besides texts
 PLOT = ".github/assets/who-wins.png"
-PAGE = Path(__file__).parents[1] / "minidiffedit" / "methods" / "README.md"
+HERE = Path(__file__).resolve().parent
+PAGE = HERE.parent / "minidiffedit" / "methods" / "README.md"
 
 
 # ---------------------------------------------------------------- what is run
@@ -127,7 +130,7 @@ class Scenes:
             for figure in FIGURES:
                 value = row.get(figure)
                 if "psnr" in figure:
-                    value = MOST_DB if value is None else min(value, MOST_DB)  # None: infinite
+                    value = in_db(value)
                 if value is not None:
                     value = 100.0 * value if figure == "success" else value
                     cells.setdefault((row["method"], row["number"], figure), []).append(value)
@@ -208,8 +211,8 @@ def by_kind(rows: Sequence[dict[str, Any]]) -> str:
 
 
 class Advice(NamedTuple):
-    """tied: how many none surely beats at success; nearest: of these whom none surely beats at nearness to the true
-    edit, the best first; cheapest: of these the one of fewest rows.
+    """Of the methods that were measured on every scene. tied: how many none surely beats at success; nearest: of these
+    whom none surely beats at nearness to the true edit, the best first; cheapest: of these the one of fewest rows.
     """
 
     tied: int
@@ -221,7 +224,8 @@ def advice(scenes: Scenes, among: Sequence[str]) -> Advice | None:
     def first(figure: str, some: Sequence[str]) -> list[str]:
         return [method for method, rank in scenes.ranks(figure, some).items() if rank == 1]
 
-    if not (tied := first("success", [one for one in scenes.methods if one in among])):
+    whole = [one for one in scenes.methods if one in among and scenes.count(one) == len(scenes.numbers)]
+    if not (tied := first("success", whole)):
         return None
     rows = {method: mean([row["rows"] for row in scenes.rows if row["method"] == method]) or 0 for method in tied}
     nearest = sorted(first("psnr_true", tied) or tied, key=lambda one: -np.nanmean(scenes.at(one, "psnr_true")))
@@ -260,6 +264,11 @@ def page(rows: Sequence[dict[str, Any]], command: str) -> str:
     many = len({row["number"] for row in rows if row["method"] in DEAR})
     said = [f"On {many} scenes, one seed, as they cost most: {', '.join(sorted(measured))}."] if measured else []
     said += [f"Left out, as they cost most: {', '.join(sorted(left))}."] if (left := DEAR - measured) else []
+    for figure, unit in (("success", "points"), ("background_psnr", "dB")):
+        apart = scenes.at("user-mask", figure) - scenes.at("diffedit", figure)
+        if (known := apart[~np.isnan(apart)]).size:
+            values = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*interval(known))
+            said.append(f"`user-mask` less `diffedit`, {figure.replace('_', ' ')}: {values} {unit}.")
     said.append(
         f"*(`{command}`, {datetime.date.today()}: {len(scenes.numbers)} scenes ({kinds}), {steps} steps, "
         f"{len(edits):,} edits, {paid:,} rows of the model, {clock(spent)} of one process.)*"
@@ -287,38 +296,36 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
         axis.set(title=f"{kind} ({len(scenes.numbers)} scenes)", ylim=(-3, 103))
     figure.supxlabel("background, dB (orange: given the true mask or a picture)")
     figure.supylabel("judged a success, %")
-    figure.savefig(path, dpi=90)
-    plt.close(figure)
+    save_plot(plt, figure, path, 90)
 
 
 # ---------------------------------------------------------------- the command
 
 
 def compare(args: argparse.Namespace) -> None:
+    pyplot()  # its want is said before the work
+    if args.readme and Path(args.model).resolve() != HERE / "mini":
+        raise ValueError(f"--readme is for the miniature that ships, not for {args.model}")
     steps, scenes = args.steps or (10 if args.quick else 20), args.scenes or (10 if args.quick else 100)
     dear = args.dear if args.dear is not None else 0 if args.quick else 10
     tasks = tasks_of(scenes, steps, args.seeds or (1 if args.quick else 3), dear)
-    path, stamp = args.output / "who-wins.jsonl", fingerprint(Path(args.model), args.judge)
-    count = sum(len(task.methods) for task in tasks)
-    print(f"{scenes} scenes, {len(methods())} methods, {count:,} edits; first one or two, to know how long they take")
+    path, stamp = args.output / "who-wins.jsonl", fingerprint(args.model, args.judge)
+    several, edits = {name for task in tasks for name in task.methods}, sum(len(task.methods) for task in tasks)
+    print(f"{scenes} scenes, {len(several)} methods, {edits:,} edits; first one or two, to know how long they take")
     first = run(tasks[:2], path, args.model, args.judge, args.workers)
     rows, time = predicted(known(tasks, path, stamp)[1], first)
     print(f"left: about {rows:,} rows of the model, {clock(time / args.workers)} by {args.workers} processes")
     done = run(tasks, path, args.model, args.judge, args.workers)
-    asked = ["--quick"] * args.quick
-    told = {name: getattr(args, name) for name in ("scenes", "steps", "seeds", "dear")}
-    asked += [f"--{name} {value}" for name, value in told.items() if value is not None]
+    asked, usual = ["--quick"] * args.quick, (str(HERE / "mini"), FOLDER, None)
+    told = {name: getattr(args, name) for name in ("scenes", "steps", "seeds", "dear", "model", "judge")}
+    asked += [f"--{name} {value}" for name, value in told.items() if value not in usual]
     text = page(done, f'make compare COMPARE="{" ".join(asked)}"' if asked else "make compare")
-    (args.output / "who-wins.md").write_text(text, encoding="utf-8")
+    write_whole(args.output / "who-wins.md", text.encode())
     plot(done, args.output / "who-wins.png")
     if args.readme:
         shutil.copyfile(args.output / "who-wins.png", PAGE.parents[2] / PLOT)
         write_into(PAGE, f"{text}\n![successes over the background, by kind of edit](../../{PLOT})\n")
     print(text + f"written: {args.output}/who-wins.md, who-wins.png, who-wins.jsonl")
-
-
-def count_or_0(text: str) -> int:
-    return 0 if text == "0" else pie.count(text)
 
 
 def write_into(page: Path, text: str) -> None:
@@ -327,25 +334,28 @@ def write_into(page: Path, text: str) -> None:
     if whole.count(mark) != 2:
         raise ValueError(f"{page} must hold {mark} twice, before and after the figures")
     before, _, after = whole.split(mark)
-    page.write_text(f"{before}{mark}\n{text}{mark}{after}", encoding="utf-8")
+    write_whole(page, f"{before}{mark}\n{text}{mark}{after}".encode())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m weights.who_wins", description="Compare all methods.")
     parser.add_argument("--quick", action="store_true", help="10 scenes, 10 steps, one seed, --dear 0")
-    parser.add_argument("--scenes", type=pie.count, metavar="N", help="kinds in turn (100)")
-    parser.add_argument("--steps", type=pie.count, metavar="N", help="of each method that has steps (20)")
-    parser.add_argument("--seeds", type=pie.count, metavar="N", help="of methods that draw noise (3)")
+    parser.add_argument("--scenes", type=count, metavar="N", help="kinds in turn (100)")
+    parser.add_argument("--steps", type=count, metavar="N", help="of each method that has steps (20)")
+    parser.add_argument("--seeds", type=count, metavar="N", help="of methods that draw noise (3)")
     parser.add_argument("--dear", type=count_or_0, metavar="N", help="scenes of what costs most; from 10 ranked (10)")
     parser.add_argument("--readme", action="store_true", help="write the tables into minidiffedit/methods/README.md")
     pie.add_options(parser)
     add_options(parser, ".compare")
-    args = parser.parse_args()
-    try:
-        args.output.mkdir(parents=True, exist_ok=True)
-        (pie.measure if args.pie else compare)(args)
-    except (ValueError, OSError) as error:
-        parser.exit(1, f"error: {error}\n")
+    run_command(parser, begin)
+
+
+def begin(args: argparse.Namespace) -> None:
+    theirs = ("limit", "metrics") if not args.pie else ("quick", "scenes", "seeds", "dear", "readme")
+    if asked := [f"--{name}" for name in theirs if getattr(args, name) not in (None, False)]:
+        raise ValueError(f"{', '.join(asked)} {'goes without' if args.pie else 'goes with'} --pie")
+    args.output.mkdir(parents=True, exist_ok=True)
+    (pie.measure if args.pie else compare)(args)
 
 
 if __name__ == "__main__":
