@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
 from test_compare import alive
@@ -65,7 +66,7 @@ def test_rows_of_other_weights_are_never_taken(tmp_path):
     found |= {shell.fingerprint(folder / "unet" / "diffusion_pytorch_model.safetensors", judge.FOLDER)
               for folder in (one, other)}  # fmt: skip
     assert len(found) == 4 and shell.fingerprint(str(one), judge.FOLDER) in found
-    with pytest.raises(ValueError, match="`python -m weights.judge` trains"):
+    with pytest.raises(ValueError, match=r"`python -m weights\.judge` trains"):
         shell.fingerprint(one, tmp_path)
 
 
@@ -129,11 +130,8 @@ def test_the_command_names_what_is_not_usual(tmp_path, monkeypatch):
     ("", "--to zebra", {"source.png", "mask.png", "captions.json", "target.png"}),
 ])  # fmt: skip
 def test_a_scene_drawn_over_another_leaves_nothing_of_it(first, then, left, tmp_path, monkeypatch, capsys):
-    pytest.importorskip("weights.scenes")
-    scenes = importlib.import_module("weights.scenes")
-    monkeypatch.setattr(
-        scenes, "draw_thing", lambda thing: (tiny.np.zeros((SIDE, SIDE, 3)), tiny.np.zeros((SIDE, SIDE)))
-    )
+    scenes, nothing = importlib.import_module("weights.scenes"), np.zeros((SIDE, SIDE, 3))
+    monkeypatch.setattr(scenes, "draw_thing", lambda thing: (nothing, nothing[..., 0]))
     for words in (first, then):
         monkeypatch.setattr(sys, "argv", ["scenes", "--object", "horse", *words.split(), "-o", str(tmp_path)])
         assert scenes.main() == 0
