@@ -628,7 +628,10 @@ def test_a_text_that_a_method_does_not_take_is_left_out_with_a_word(here, folder
     jsonl("m.jsonl", [{"image": "a.png", "target": "t", "source": "s", "mask": "m.png"}])
     assert ran(capsys, folder, out="two")["made"] == 1
     (record,) = table("two/results.jsonl")
-    assert record["warnings"] == ["under your own mask nothing depends on source"]
+    assert record["warnings"] == ["under your own mask nothing depends on maps, source"]
+    assert ran(capsys, folder, "--mask-threshold", "0.3", out="three")["made"] == 1  # a value for all rows, too
+    (record,) = table("three/results.jsonl")
+    assert record["warnings"] == ["under your own mask nothing depends on maps, mask_threshold, source"]
 
 
 def test_an_erased_part_is_the_rows_mask(here, folder, capsys):

@@ -107,7 +107,7 @@ def settle(row: Row, root: Path) -> Task:
     arguments |= {name: path for name, path in files.items() if name in GIVEN}
     with recorded() as more:
         settled = plan(**arguments)
-    said += [*more, *idle(settled, row.own)]
+    said += [*more, *idle(settled, row.defaults | row.own)]
     said += [f"{settled.method} takes no {name}: left out" for name in row.own if name not in {*options, *PARTS}]
     hashes = {name: sha256(path) for name, path in files.items()}
     if options.get("seed") is None:
