@@ -291,11 +291,8 @@ def embedding(text: str, syntax: str, tokenizer: Tokenizer, clip: CLIPText, devi
 
 def encoded(clip: CLIPText, ids: Tensor, keep: Tensor | None = None) -> Tensor:
     """ids (k, 77) -> (k, 77, width), chunk by chunk; keep (k, 77): False where no token may look."""
-    found = []
-    for i, row in enumerate(ids.split(1)):
-        attend = () if keep is None else (causal_but(keep[i]),)
-        found.append(clip.transform(clip.embeddings(row), *attend))
-    return torch.cat(found)
+    looks = [()] * len(ids) if keep is None else [(causal_but(one),) for one in keep]
+    return torch.cat([clip.transform(clip.embeddings(row), *look) for row, look in zip(ids.split(1), looks)])
 
 
 def causal_but(keep: Tensor) -> Attend:

@@ -173,7 +173,9 @@ def test_settings_are_named_by_what_they_change():
 class Threads:
     """A multiprocessing context whose processes are threads."""
 
-    Queue = queue.Queue
+    class Queue(queue.Queue):
+        def cancel_join_thread(self):
+            pass
 
     class Process(threading.Thread):
         exitcode = property(lambda self: None if self.is_alive() else 0)
@@ -217,7 +219,7 @@ def test_rows_are_kept_and_only_missing_ones_made(crew, tmp_path):
     assert crew(B.jobs(numbers, two))[1] and len(crew(B.jobs(numbers, two))[0]) == 22
     assert crew(B.jobs(numbers, two))[1] == []
     save_file({"other": torch.zeros(1)}, tmp_path / "judge.safetensors")
-    with pytest.raises(RuntimeError, match="is no judge"):  # of another judge nothing is taken, and this one is none
+    with pytest.raises(ValueError, match="is no judge"):  # of another judge nothing is taken, and this one is none
         crew(B.jobs(numbers, two))
 
 

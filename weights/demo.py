@@ -42,6 +42,8 @@ def edit_scenes(args: argparse.Namespace) -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     sd = StableDiffusion.load(args.model)
     known = {scene["folder"]: scene for scene in json.loads((args.scenes / "scenes.json").read_text(encoding="utf-8"))}
+    if missing := {*SHOWN} - {*known} if not args.all else set():
+        raise ValueError(f"{args.scenes} has no scene {', '.join(sorted(missing))}; --all shows those that it has")
     scenes = [known[name] for name in (known if args.all else SHOWN)]
     rows, titles = [], []
     for scene in scenes:

@@ -14,7 +14,6 @@ resamples of the scenes, the same for all settings (percentile bootstrap, paired
 """
 
 import argparse
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -459,7 +458,9 @@ def main() -> None:
 
 def measure(args: argparse.Namespace) -> None:
     pyplot()  # its want is said before the work
+    folder = args.output if len({*args.only}) == len(CLAIMS) else args.output / "only"  # the whole stays
     args.output.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(exist_ok=True)
     claims = [claim for claim in CLAIMS if claim.name in args.only]
     scenes = {claim.name: args.scenes or (16 if args.quick else claim.scenes) for claim in claims}
     done = run(plan(claims, scenes), args.output / "rows.jsonl", args.model, args.judge, args.workers, ("psnr", "mse"))
@@ -467,22 +468,19 @@ def measure(args: argparse.Namespace) -> None:
     results = {claim.name: judge(claim, rows, scenes[claim.name]) for claim in claims}
     plots = []
     if {"ablation", "strength"} <= set(results):
-        plots.append(args.output / "ablation.png")
+        plots.append(folder / "ablation.png")
         plot_ablation(results, plots[-1])
     if any(claim.panels and claim.name != "strength" for claim in claims):
-        plots.append(args.output / "settings.png")
+        plots.append(folder / "settings.png")
         plot_settings(results, plots[-1])
     if "bounds" in results:
         m = Means(table(next(c for c in CLAIMS if c.name == "bounds"), rows, scenes["bounds"]))
         results["bounds"]["constants"] = dict(zip(("c", "k1", "k2"), (float(v[0]) for v in constants(m))))
-        plots.append(args.output / "bounds.png")
+        plots.append(folder / "bounds.png")
         plot_bounds(results["bounds"], plots[-1])
-    page_of, weights = args.output / "evidence.json", done[0]["model"]
-    before = json.loads(page_of.read_text(encoding="utf-8")) if len(claims) < len(CLAIMS) and page_of.exists() else {}
-    told = (before["claims"] if before.get("weights") == weights else {}) | results  # the others as they were
-    told = {claim.name: told[claim.name] for claim in CLAIMS if claim.name in told}
-    write_json(page_of, {"weights": weights, "edits": sum(one["edits"] for one in told.values()), "claims": told})
-    write_whole(args.output / "evidence.md", page(told).encode())
+    report = {"weights": done[0]["model"], "edits": len({(n, s) for n, s in rows}), "claims": results}
+    write_json(folder / "evidence.json", report)
+    write_whole(folder / "evidence.md", page(results).encode())
     if args.assets:
         args.assets.mkdir(parents=True, exist_ok=True)
         for path in plots:
@@ -493,7 +491,7 @@ def measure(args: argparse.Namespace) -> None:
             print(
                 f"    {one['verdict']:15} {one['effect']:+8.4f} [{one['low']:+.4f}, {one['high']:+.4f}]  {one['says']}"
             )
-    print(f"written: {args.output}/evidence.json, evidence.md, rows.jsonl, {', '.join(path.name for path in plots)}")
+    print(f"written: {folder}/evidence.json, evidence.md, {', '.join(path.name for path in plots)}")
 
 
 if __name__ == "__main__":

@@ -108,11 +108,13 @@ def measure(args: argparse.Namespace) -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     table, mini = args.output / "photographs.jsonl", Path(__file__).parent / "mini"
     stamp = fingerprint(mini, FOLDER)
+    folder = args.output / f"tiles-{stamp}"
+    folder.mkdir(exist_ok=True)
     known = {row.get("seed"): row for row in read_rows(table) if row.get("model") == stamp}
     sd, judge, lines = StableDiffusion.load(mini), load_judge(), list[dict[str, Any]]()
     warnings.simplefilter("ignore")  # masks too large to gain, which the table counts
     for index in range(args.count):
-        tiles = [args.output / f"{index}-{i}.png" for i in (range(6) if index < SHOWN else ())]
+        tiles = [folder / f"{index}-{i}.png" for i in (range(6) if index < SHOWN else ())]
         if FIRST + index not in known or not all(tile.exists() for tile in tiles):
             line, shown = measured(sd, judge, index)
             for tile, one in zip(tiles, shown):
@@ -124,7 +126,7 @@ def measure(args: argparse.Namespace) -> None:
     sheet = Image.new("RGB", (len(COLUMNS) * 164 - 4, len(rows) * 164 - 4), "white")
     for row in rows:
         for column, i in enumerate(COLUMNS):
-            tile = Image.open(args.output / f"{row}-{i}.png").resize((160, 160), Image.Resampling.LANCZOS)
+            tile = Image.open(folder / f"{row}-{i}.png").resize((160, 160), Image.Resampling.LANCZOS)
             sheet.paste(tile, (164 * column, 164 * row))
     sheet.save(args.output / "sheet.jpg", quality=88)
     print(json.dumps(summary(lines), indent=1))

@@ -142,7 +142,8 @@ def measure(args: argparse.Namespace) -> None:
     errors = [f"{name}: {row['error']}" for name, some in rows.items() for row in some if "error" in row]
     if len(errors) == len(ROWS) * len(items):
         raise ValueError(f"no edit was made; {errors[0]}")
-    errors = [*errors[:MOST_ERRORS], *([f"{len(errors)} errors in all"] if len(errors) > MOST_ERRORS else [])]
+    each = [*dict.fromkeys(errors)]
+    errors = [*each[:MOST_ERRORS], *([f"{len(errors)} errors in all"] if len(each) > MOST_ERRORS else [])]
     text = "\n\n".join(
         [f"{len(items)} pictures of {args.pie.name}; in brackets what was published", table(rows), *errors]
     )

@@ -328,15 +328,14 @@ def main() -> int:
             raise ValueError(f"{args.output} has a {others[0]} of another origin; name another folder with -o")
         if "target.png" in others and after is None:
             (args.output / "target.png").unlink()  # of the scene that was there
+        record = {"seed": args.seed, "source": before.caption()} | ({"target": after.caption()} if after else {})
+        (args.output / "captions.json").write_text(json.dumps(record) + "\n")
         Image.fromarray(before.picture()).save(args.output / "source.png")
-        record = {"seed": args.seed, "source": before.caption()}
         mask = before.alpha()
         if after is not None:
             Image.fromarray(after.picture()).save(args.output / "target.png")
-            record["target"] = after.caption()
             mask = true_mask(before, after)
         mask_image(mask).save(args.output / "mask.png")
-        (args.output / "captions.json").write_text(json.dumps(record) + "\n")
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

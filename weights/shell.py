@@ -4,6 +4,7 @@ import argparse
 import math
 import multiprocessing
 from collections.abc import Callable
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +40,13 @@ def run_command(parser: argparse.ArgumentParser, work: Callable[[argparse.Namesp
     try:
         work(args)
     except KeyboardInterrupt:
-        end_workers()
         parser.exit(130, f"{parser.prog}: cut; what keeps its rows goes on with the same command\n")
     except (ValueError, OSError, ArithmeticError) as error:
-        end_workers()
         parser.exit(1, f"error: {one_line(error)}\n")
-    except RuntimeError as error:  # a worker's, whose last line says what
+    except BrokenProcessPool:
+        parser.exit(1, "error: a worker was ended from outside, for its memory perhaps; the same command goes on\n")
+    finally:
         end_workers()
-        parser.exit(1, f"error: {(str(error).strip() or type(error).__name__).splitlines()[-1]}\n")
 
 
 def end_workers() -> None:

@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from minidiffedit.clip import CLIPConfig, CLIPText
 from minidiffedit.ddim import alpha_bar, levels, move, noises
+from minidiffedit.fast import choose_device
 from minidiffedit.tokenizer import EOS, Tokenizer
 from minidiffedit.unet import UNet, UNetConfig
 from minidiffedit.vae import VAE, VAEConfig
@@ -524,6 +525,7 @@ def add_training(parser: argparse.ArgumentParser, scenes: int) -> None:
 def prepare(args: argparse.Namespace, recipe: tuple[float, int, float]) -> None:
     """Budget, batch and rate of the recipe where none is given; the folder, the threads, the seed."""
     steps, batch, rate = recipe
+    args.device = choose_device(args.device)
     args.steps = args.steps or (steps if math.isinf(args.minutes) else math.inf)
     args.batch, args.rate = args.batch or batch, args.rate or rate
     args.work.mkdir(parents=True, exist_ok=True)

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from minidiffedit.files.hub import find_model
 from minidiffedit.files.images import write_whole
 from minidiffedit.many.evaluate import mean, pyplot
 from minidiffedit.methods.table import SYSTEMS
@@ -50,7 +51,7 @@ FIGURES = {
 RANKED = ("success", "background_psnr", "psnr_true")
 GIVEN = {"mask": "true mask", "reference": "picture"}  # what some methods need besides texts
 PLOT = ".github/assets/who-wins.png"
-HERE = Path(__file__).resolve().parent
+HERE = Path(__file__).parent
 PAGE = HERE.parent / "minidiffedit" / "methods" / "README.md"
 
 
@@ -264,10 +265,12 @@ def page(rows: Sequence[dict[str, Any]], command: str) -> str:
     many = len({row["number"] for row in rows if row["method"] in DEAR})
     said = [f"On {many} scenes, one seed, as they cost most: {', '.join(sorted(measured))}."] if measured else []
     said += [f"Left out, as they cost most: {', '.join(sorted(left))}."] if (left := DEAR - measured) else []
+    if fewer := [one for one in scenes.methods if scenes.count(one) < len(scenes.numbers)]:
+        said.append(f"Not in the first table, as some scenes of theirs are not there: {', '.join(fewer)}.")
     for figure, unit in (("success", "points"), ("background_psnr", "dB")):
         apart = scenes.at("user-mask", figure) - scenes.at("diffedit", figure)
-        if (known := apart[~np.isnan(apart)]).size:
-            values = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*interval(known))
+        if len(both := apart[~np.isnan(apart)]) >= LEAST:
+            values = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*interval(both))
             said.append(f"`user-mask` less `diffedit`, {figure.replace('_', ' ')}: {values} {unit}.")
     said.append(
         f"*(`{command}`, {datetime.date.today()}: {len(scenes.numbers)} scenes ({kinds}), {steps} steps, "
@@ -304,8 +307,9 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
 def compare(args: argparse.Namespace) -> None:
     pyplot()  # its want is said before the work
-    if args.readme and Path(args.model).resolve() != HERE / "mini":
-        raise ValueError(f"--readme is for the miniature that ships, not for {args.model}")
+    ours, theirs = [HERE / "mini", FOLDER], [find_model(str(args.model)), args.judge]
+    if args.readme and [one.resolve() for one in ours] != [one.resolve() for one in theirs]:
+        raise ValueError(f"--readme is for the miniature and the judge that ship, not for {args.model}, {args.judge}")
     steps, scenes = args.steps or (10 if args.quick else 20), args.scenes or (10 if args.quick else 100)
     dear = args.dear if args.dear is not None else 0 if args.quick else 10
     tasks = tasks_of(scenes, steps, args.seeds or (1 if args.quick else 3), dear)

@@ -418,8 +418,11 @@ def say_dry(result: dict[str, Any]) -> str:
 
 def say_idle(args: argparse.Namespace, *plans: Plan) -> None:
     """What was given and changes nothing in any of the plans; not what --like took."""
-    asked = vars(args).keys() - getattr(args, "taken", {}).keys()
-    for line in sorted(set.intersection(*({*idle(one, asked, flag)} for one in plans))):
+    known, found = [{*one.settings, *one.given} for one in plans], set[str]()
+    for name in vars(args).keys() - getattr(args, "taken", {}).keys():
+        told = [bool(idle(one, [name])) for one, has in zip(plans, known) if name in has]
+        found |= {name} if told and all(told) else set()
+    for line in idle(plans[max(range(len(plans)), key=lambda i: len(known[i] & found))], found, flag):
         warnings.warn(line, stacklevel=2)
 
 

@@ -82,7 +82,8 @@ def say_taken(args: argparse.Namespace) -> None:
         taken = args.taken | ({"model": args.model} if args.model != before else {})
         values = [f"{name} {value}" for name, value in taken.items() if value not in (None, "")]
         common.say_note(shown(f"like {args.like}: {', '.join(values)}"))
-    for name in [one for one in args.lacking if not getattr(args, one, None)]:  # a hole may be the mask
+    there = vars(args) | {"mask": getattr(args, "mask", None) or args.mask_from}  # a hole may be the mask
+    for name in [one for one in args.lacking if not there.get(one)]:
         said = f"{args.like} was made with a {name} of its own, which is not in it: give it with {flag(name)}"
         warnings.warn(said, stacklevel=2)
 

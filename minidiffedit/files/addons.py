@@ -141,8 +141,7 @@ def read_lora(path: Path, scale: float, found: "Checkpoint") -> LoRA:
     for (network, name), keys in layers.items():
         check_layer(path, header, keys, found.parts[network].shapes[name])
         made[network, name] = keys, adapter_factor(said, network, name, header[keys["down"]].shape[0])
-    stem = os.fsencode(path.stem).decode(errors="replace")
-    return LoRA(path, scale, made, f"{stem}:{scale:g} ({model_hash(path)})")
+    return LoRA(path, scale, made, f"{os.fsencode(path.stem).decode(errors='replace')}:{scale:g} ({model_hash(path)})")
 
 
 def check_family(path: Path, header: Header, width: int) -> None:

@@ -1,8 +1,8 @@
 """GPU kernels in Triton, each beside its plain-torch twin. Importing this package does not import Triton.
 
 Some neighbours are no kernels, but know nothing of the package either: `once.py` keeps what calls of the model have in
-common, `together.py` makes one call of several runs' calls, `alone.py` lets runs on one model take turns, `compilers.py`
-and `openvino.py` compile networks.
+common, `together.py` makes one call of several runs' calls, `alone.py` lets runs on one model take turns,
+`compilers.py` and `openvino.py` compile networks.
 
 Nothing here falls back: a call that cannot run raises and says why. Who wants torch's attention in its place asks for
 it; the choice is made in attention.py.

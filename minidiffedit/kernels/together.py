@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .alone import own_turn
+
 Work = Callable[[Any], Iterator[Any]]  # a run, or several: given a model, what it makes
 
 
@@ -96,8 +98,8 @@ def answers(sd: Any, calls: dict[Turn, Call]) -> dict[Turn, Any]:
         texts = zip(*([text.expand(n, -1, -1) for text in call.texts] for n, call in zip(sizes, some)))
         given = [call.given.expand(n, -1, -1, -1) for n, call in zip(sizes, some) if call.given is not None]
         try:
-            x, joined = torch.cat([call.x for call in some]), torch.cat(given) if given else None
-            with torch.no_grad():
+            with own_turn(sd):
+                x, joined = torch.cat([call.x for call in some]), torch.cat(given) if given else None
                 made = sd.eps(x, some[0].t, [torch.cat(each) for each in texts], given=joined)
             found |= zip(turns, map(list, zip(*(one.split(sizes) for one in made))))
         except Exception as error:

@@ -36,7 +36,10 @@ def main() -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     folder = ROOT / "weights" / "mini"
-    sd, known = StableDiffusion.load(folder, device="cpu"), json.loads((folder / "scenes" / "scenes.json").read_text())
+    sd, known = (
+        StableDiffusion.load(folder, device="cpu"),
+        json.loads((folder / "scenes" / "scenes.json").read_text(encoding="utf-8")),
+    )
     found = np.zeros((len(SCENES), len(STEPS), len(VALUES), len(WAYS)))
     for i, scene in enumerate(one for name in SCENES for one in known if one["folder"] == name):
         for j, steps in enumerate(STEPS):
