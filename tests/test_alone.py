@@ -8,6 +8,7 @@ import torch
 from stubs import latent
 
 from minidiffedit import Steering, edit, generate
+from minidiffedit.kernels.together import together
 
 FEW = {"source": "a horse", "seed": 1, "steps": 4, "maps": 2, "paste": False}
 TARGETS = ("a zebra", "a cow on a beach", "two dogs")
@@ -80,6 +81,19 @@ def test_a_context_around_a_run_changes_no_bit(sd, method, context):
     with context():
         other = edit(sd, tiny.picture(), method, **options)
     assert torch.equal(plain.latent, other.latent) and plain.image.tobytes() == other.image.tobytes()
+
+
+@pytest.mark.parametrize("context", [lambda: torch.autocast("cpu", torch.bfloat16), torch.inference_mode])
+def test_a_context_around_runs_made_at_once_changes_no_bit(sd, context):
+    def latents():
+        works = [lambda model, target=target: iter([edit(model, tiny.picture(), target=target, **FEW)])
+                 for target in TARGETS]  # fmt: skip
+        return {one.settings["target"]: one.latent for one in together(sd, works, 3)}
+
+    plain = latents()
+    with context():
+        other = latents()
+    assert {*plain} == {*TARGETS} and all(torch.equal(plain[target], other[target]) for target in TARGETS)
 
 
 def test_a_model_that_was_loaded_in_inference_mode_still_learns(tmp_path):
