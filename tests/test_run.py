@@ -770,6 +770,7 @@ def test_the_model_in_a_batch(network):
 WHERE = {"Job": "job", "blank_plan": "plans", "changed": "plans", "check_fits": "plans"}  # the rest: in run.py
 
 # name: (where, what stands there, what a mistake would put, the test that must fail)
+OF_THE_MASK = '(own.pop("mask", set()) - set[str]().union(COMMON, *own.values()))'
 MUTATIONS = {
     "earlier takes what differs": ("Job.earlier", "and without(but, call.given) == without(but, given)", "",
         test_what_each_change_costs_and_gives),
@@ -805,9 +806,9 @@ MUTATIONS = {
     "the method's own defaults before the row's": ("blank_plan", "| system.options", "", test_a_plan_is_settled),
     "any seed for reuse": ("edit", 'options["seed"] = earlier[0].seed', "pass",
         test_the_seed_is_taken_over_unless_one_is_given),
-    "a mask dropped by every change": ("changed", "changes.keys() & of_the_mask", "changes.keys()",
+    "a mask dropped by every change": ("changed", f"changes.keys() & {OF_THE_MASK}", "changes.keys()",
         test_a_given_mask_stays_until_another_comes),
-    "a mask kept through its own options": ("changed", "and not changes.keys() & of_the_mask", "",
+    "a mask kept through its own options": ("changed", f"and not changes.keys() & {OF_THE_MASK}", "",
         test_a_given_mask_stays_until_another_comes),
     "a mask dropped for a seed": ("changed", "COMMON, *own.values()", "*own.values()",
         test_a_given_mask_stays_until_another_comes),

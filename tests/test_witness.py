@@ -329,7 +329,7 @@ def test_edit_with_a_report_looks_on(tmp_path, capsys, monkeypatch):
 MEANS, LATE = test_the_maps_are_the_means_of_the_maps, test_masactrl_touches_keys_and_values_late
 MUTATIONS = {
     "the middle too": ('site.kind != "cross" or site.place == "mid"', 'site.kind != "cross"', MEANS),
-    "sums over sites": ("one[level][0] / one[level][1]", "one[level][0]", MEANS),
+    "sums over sites": ("one[at][0] / one[at][1]", "one[at][0]", MEANS),
     "all rows": ("same.nonzero().flatten().tolist()", "[*range(len(same))]", MEANS),
     "a word's first position": ("columns[list(span), i] = 1", "columns[span[0], i] = 1", MEANS),
     "queries for values": ('("queries", "keys", "values")', '("values", "keys", "queries")', LATE),
