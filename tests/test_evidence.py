@@ -113,6 +113,16 @@ def decibels(a, b):
 
 
 @pytest.mark.slow
+def test_true_latents_are_the_edits_inside_and_the_sources_outside(group):
+    y = group.latents(B.Setting("true latents"))
+    for at, one in zip(y, group.pairs):
+        cells = torch.from_numpy(one.cells)
+        for picture, where in ((one.true_edit, cells), (one.source, ~cells)):
+            off = at - group.sd.encode(to_tensor(Image.fromarray(picture), (SIDE, SIDE)))[0]
+            assert off[:, where].abs().max() < 1e-4 < off[:, ~where].abs().max()
+
+
+@pytest.mark.slow
 def test_one_level_off_leaves_noise_outside_the_mask(group):
     right, off = (list(group.rows(B.Setting(blend=blend, **LOW), Blind())) for blend in ("reached", "left"))
     for one, other in zip(right, off):

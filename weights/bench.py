@@ -149,7 +149,8 @@ class Setting:
 
     arm: of the paper's ablation (2210.11427, section 4), by the names in stored rows: "sdedit", "encode" (the method
     encode-only), "mask" (mask-only), "both" (diffedit), "reconstruction"; or "round trip": the autoencoder alone, or
-    "mask alone": no edit, but two masks, from two draws of the noises, or "constants": see `Group.constants`.
+    "true latents": the true edit's in the true mask, the source's outside, or "mask alone": no edit, but two masks,
+    from two draws of the noises, or "constants": see `Group.constants`.
     reference: the mask's, "" or the source caption. blend: outside the mask, the level just reached, or, as some
     implementations have it, the one just left. picture: whether the latent is decoded and looked at.
     """
@@ -180,9 +181,14 @@ class Group:
         self.seeds = [one.number for one in pairs]
         captions = {"source": [one.before.caption() for one in pairs], "target": [one.after.caption() for one in pairs]}
         self.text = {name: sd.text(prompts) for name, prompts in captions.items()} | {"": sd.text([""])}
-        self.x0 = sd.encode(torch.cat([to_tensor(Image.fromarray(one.source), (SIDE, SIDE)) for one in pairs]))
+        self.x0 = self.encoded_pictures("source")
         self.found: dict[tuple[Any, ...], Mask] = {}
         self.encoded: dict[tuple[Any, ...], Trajectory] = {}
+
+    def encoded_pictures(self, name: str) -> Tensor:
+        """Of every pair "source" or "true_edit": (b, 4, 24, 24)."""
+        pictures = [Image.fromarray(getattr(one, name)) for one in self.pairs]
+        return self.sd.encode(torch.cat([to_tensor(picture, (SIDE, SIDE)) for picture in pictures]))
 
     def mask(self, s: Setting, draw: int = 0) -> Mask:
         """Fewer maps are the first of MAPS: those that a run with fewer would draw. draw: 1 for noises of their own."""
@@ -209,6 +215,9 @@ class Group:
         """The edited latents (b, 4, 24, 24)."""
         if s.arm == "round trip":
             return self.x0
+        if s.arm == "true latents":
+            cells = torch.from_numpy(np.stack([one.cells for one in self.pairs]))[:, None]
+            return torch.where(cells, self.encoded_pictures("true_edit"), self.x0)
         trajectory = self.start(s)
         if s.blend == "left":
             trajectory = level_left(trajectory)
@@ -407,6 +416,7 @@ SETTINGS = [
     Setting(),
     *(Setting(strength=strength) for strength in STRENGTHS if strength != Setting.strength),
     Setting("round trip"),
+    Setting("true latents"),
     *(Setting("mask alone", mask_threshold=threshold) for threshold in THRESHOLDS),
     *(Setting("mask alone", mask_clip=clip) for clip in CLIPS if clip != Setting.mask_clip),
 ]
@@ -474,11 +484,12 @@ def alone(model: str) -> dict[str, Any]:
 
 def said(kind: str, means: dict[str, Any]) -> list[str]:
     """A kind's figures as lines."""
-    done, vae, mask = (means[str(Setting(arm))] for arm in ("both", "round trip", "mask alone"))
+    done, vae, true, mask = (means[str(Setting(arm))] for arm in ("both", "round trip", "true latents", "mask alone"))
     lines = [
         f"{kind:14} n {means['n']:3}  IoU {done['iou']:.3f} (between seeds {mask['iou_between_seeds']:.3f})  "
         f"success {done['success']:.1%}  background {done['background_psnr']:.1f} dB, SSIM "
-        f"{done['background_ssim']:.3f} (VAE {vae['background_psnr']:.1f}, {vae['background_ssim']:.3f})"
+        f"{done['background_ssim']:.3f} (VAE {vae['background_psnr']:.1f}, {vae['background_ssim']:.3f}; true latents "
+        f"in the true mask {true['background_psnr']:.1f})",
     ]
     if kind.startswith("swap"):
         found = ", ".join(f"{done[f'found_{part}']:.0%} of {part}" for part in ("old", "new", "rim"))
@@ -487,7 +498,8 @@ def said(kind: str, means: dict[str, Any]) -> list[str]:
         lines += [
             f"{'':14} cells found: {found}; IoU with cells more than half covered {done['iou_half']:.3f}",
             f"{'':14} the two IoUs by threshold: {both}",
-            f"{'':14} background more than a cell away: {done['far_psnr']:.1f} dB (VAE {vae['far_psnr']:.1f})",
+            f"{'':14} background more than a cell away: {done['far_psnr']:.1f} dB (VAE {vae['far_psnr']:.1f}, "
+            f"true latents {true['far_psnr']:.1f})",
         ]
     return lines
 
