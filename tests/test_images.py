@@ -332,6 +332,8 @@ KINDS = {
     "float32": lambda m: m.astype(np.float32),
     "float64": lambda m: m.astype(np.float64),
     "1 h w": lambda m: m[None],
+    "h w 1": lambda m: m[..., None].astype(np.float32),
+    "1 h w 1, bool": lambda m: m[None, ..., None] > 0,
     "uint8 rgb": lambda m: (m * 255).astype(np.uint8)[..., None].repeat(3, 2),
     "read-only": lambda m: np.frombuffer(m.tobytes(), bool).reshape(m.shape),
     "tensor": lambda m: torch.tensor(m),
