@@ -1,15 +1,20 @@
 """Who wins: intervals, ranks and advice against cases by hand, what is run and told, PIE-Bench end to end in small."""
 
+import io
 import json
+import re
 import shutil
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from test_compare import small  # noqa: F401 (scenes on noise, a model of arithmetic)
-from test_evaluate import write_pie
+from test_evaluate import Eyes, write_pie
 
+from minidiffedit import level_at
+from minidiffedit.many.datasets import Item
 from minidiffedit.methods.table import SYSTEMS
 from minidiffedit.run import blank_plan, edit
 from weights import bench as B
@@ -192,27 +197,64 @@ def test_the_command_goes_on_after_a_cut_and_writes_the_page(tmp_path, monkeypat
 def test_pie_benchs_settings_are_its_harness(tmp_path):
     write_pie(tmp_path, 2)
     own = P.words(tmp_path)
-    assert own == P.words(tmp_path / "data") and [*own.values()] == 2 * [{"blend": "dog, cat", "reweight": "cat=2"}]
+    assert own == P.words(tmp_path / "data") and [*own.values()] == 2 * [["dog", "cat"]]
     item = P.open_dataset(tmp_path)[0]
     run = P.run_of("null-text+prompt-to-prompt", item, own[item.name], None)
     assert run == {"method": "null-text+prompt-to-prompt", "cross_steps": 0.4, "self_steps": 0.6, "self_levels": 2,
-                   "blend": "dog, cat", "reweight": "cat=2"}  # fmt: skip
-    assert "blend" not in P.run_of("direct+prompt-to-prompt", item, {"blend": "cow, cat", "reweight": "cow=2"}, None)
-    assert P.run_of("ddim+masactrl", item, own[item.name], 5) == {"method": "ddim+masactrl", "steps": 5}
+                   "paste": False, "blend": "dog, cat", "reweight": "cat=2"}  # fmt: skip
+    masactrl = {"method": "ddim+masactrl", "steps": 5, "paste": False}
+    assert P.run_of("ddim+masactrl", item, own[item.name], 5) == masactrl
     for name in P.ROWS:
         settings = blank_plan(name).settings | P.run_of(name, item, own[item.name], None)
-        assert settings.get("steps") in (40, 50, 100, None)
+        assert settings.get("steps") in (40, 50, 100, None) and settings["paste"] is False
         if P.ROWS[name].published[3]:  # of the harness
             assert settings["steps"] == 50 and settings["guidance_scale"] == 7.5, name
+    friendly = blank_plan("edit-friendly+prompt-to-prompt").settings | P.ROWS["edit-friendly+prompt-to-prompt"].options
+    assert level_at(friendly["strength"], friendly["steps"]) == 50 - 12
+
+
+@pytest.mark.parametrize(("source", "target", "pair", "blend", "reweight"), [
+    ("a dog and a cat on grass", "a dog on grass", "cat cat", "cat", None),  # as where an object is deleted
+    ("a cow on grass", "a cat on grass", "dog cat", "cat", "cat=2"),
+    ("a cow on grass", "a cat on grass", "cow dog", "cow", None),
+    ("a sports car", "a sports truck", "sports car truck", "sports", None),  # the harness knows two words
+    ("a dog, a cat", "a fox, a cat", "dog, fox,", "dog, fox", "fox=2"),
+    ("a dog", "a cat", "dog", None, None),
+    ("a dog", "a cat", "", None, None),
+    ("a dog", "a cat", "cow fox", None, None),
+])  # fmt: skip
+def test_blended_words_are_found_each_in_its_prompt(tmp_path, source, target, pair, blend, reweight):
+    (tmp_path / "mapping_file.json").write_text(json.dumps({"a": {"blended_word": pair}}))
+    item = Item("a", tmp_path / "a.jpg", source, target, layout="pie")
+    run = P.run_of("direct+prompt-to-prompt", item, P.words(tmp_path)["a"], None)
+    assert (run.get("blend"), run.get("reweight")) == (blend, reweight)
+    assert P.rows_of(run, item) == 50 + 3 * 50  # a plan takes them
 
 
 def test_the_published_figures_stand_beside_ones_own():
     metrics = {"structure": 0.0125, "pie_psnr": 26.0, "pie_mse": 0.003, "pie_ssim": 0.85, "clip_target": 25.0}
-    done = {"metrics": metrics, "model_rows": 200}
-    rows = {"direct+prompt-to-prompt": [done, done | {"metrics": metrics | {"pie_psnr": None}}, {"error": "no"}]}
+    done = {"metrics": metrics, "cost": 200, "run": {"blend": "dog"}}
+    other = {"metrics": metrics | {"pie_psnr": None}, "cost": 200, "run": {}}
+    rows = {"direct+prompt-to-prompt": [done, other, {"error": "no"}]}
     assert P.table(rows | {"sdedit": [{"error": "no"}]}).splitlines()[2:] == [
         "| `direct+prompt-to-prompt` | 12.50 (11.65) | 26.00 (27.22) | (54.55) | 30.00 (32.86) | 85.00 (84.76) | "
-        "25.00 (25.02) | (22.10) | 200 | 2 |", "| `sdedit` |  |  |  |  |  |  |  |  | 0 |"]  # fmt: skip
+        "25.00 (25.02) | (22.10) | 200 | 2, 1 blended |", "| `sdedit` |  |  |  |  |  |  |  |  | 0 |"]  # fmt: skip
+    ours = {"metrics": {"ssim_source": 0.7, "clip_target": 25.0}}
+    told = P.survey({"ddim+masactrl": [ours, ours | {"metrics": {"ssim_source": 0.5}}, {"error": "no"}]})
+    assert "| MasaCtrl (`ddim+masactrl`) | (118.02) | 0.60 (0.51) | 25.00 (24.19) | (21.19) |" in told
+    assert "| plug-and-play | (99.23) | (0.47) | (26.27) | (21.73) |" in told
+
+
+def test_an_edit_is_measured_as_the_last_tile_of_a_jpeg_strip():
+    """As the harness keeps it: four pictures of 512 in a row, of which the last is cut out."""
+    rng = np.random.default_rng(0)
+    blocks = rng.integers(0, 256, (4, 32, 32, 3), dtype=np.uint8).repeat(16, 1).repeat(16, 2)
+    file = io.BytesIO()
+    Image.fromarray(np.hstack([*blocks])).save(file, "JPEG")
+    last = np.asarray(Image.open(file))[:, -512:]
+    alone = np.asarray(P.as_jpeg(Image.fromarray(blocks[-1])))
+    np.testing.assert_array_equal(alone[:, 1:], last[:, 1:])  # colours mix across the seam
+    assert (alone != blocks[-1]).any()
 
 
 SOME = ("direct+prompt-to-prompt", "ddim+masactrl", "ledits++", "sdedit")
@@ -221,22 +263,56 @@ SOME = ("direct+prompt-to-prompt", "ddim+masactrl", "ledits++", "sdedit")
 @pytest.mark.slow
 @pytest.mark.parametrize("names", [SOME, pytest.param((*P.ROWS,), marks=pytest.mark.long)], ids=["some", "all"])
 def test_pie_bench_end_to_end(tmp_path, folder, capsys, monkeypatch, names):
-    """Ten pictures, one of each type; a second run computes nothing; another kind of data set is refused."""
-    monkeypatch.setattr(P, "ROWS", {name: P.ROWS[name] for name in names})
+    """Ten pictures, one of each type; a second run edits nothing, also where more is measured; then what goes wrong."""
     write_pie(tmp_path / "set")
+    mapping = json.loads((place := tmp_path / "set" / "data" / "mapping_file.json").read_text())
+    mapping["000000000003"]["mask"] = [0, 512 * 512]  # all of it: no background
+    mapping["000000000004"]["blended_word"] = ""
+    place.write_text(json.dumps(mapping))
     options = {"pie": tmp_path / "set", "limit": None, "metrics": ["psnr", "mse"], "steps": 2, "model": str(folder)}
+    options["only"] = None if names == (*P.ROWS,) else [*names]
     P.measure(command(tmp_path, **options))
-    rows = [json.loads(line) for line in (tmp_path / "pie" / "edits.jsonl").read_text().splitlines()]
+    lines = (tmp_path / "pie" / "edits.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
     assert len(rows) == 10 * len(names) and not [row["error"] for row in rows if "error" in row]
     table = capsys.readouterr().out
-    assert table.count("| 10 |") == len(names) and "(27.22)" in table and (tmp_path / "pie.md").exists()
+    assert table.count("| 10 |") + table.count("| 10, 9 blended |") == len(names) and "(27.22)" in table
+    assert "In 2 steps: no figure" in table and "pixels: no figure here is to be compared" in table
+    told = f"10 pictures, {len(names)} rows: {expected_rows(names):,} rows of the model, but for what is shared"
+    assert table.splitlines()[0] == told
     P.measure(command(tmp_path, **options))
     assert capsys.readouterr().out == table
-    assert len((tmp_path / "pie" / "edits.jsonl").read_text().splitlines()) == len(rows)
+    eyes = {"clip": Eyes(), "lpips": lambda a, b: (a - b).abs().mean(), "structure": lambda p: torch.eye(4)}
+    monkeypatch.setattr(P, "networks_of", lambda metrics: {name: eyes[name] for name in metrics if name in eyes})
+    P.measure(command(tmp_path, **options | {"metrics": ["mse", "ssim", "clip", "lpips", "structure"]}))
+    more = capsys.readouterr().out
+    assert (tmp_path / "pie" / "edits.jsonl").read_text().splitlines() == lines
+    cells = next(line for line in more.splitlines() if line.startswith("| `direct+prompt-to-prompt` |")).split("|")[2:9]
+    assert cells[1] == " (27.22) " and all(
+        re.fullmatch(r" \d+\.\d\d \(\d+\.\d\d\) ", cells[i]) for i in (0, 2, 3, 4, 5, 6)
+    )
+    (tmp_path / "set" / "data" / "annotation_images" / "0_type" / "000000000000.jpg").unlink()
+    with pytest.raises(ValueError, match=f"{len(names)} edits failed"):
+        P.measure(command(tmp_path, **options))
+    assert "\n\n000000000000, " in capsys.readouterr().out
+
+
+def expected_rows(names):
+    """In two steps, ten pictures: by each method's own prediction."""
+    item = Item("a", None, "a photo of a dog on the snow", "a photo of a cat on the snow", layout="pie")
+    return 10 * sum(P.rows_of(P.run_of(name, item, [], 2), item) for name in names)
+
+
+def test_what_is_not_pie_bench_is_refused(tmp_path, capsys, monkeypatch):
     shutil.copytree(B.Path(B.__file__).parent / "mini" / "scenes" / "horse-zebra", tmp_path / "s" / "a")
     (tmp_path / "s" / "scenes.json").write_text(json.dumps([{"folder": "a", "source": "x", "target": "y"}]))
-    for name, said in (("s", "is a data set, but not PIE-Bench"), ("none", "is no data set")):
-        monkeypatch.setattr("sys.argv", ["who_wins", "--pie", str(tmp_path / name), "-o", str(tmp_path / "o")])
+    write_pie(tmp_path / "p", 1)
+    for name, more, said in (
+        ("s", [], "is a data set, but not PIE-Bench"), ("none", [], "is no data set"),
+        ("p", ["--workers", "3"], "--workers, --judge goes without --pie"),
+        ("p", ["--scenes", "3"], "--scenes goes without --pie"),
+    ):  # fmt: skip
+        monkeypatch.setattr("sys.argv", ["who_wins", "--pie", str(tmp_path / name), "-o", str(tmp_path / "o"), *more])
         with pytest.raises(SystemExit, match="1"):
             W.main()
         err = capsys.readouterr().err

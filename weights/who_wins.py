@@ -345,7 +345,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m weights.who_wins", description="Compare all methods.")
     parser.add_argument("--quick", action="store_true", help="10 scenes, 10 steps, one seed, --dear 0")
     parser.add_argument("--scenes", type=count, metavar="N", help="kinds in turn (100)")
-    parser.add_argument("--steps", type=count, metavar="N", help="of each method that has steps (20)")
+    parser.add_argument("--steps", type=count, metavar="N", help="of each method that has steps (20; --pie: its own)")
     parser.add_argument("--seeds", type=count, metavar="N", help="of methods that draw noise (3)")
     parser.add_argument("--dear", type=count_or_0, metavar="N", help="scenes of what costs most; from 10 ranked (10)")
     parser.add_argument("--readme", action="store_true", help="write the tables into minidiffedit/methods/README.md")
@@ -355,9 +355,11 @@ def main() -> None:
 
 
 def begin(args: argparse.Namespace) -> None:
-    theirs = ("limit", "metrics") if not args.pie else ("quick", "scenes", "seeds", "dear", "readme")
+    theirs = ("quick", "scenes", "seeds", "dear", "readme") if args.pie else ("limit", "metrics", "only")
     if asked := [f"--{name}" for name in theirs if getattr(args, name) not in (None, False)]:
         raise ValueError(f"{', '.join(asked)} {'goes without' if args.pie else 'goes with'} --pie")
+    if args.pie and (args.workers, args.judge) != (2, FOLDER):
+        raise ValueError("--workers, --judge goes without --pie: one process edits, and no judge knows photographs")
     args.output.mkdir(parents=True, exist_ok=True)
     (pie.measure if args.pie else compare)(args)
 
