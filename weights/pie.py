@@ -206,11 +206,8 @@ def survey(rows: dict[str, list[dict[str, Any]]]) -> str:
         done = [row for row in rows.get(ours, ()) if "error" not in row]
         same, text = average(done, "ssim_source"), average(done, "clip_target")
         about = f"{name} (`{ours}`)" if done else name
-        lines.append(
-            f"| {about} | ({fid:.2f}) | {same} ({ssim:.2f}) | {text} ({clip:.2f}) | ({hps:.2f}) |".replace(
-                "|  (", "| ("
-            )
-        )
+        cells = f"({fid:.2f})", f"{same} ({ssim:.2f})".strip(), f"{text} ({clip:.2f})".strip(), f"({hps:.2f})"
+        lines.append(f"| {about} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
