@@ -37,7 +37,7 @@ def rows_of(method, success, near=20.0, kind="swap", **more):
 
 def test_intervals_are_those_of_drawing_scenes():
     """Of two scenes 0 and 1, a quarter of the draws is 0, a half .5, a quarter 1; of ten, by the binomial law."""
-    means = B.resamples(2) @ np.array([0.0, 1.0])
+    means = B.resamples((2,)) @ np.array([0.0, 1.0])
     assert means[0] == 0.5 and len(means) == 1 + B.RESAMPLES
     assert [np.mean(means[1:] == x) for x in (0, 0.5, 1)] == pytest.approx([0.25, 0.5, 0.25], abs=0.03)
     assert B.interval(np.full(7, 3.25)) == pytest.approx((3.25, 3.25, 3.25))
@@ -56,12 +56,43 @@ def test_ranks_count_who_is_surely_better_and_ties_share_one():
 
 def test_differences_are_paired_by_scene():
     """Far apart between scenes, but always .1 better on each: sure only where scenes are paired."""
-    values = np.linspace(0, 50, 12)
-    assert W.surely_above(values + 0.1, values) and not W.surely_above(values, values + 0.1)
-    assert not W.surely_above(np.random.default_rng(0).permutation(values) + 0.1, values)
+    values, one = np.linspace(0, 50, 12), np.repeat("swap", 12)
+    assert W.surely_above(values + 0.1, values, one) and not W.surely_above(values, values + 0.1, one)
+    assert not W.surely_above(np.random.default_rng(0).permutation(values) + 0.1, values, one)
     missing = values.copy()
     missing[:3] = np.nan
-    assert not W.surely_above(values + 0.1, missing)  # on nine scenes nothing is sure
+    assert not W.surely_above(values + 0.1, missing, one)  # on nine scenes nothing is sure
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_lead_of_three_scenes_of_ten_is_not_sure_wherever_they_are(seed):
+    """None of the three is drawn in .7^10 = 2.8 % of all draws, none of four in .6^10 = .6 %."""
+    lead, one = np.zeros(10), np.repeat("swap", 10)
+    lead[np.random.default_rng(seed).permutation(10)[:3]] = 100
+    assert not W.surely_above(lead, 0 * lead, one)
+    lead[int(np.flatnonzero(lead == 0)[0])] = 100
+    assert W.surely_above(lead, 0 * lead, one)
+
+
+def test_kinds_are_drawn_from_each_by_itself():
+    """Always the same within a kind, far apart between kinds: the mean over all is certain, with as many of each."""
+    rows = [*rows_of("a", [1] * 10, 30.0), *rows_of("a", [0] * 5, 10.0, kind="add")]
+    for row in rows[10:]:
+        row["number"] += 10
+    scenes = W.Scenes(rows)
+    assert scenes.kinds.tolist() == 5 * ["add"] + 10 * ["swap"] and scenes.numbers == [*range(10, 15), *range(10)]
+    assert scenes.mean("a", "success") == pytest.approx((200 / 3, 200 / 3, 200 / 3))
+    low, high = W.interval(scenes.at("a", "success"))[1:]
+    assert low < 50 and high > 80
+    weights = B.resamples((5, 10), 50)
+    assert weights.shape == (51, 15) and np.allclose(weights[:, :5].sum(1), 1 / 3) and (weights[1:] != weights[0]).any()
+
+
+def test_the_same_edits_by_another_name_are_ranked_once():
+    rows = [*rows_of("a", [1, 0] * 5), *rows_of("b", [1, 0] * 5), *rows_of("c", [0, 1] * 5), *rows_of("d", [1, 0] * 4)]
+    assert W.twins(rows) == {"b": "a"} and W.twins(rows[10:]) == {}
+    text = W.page(rows, "make compare")
+    assert "`b` made the very edits of `a`, which stands for both." in text and "| `b` |" not in text
 
 
 def test_seeds_are_averaged_and_what_is_infinite_is_counted_as_one_of_255():
@@ -71,6 +102,8 @@ def test_seeds_are_averaged_and_what_is_infinite_is_counted_as_one_of_255():
     assert scenes.at("a", "success").tolist() == [50, 0] and scenes.count("a") == 2
     assert scenes.at("a", "background_psnr").tolist() == pytest.approx([(30 + 20 * np.log10(255)) / 2, 30])
     assert scenes.mean("a", "iou") is None and scenes.mean("a", "success")[0] == 25
+    del rows[1]["background_psnr"]  # a true mask over all of it: there is no background
+    assert np.isnan(W.Scenes(rows[:2]).at("a", "background_psnr")).tolist() == [False, True]
 
 
 # ---------------------------------------------------------------- what is run
@@ -119,7 +152,7 @@ def test_the_time_is_foretold_by_what_edits_took():
 def test_the_tables_by_hand():
     rows = [*rows_of("replay", [1] * 10, 22.0), *rows_of("user-mask", [1] * 9 + [0], 18.0, iou=0.5)]
     rows += [*rows_of("sdedit", [0] * 10, 25.0), {"method": "edict", "kind": "swap", "number": 0, "error": "too small"}]
-    rows += [*rows_of("dds", [1] * 9, 30.0, kind="add")]
+    rows += [row | {"number": 10 + row["number"]} for row in rows_of("dds", [1] * 9, 30.0, kind="add")]
     text = W.page(rows, "make compare")
     lines = text.splitlines()
     assert (

@@ -306,18 +306,22 @@ def right(judge: judges.Judge, picture: np.ndarray, wanted: Scene) -> bool:
 
 
 @cache
-def resamples(scenes: int) -> np.ndarray:
-    """(1 + RESAMPLES, scenes) float64: weights of a mean over the scenes as they are, then over as many of them drawn
-    with replacement, the same draws for all figures.
+def resamples(sizes: tuple[int, ...], draws: int = RESAMPLES) -> np.ndarray:
+    """(1 + draws, scenes) float64: weights of a mean over the scenes as they are, then over as many of them drawn with
+    replacement, the same draws for all figures. sizes: of groups, one after the other, each drawn from by itself.
     """
-    drawn = np.random.default_rng(0).integers(scenes, size=(RESAMPLES, scenes))
-    counts = np.stack([np.bincount(one, minlength=scenes) for one in drawn])
-    return np.vstack([np.ones(scenes), counts]) / scenes
+    rng, counts = np.random.default_rng(0), list[np.ndarray]()
+    for scenes in sizes:
+        drawn = rng.integers(scenes, size=(draws, scenes))
+        counts.append(np.stack([np.bincount(one, minlength=scenes) for one in drawn]))
+    return np.vstack([np.ones(sum(sizes)), np.hstack(counts)]) / sum(sizes)
 
 
-def interval(values: np.ndarray) -> tuple[float, float, float]:
+def interval(
+    values: np.ndarray, sizes: tuple[int, ...] | None = None, draws: int = RESAMPLES
+) -> tuple[float, float, float]:
     """The mean of values (scenes,), and where 95 % of the resampled means lie (percentile bootstrap)."""
-    means = resamples(len(values)) @ values
+    means = resamples(sizes or (len(values),), draws) @ values
     low, high = np.percentile(means[1:], [2.5, 97.5])
     return float(means[0]), float(low), float(high)
 

@@ -47,7 +47,7 @@ class Means:
 
     def __init__(self, table: dict[str, list[dict[str, Any]]]):
         self.table, (scenes,) = table, {len(rows) for rows in table.values()}
-        self.weights = resamples(scenes)
+        self.weights = resamples((scenes,))
 
     def __call__(self, label: str, figure: str) -> np.ndarray:
         values = np.array([row[ROOTS.get(figure, figure)] for row in self.table[label]], np.float64)
