@@ -508,6 +508,31 @@ def said(kind: str, means: dict[str, Any]) -> list[str]:
     return lines
 
 
+def certain(rows: list[dict[str, Any]]) -> list[str]:
+    """How sure the figures are, as lines: by kind, then the thresholds on all swaps, less the default's, paired."""
+
+    def values(kind: str, setting: Setting, figure: str) -> np.ndarray:
+        some = [row for row in rows if row["kind"].startswith(kind) and row["setting"] == str(setting)]
+        return np.array([row[figure] for row in sorted(some, key=lambda row: row["number"])], float)
+
+    def told(found: np.ndarray, form: str) -> str:
+        return "{} [{}, {}]".format(*(format(value, form) for value in interval(found)))
+
+    lines = ["95 % of resamples of the scenes:"]
+    for kind in dict.fromkeys(row["kind"] for row in rows):
+        own = [row for row in rows if row["kind"] == kind and row["setting"] == str(Setting())]
+        figures = (("IoU", "iou", ".3f"), ("success", "success", ".1%"), ("background", "background_psnr", ".1f"))
+        said = (f"{name} {told(np.array([row[at] for row in own], float), form)}" for name, at, form in figures)
+        lines.append(f"{kind:14} {'  '.join(said)}")
+    usual = Setting("mask alone")
+    for threshold in THRESHOLDS:
+        found = Setting("mask alone", mask_threshold=threshold)
+        apart = (told(values("swap", found, at) - values("swap", usual, at), "+.3f") for at in ("iou", "iou_half"))
+        means = ", ".join(f"{values('swap', found, at).mean():.3f}" for at in ("iou", "iou_half"))
+        lines.append(f"threshold {threshold:4} on all swaps, the two IoUs: {means}, less .5's {', '.join(apart)}")
+    return lines
+
+
 def add_options(parser: argparse.ArgumentParser, output: str) -> None:
     here = Path(__file__).parent
     parser.add_argument("--model", default=str(here / "mini"), help="(%(default)s)")
@@ -533,6 +558,7 @@ def measure(args: argparse.Namespace) -> None:
     write_json(args.output / "summary.json", summary | {"one edit alone": cost})
     plot(summary, args.output / "bench.png")
     print("\n".join(line for kind, means in summary.items() for line in said(kind, means)))
+    print("\n".join(certain(rows)))
     counted = " + ".join(str(n) for n in cost["evaluations"].values())
     print(f"one edit alone: {counted} rows, {sum(cost['seconds'].values()):.1f} s")
     print(f"written: {args.output}/summary.json, edits.jsonl, bench.png")
