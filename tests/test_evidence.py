@@ -165,6 +165,27 @@ def test_constants_are_what_proposition_1_asks_for(group):
     assert all(0 < k < 50 for k in found["K1"][1][1:])
 
 
+def test_what_is_told_of_thresholds_is_paired_by_scene_over_all_swaps():
+    """Rows out of order, both kinds of swap, the IoU always .1 better at .35: a certain difference of means apart."""
+    rows = list[dict]()
+    for number in range(12):
+        kind = ("swap", "swap held out", "add")[number % 3]
+        about = {"number": number, "kind": kind, "success": number % 2 == 0, "far_psnr": 30.0, "background_psnr": None}
+        about |= {f"found_{part}": 0.5 if kind != "add" else None for part in ("old", "new", "rim")}
+        for setting in B.SETTINGS:
+            better = 0.1 if setting.mask_threshold == 0.35 else 0.0
+            rows.append(about | {"setting": str(setting), "iou": number / 20 + better, "iou_half": 0.3})
+    told = B.certain(rows[::-1])
+    (line,) = (line for line in told if "threshold 0.35" in line)
+    swaps = np.mean([number / 20 for number in range(12) if number % 3 < 2])
+    assert line.split(": ")[1].startswith(
+        f"the two IoUs {swaps + 0.1:.3f} and 0.300, less the default's +0.100 [+0.100, +"
+    )
+    assert sum("less the default's" in line for line in told) == len(B.THRESHOLDS) - 1
+    assert any(line.startswith("all swaps ") and "success 50.0% [" in line and line.endswith("none") for line in told)
+    assert any("50% of old" in line and "30.0 dB, 30.0 dB, 30.0 dB" in line for line in told)
+
+
 def test_the_level_left_is_the_level_above():
     steps = Trajectory([latent(1, 4, 2, 2, seed=i) for i in range(4)], 10)
     shifted = B.level_left(steps)

@@ -334,6 +334,8 @@ KINDS = {
     "1 h w": lambda m: m[None],
     "h w 1": lambda m: m[..., None].astype(np.float32),
     "1 h w 1, bool": lambda m: m[None, ..., None] > 0,
+    "h w 1, uint8": lambda m: (m * 255).astype(np.uint8)[..., None],
+    "h w 1, tensor": lambda m: torch.tensor(m)[..., None].float(),
     "uint8 rgb": lambda m: (m * 255).astype(np.uint8)[..., None].repeat(3, 2),
     "read-only": lambda m: np.frombuffer(m.tobytes(), bool).reshape(m.shape),
     "tensor": lambda m: torch.tensor(m),

@@ -509,35 +509,48 @@ def said(kind: str, means: dict[str, Any]) -> list[str]:
 
 
 def certain(rows: list[dict[str, Any]]) -> list[str]:
-    """How sure the figures are, as lines: by kind, then the thresholds on all swaps, less the default's, paired."""
+    """How sure the figures are, as lines: by kind and over all swaps, then the thresholds on all swaps, less the
+    default's, paired by scene.
+    """
 
     def values(kind: str, setting: Setting, figure: str) -> np.ndarray:
-        some = [row for row in rows if row["kind"].startswith(kind) and row["setting"] == str(setting)]
-        return np.array([row[figure] for row in sorted(some, key=lambda row: row["number"])], float)
+        """(scenes,) float64, NaN for None; kind: or "all swaps"."""
+        some = {row["number"]: row.get(figure) for row in rows if row["setting"] == str(setting)
+                and (row["kind"] == kind or (kind == "all swaps" and row["kind"].startswith("swap")))}  # fmt: skip
+        return np.array([some[number] for number in sorted(some)], float)
 
-    def told(found: np.ndarray, form: str) -> str:
-        return "{} [{}, {}]".format(*(format(value, form) for value in interval(found)))
+    def spread(found: np.ndarray, form: str) -> str:
+        found = found[~np.isnan(found)]
+        return "{} [{}, {}]".format(*(format(one, form) for one in interval(found))) if len(found) else "none"
 
+    figures = (("IoU", "iou", ".3f"), ("success", "success", ".1%"), ("background", "background_psnr", ".1f"))
     lines = ["95 % of resamples of the scenes:"]
-    for kind in dict.fromkeys(row["kind"] for row in rows):
-        own = [row for row in rows if row["kind"] == kind and row["setting"] == str(Setting())]
-        figures = (("IoU", "iou", ".3f"), ("success", "success", ".1%"), ("background", "background_psnr", ".1f"))
-        said = (f"{name} {told(np.array([row[at] for row in own], float), form)}" for name, at, form in figures)
-        lines.append(f"{kind:14} {'  '.join(said)}")
-    usual = Setting("mask alone")
+    for kind in (*dict.fromkeys(row["kind"] for row in rows), "all swaps"):
+        told = (f"{name} {spread(values(kind, Setting(), figure), form)}" for name, figure, form in figures)
+        lines.append(f"{kind:14} {'  '.join(told)}")
+    found = ", ".join(f"{np.nanmean(values('all swaps', Setting(), f'found_{part}')):.0%} of {part}"
+                      for part in ("old", "new", "rim"))  # fmt: skip
+    far = (np.nanmean(values("all swaps", Setting(arm), "far_psnr")) for arm in ("both", "true latents", "round trip"))
+    lines.append(f"{'':14} cells found: {found}; more than a cell away (edit, true latents, VAE): "
+                 + ", ".join(f"{one:.1f} dB" for one in far))  # fmt: skip
     for threshold in THRESHOLDS:
-        found = Setting("mask alone", mask_threshold=threshold)
-        apart = (told(values("swap", found, at) - values("swap", usual, at), "+.3f") for at in ("iou", "iou_half"))
-        means = ", ".join(f"{values('swap', found, at).mean():.3f}" for at in ("iou", "iou_half"))
-        lines.append(f"threshold {threshold:4} on all swaps, the two IoUs: {means}, less .5's {', '.join(apart)}")
+        setting, usual, ious = (
+            Setting("mask alone", mask_threshold=threshold),
+            Setting("mask alone"),
+            ("iou", "iou_half"),
+        )
+        means = " and ".join(f"{values('all swaps', setting, iou).mean():.3f}" for iou in ious)
+        apart = (values("all swaps", setting, iou) - values("all swaps", usual, iou) for iou in ious)
+        less = f", less the default's {', '.join(spread(one, '+.3f') for one in apart)}" if setting != usual else ""
+        lines.append(f"{'':14} threshold {threshold}: the two IoUs {means}{less}")
     return lines
 
 
 def add_options(parser: argparse.ArgumentParser, output: str) -> None:
     here = Path(__file__).parent
     parser.add_argument("--model", default=str(here / "mini"), help="(%(default)s)")
-    parser.add_argument("--judge", type=Path, default=judges.FOLDER, metavar="DIR", help="(%(default)s)")
-    parser.add_argument("--workers", type=count, default=2, metavar="N", help="processes of one thread (%(default)s)")
+    parser.add_argument("--judge", type=Path, default=judges.FOLDER, metavar="DIR", help=f"({judges.FOLDER})")
+    parser.add_argument("--workers", type=count, default=2, metavar="N", help="processes of one thread (2)")
     parser.add_argument("-o", "--output", type=Path, default=Path(output), metavar="DIR", help="(%(default)s)")
 
 

@@ -12,6 +12,7 @@ mask. Drawing scenes needs the Noto emoji font.
 """
 
 import argparse
+import datetime
 import multiprocessing
 import os
 import sys
@@ -123,7 +124,7 @@ def work(task: Task, model: str, judge: Path) -> list[dict[str, Any]]:
     source = Image.fromarray(one.source)
     for method in task.methods:
         row = {"number": task.number, "kind": task.kind, "seed": task.seed, "steps": task.steps, "method": method}
-        row |= {"model": stamp}
+        row |= {"model": stamp, "day": str(datetime.date.today())}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:

@@ -4,11 +4,12 @@
 
 FOLDER holds mapping_file.json and annotation_images/, from the set's authors. Their figures are of 700 pictures and
 SD 1.4 (plug-and-play: 1.5) in 50 steps at scale 7.5; prompt-to-prompt takes cross .4, self .6 up to 32 x 32, doubles
-the new word of `blended_word` and blends on both, each where its prompt has it as a word between blanks; MasaCtrl has
-no source text. An edit is measured as its harness does it: as a JPEG file of Pillow's usual quality; figures of the
-background are of pictures made black inside the mask, over all pixels, LPIPS by SqueezeNet; the structure distance has
-pixels of 0 to 255 normed as if they were 0 to 1. lpips, clip and structure need the eval extra. A row without options
-here has those of methods/table.py; nothing is pasted. Each picture's seed is made of 1234 and of its content.
+the new word of `blended_word` and blends on both, those that a prompt has as a word between blanks; MasaCtrl has no
+source text. An edit is measured as in the harness: as a JPEG file of Pillow's usual quality; figures of the background
+are of pictures made black inside the mask, over all pixels, LPIPS by SqueezeNet; for the structure distance, pixels of
+0 to 255 are shrunk without a filter and normed as if they were 0 to 1. lpips, clip and structure need the eval extra. A
+row without options here has those of methods/table.py; nothing is pasted. What differs from what was published stands
+with each row, and in the page. Each picture's seed is made of 1234 and of its content.
 
 Edits are kept as `minidiffedit eval` keeps them, as PNG files of some .4 MB each, and their figures beside them: a
 second run goes on, and measures more without an edit made again.
@@ -17,13 +18,17 @@ second run goes on, and measures more without an edit made again.
 import argparse
 import datetime
 import io
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from PIL import Image
+from torch import Tensor
 from tqdm import tqdm
 
 from minidiffedit import StableDiffusion
@@ -31,7 +36,7 @@ from minidiffedit.cost import cost
 from minidiffedit.fast import choose_device
 from minidiffedit.files.images import read_picture, to_rgb, write_whole
 from minidiffedit.files.states import fingerprint
-from minidiffedit.many.datasets import Item, open_dataset, read_json
+from minidiffedit.many.datasets import PIE_SIDE, Item, open_dataset, read_json
 from minidiffedit.many.evaluate import (
     LOADERS,
     PLAIN,
@@ -43,7 +48,7 @@ from minidiffedit.many.evaluate import (
     plan_of,
     read_rows,
 )
-from minidiffedit.many.perceptual import load_dino
+from minidiffedit.many.perceptual import IMAGENET, load_dino
 from minidiffedit.run import blank_plan
 from weights.shell import count
 
@@ -73,18 +78,28 @@ CROSS: dict[str, Any] = {"cross_steps": 0.4, "self_steps": 0.6, "self_levels": 2
 FRIENDLY = CROSS | {"steps": 50, "strength": 0.76, "source_scale": 1.0, "guidance_scale": 7.5}  # 12 of 50 are skipped
 STYLE: dict[str, Any] = {"cross_steps": 0.6, "self_steps": 0.6, "learned_steps": 0.5}
 UGLY = {"negative_prompt": "ugly, blurry, black, low res, unrealistic"}
-ZERO = "guided away from the empty text, towards the target; theirs: away from the source, towards the source and the "
-ZERO += "difference of both texts; without their regularisation of the inversion"
+ZERO = (
+    "guided away from the empty text, towards the target; theirs: away from a caption that BLIP made, towards it and "
+    "the difference of both texts, and their inversion's noise is regularised"
+)
 FEATURES = "the source's row reads its text; theirs the empty one"
 H_EDIT = "the figures are of h-Edit's authors, whose settings are not known"
+BLENDED = (
+    "both words are looked for in both prompts; theirs: the first in the source, the second in the target, and where "
+    "neither is found the source stays"
+)
 ROWS = {
-    "ddim+prompt-to-prompt": Row(CROSS, (69.43, 17.87, 208.80, 219.88, 71.14, 25.01, 22.44), words=True),
-    "null-text+prompt-to-prompt": Row(CROSS, (13.44, 27.03, 60.67, 35.86, 84.11, 24.75, 21.86), words=True),
-    "negative-prompt+prompt-to-prompt": Row(CROSS, (16.17, 26.21, 69.01, 39.73, 83.40, 24.61, 21.87), words=True),
+    "ddim+prompt-to-prompt": Row(CROSS, (69.43, 17.87, 208.80, 219.88, 71.14, 25.01, 22.44), words=True, apart=BLENDED),
+    "null-text+prompt-to-prompt": Row(
+        CROSS, (13.44, 27.03, 60.67, 35.86, 84.11, 24.75, 21.86), words=True, apart=BLENDED
+    ),
+    "negative-prompt+prompt-to-prompt": Row(
+        CROSS, (16.17, 26.21, 69.01, 39.73, 83.40, 24.61, 21.87), words=True, apart=BLENDED
+    ),
     "style-diffusion": Row(
         STYLE, (11.65, 26.05, 66.10, 38.63, 83.42, 24.78, 21.72), apart="the direct variant; theirs reads CLIP's tokens"
     ),
-    "direct+prompt-to-prompt": Row(CROSS, (11.65, 27.22, 54.55, 32.86, 84.76, 25.02, 22.10), words=True),
+    "direct+prompt-to-prompt": Row(CROSS, (11.65, 27.22, 54.55, 32.86, 84.76, 25.02, 22.10), words=True, apart=BLENDED),
     "ddim+masactrl": Row(published=(28.38, 22.17, 106.62, 86.97, 79.67, 23.96, 21.16), source=False),
     "direct+masactrl": Row(published=(24.70, 22.64, 87.94, 81.09, 81.33, 24.38, 21.35), source=False),
     "ddim+pix2pix-zero": Row(published=(61.68, 20.44, 172.22, 144.12, 74.67, 22.80, 20.54), apart=ZERO),
@@ -94,7 +109,9 @@ ROWS = {
     "edit-friendly-ddpm": Row(published=(12.9, 25.87, 60.9, None, 83.7, 25.4, None), apart=H_EDIT),
     "ledits++": Row(published=(23.4, 23.36, 88.8, None, 81.1, 25.4, None), apart=H_EDIT),
     "edit-friendly+prompt-to-prompt": Row(
-        FRIENDLY, (15.1, 26.30, 57.0, None, 84.0, 25.5, None), apart="the harness's settings; " + H_EDIT
+        FRIENDLY,
+        (15.1, 26.30, 57.0, None, 84.0, 25.5, None),
+        apart="the harness's settings, but always refined (theirs: replaced, where both have as many words); " + H_EDIT,
     ),
     # .75 over the source's row, which has no difference, and the target's, as they count it, are .5 of the target's
     "proxedit": Row({"quantile": 0.5}, apart="without prompt-to-prompt, which the harness has beside it"),
@@ -124,7 +141,7 @@ def words(folder: Path) -> dict[str, list[str]]:
 
 
 def run_of(name: str, item: Item, pair: Sequence[str], steps: int | None) -> dict[str, Any]:
-    """A row's run on a picture. Each word is left out where its prompt has it not, as in the harness."""
+    """A row's run on a picture. Each word is left out where its prompt has it not."""
     row = ROWS[name]
     run = {"method": name, **row.options} | ({"steps": steps} if steps and "steps" in blank_plan(name).options else {})
     if "paste" in blank_plan(name).options:
@@ -143,7 +160,19 @@ def networks_of(metrics: Sequence[str]) -> dict[str, Any]:
     """Raises ValueError for a missing package, OSError for weights."""
     device = str(choose_device("auto"))
     found = load_networks([name for name in metrics if name != "structure"], device)
-    return found | ({"structure": load_dino(device=device, white=255)} if "structure" in metrics else {})
+    return found | ({"structure": load_dino(device=device, prepare=for_dino)} if "structure" in metrics else {})
+
+
+def for_dino(picture: Image.Image) -> Tensor:
+    """(1, 3, h, w) as the harness's: 0 to 255 as float32, the shorter side 224, the longer at most 480, no filter
+    before shrinking (torchvision 0.13's Resize of a tensor), then ImageNet's mean and spread of 0 to 1.
+    """
+    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float()
+    w, h = picture.size
+    scale = min(224 / min(w, h), 480 / max(w, h))
+    small = F.interpolate(pixels, (int(scale * h), int(scale * w)), mode="bilinear", align_corners=False)
+    mean, spread = (torch.tensor(one)[:, None, None] for one in IMAGENET)
+    return (small - mean) / spread
 
 
 def as_jpeg(picture: Image.Image) -> Image.Image:
@@ -158,9 +187,11 @@ class Figures:
 
     def __init__(self, folder: Path, metrics: Sequence[str], networks: dict[str, Any]):
         self.folder, self.metrics, self.networks = folder, metrics, networks
-        self.found: dict[str, dict[str, Any]] = {}
-        for line in read_rows(folder / "figures.jsonl"):
-            self.found.setdefault(line["key"], {}).update({line["metric"]: line["figures"]})
+        self.path, self.found = folder / "figures.jsonl", dict[str, dict[str, Any]]()
+        for line in read_rows(self.path):
+            if line.keys() != {"key", "metric", "figures"}:
+                raise ValueError(f"{self.path} holds lines that are no figures; remove it or name another folder")
+            self.found.setdefault(line["key"], {})[line["metric"]] = line["figures"]
 
     def of(self, key: str, item: Item) -> dict[str, float | None]:
         """Of one edit, by name. Raises ValueError where its picture, the source or the mask cannot be read."""
@@ -173,7 +204,7 @@ class Figures:
             for name in missing:
                 about: dict[str, Any] = {"mask": truth, "texts": (item.source, item.target), "pie": True}
                 known[name] = measures([name], *pair, **about, networks=self.networks)
-                append_row(self.folder / "figures.jsonl", {"key": key, "metric": name, "figures": known[name]})
+                append_row(self.path, {"key": key, "metric": name, "figures": known[name]})
         return {figure: value for name in self.metrics for figure, value in known[name].items()}
 
 
@@ -186,10 +217,10 @@ def table(rows: dict[str, list[dict[str, Any]]]) -> str:
         for (_, figure, times), published in zip(COLUMNS, ROWS[name].published):
             said = average(done, figure, times)
             cells.append(f"{said} ({published:.2f})".strip() if published is not None else said)
-        costs, told = mean([row["cost"] for row in done]), str(len(done))
+        costs, made = mean([row["cost"] for row in done]), str(len(done))
         if ROWS[name].words:
-            told += f", {sum('blend' in row['run'] for row in done)} blended"
-        lines.append(f"| `{name}` | {' | '.join(cells)} | {'' if costs is None else f'{costs:,.0f}'} | {told} |")
+            made += f", {sum('blend' in row['run'] for row in done)} blended"
+        lines.append(f"| `{name}` | {' | '.join(cells)} | {'' if costs is None else f'{costs:,.0f}'} | {made} |")
     return "\n".join(lines)
 
 
@@ -227,24 +258,11 @@ def measure(args: argparse.Namespace) -> None:
     items = open_dataset(args.pie)[: args.limit]
     if items[0].layout != "pie":
         raise ValueError(f"{args.pie} is a data set, but not PIE-Bench: it has no mapping_file.json")
-    own, metrics, names = words(args.pie), args.metrics or PLAIN[:3], args.only or [*ROWS]
-    networks, sd = networks_of(metrics), StableDiffusion.load(args.model)
-    known, folder = fingerprint(sd), args.output / "pie"
-    runs = {(item.name, name): run_of(name, item, own[item.name], args.steps) for item in items for name in names}
-    costs = {(item.name, name): rows_of(runs[item.name, name], told(item, name)) for item in items for name in names}
-    print(
-        f"{len(items)} pictures, {len(names)} rows: {sum(costs.values()):,} rows of the model, but for what is shared"
-    )
-    figures, rows = Figures(folder, metrics, networks), dict[str, list[dict[str, Any]]]({name: [] for name in names})
-    for item in tqdm(items, desc="pictures", unit="picture", disable=None):
-        for source in (True, False):
-            some = [name for name in names if ROWS[name].source == source]
-            asked = [runs[item.name, name] for name in some]
-            one = [told(item, some[0])] if some else []
-            done = evaluate(sd, one, asked, folder, metrics=(), seed=SEED, identity=known, save_pictures=True)
-            for name, row in zip(some, done):
-                row["cost"] = costs[item.name, name]
-                rows[name].append(row if "error" in row else row | {"metrics": figures.of(row["key"], item)})
+    args.metrics, names = [*dict.fromkeys(args.metrics or PLAIN[:3])], [*dict.fromkeys(args.only or ROWS)]
+    own, networks, sd = words(args.pie), networks_of(args.metrics), StableDiffusion.load(args.model)
+    figures = Figures(args.output / "pie", args.metrics, networks)
+    runs = {name: [run_of(name, item, own[item.name], args.steps) for item in items] for name in names}
+    rows = edits(sd, items, runs, figures)
     errors = [f"{row['item']}, {name}: {row['error']}" for name in names for row in rows[name] if "error" in row]
     if len(errors) == len(names) * len(items):
         raise ValueError(f"no edit was made; {errors[0]}")
@@ -255,17 +273,43 @@ def measure(args: argparse.Namespace) -> None:
         raise ValueError(f"{len(errors)} edits failed, as told above; the same command tries them again")
 
 
-def told(item: Item, name: str) -> Item:
-    """What the method hears of it."""
+def edits(
+    sd: StableDiffusion, items: Sequence[Item], runs: dict[str, list[dict[str, Any]]], figures: Figures
+) -> dict[str, list[dict[str, Any]]]:
+    """By row of ROWS, a line for each picture: of `evaluate`, with its figures and its cost. runs: as many of each."""
+    known, rows = fingerprint(sd), dict[str, list[dict[str, Any]]]({name: [] for name in runs})
+    costs = {name: [rows_of(run, heard(item, name)) for run, item in zip(runs[name], items)] for name in runs}
+    total = sum(map(sum, costs.values()))
+    print(f"{len(items)} pictures by {len(runs)} methods: {total:,} rows of the model in all, less what methods share")
+    for at, item in enumerate(tqdm(items, desc="pictures", unit="picture", disable=None)):
+        for source in (True, False):
+            if not (some := [name for name in runs if ROWS[name].source == source]):
+                continue
+            asked, about = [runs[name][at] for name in some], {"seed": SEED, "identity": known, "save_pictures": True}
+            done = evaluate(sd, [heard(item, some[0])], asked, figures.folder, metrics=(), **about)
+            for name, row in zip(some, done):
+                row["cost"] = costs[name][at]
+                rows[name].append(row if "error" in row else row | {"metrics": figures.of(row["key"], item)})
+    return rows
+
+
+def heard(item: Item, name: str) -> Item:
+    """What a method is told of a picture."""
     return item if ROWS[name].source else replace(item, source="")
 
 
+COSTS: dict[Any, int] = {}
+
+
 def rows_of(run: dict[str, Any], item: Item) -> int:
-    """Rows of the model that the edit alone costs; 0 where it will be refused, and that be written down."""
-    try:
-        return sum(cost(plan_of(run, SEED, item, None)).values())
-    except ValueError:
-        return 0
+    """Rows of the model that the edit alone costs, which no word decides; 0 where the edit will be refused."""
+    about = json.dumps([{name: value for name, value in run.items() if name != "reweight"} | {"blend": "blend" in run}])
+    if about not in COSTS:
+        try:
+            COSTS[about] = sum(cost(plan_of(run, SEED, item, None)).values())
+        except ValueError:
+            return 0
+    return COSTS[about]
 
 
 def page(rows: dict[str, list[dict[str, Any]]], errors: list[str], args: argparse.Namespace, sd: Any) -> str:
@@ -273,17 +317,18 @@ def page(rows: dict[str, list[dict[str, Any]]], errors: list[str], args: argpars
     asked = {name: value for name in names if (value := getattr(args, name)) is not None}
     said = [f"--{name} {' '.join(value) if isinstance(value, list) else value}" for name, value in asked.items()]
     command = " ".join([f'make compare MODEL={args.model} COMPARE="--pie {args.pie}', *said]) + '"'
-    count = len(next(iter(rows.values())))
+    pictures = len(next(iter(rows.values())))
     about = [
-        f"{count} pictures of {args.pie.name} by {sd.name}, {sd.dtype}".replace("torch.", ""),
+        f"{pictures} pictures of {args.pie.name} by {sd.name}, {sd.dtype}".replace("torch.", ""),
         f"seeds made of {SEED}, nothing pasted, edits measured as JPEG files, LPIPS by SqueezeNet",
         "in brackets what was published of 700 pictures and SD 1.4 (plug-and-play: 1.5) in 50 steps",
     ]
     apart = [f"`{name}`: {ROWS[name].apart}." for name in rows if ROWS[name].apart]
-    if args.steps:
+    if args.steps not in (None, 50):
         apart.insert(0, f"In {args.steps} steps: no figure here stands for the published settings.")
-    if sd.side != 512:
+    if sd.side != PIE_SIDE:
         apart.insert(0, f"A model of {sd.side} x {sd.side} pixels: no figure here is to be compared with the brackets.")
     shown = errors[:MOST_ERRORS] + ([f"{len(errors)} errors in all"] if len(errors) > MOST_ERRORS else [])
     date = f"*(`{command}`, {datetime.date.today()})*"
-    return "\n\n".join(["; ".join(about) + ".", table(rows), *apart, survey(rows), *shown, date])
+    second = "In brackets what a survey found on 100 of the pictures, with settings of its own:"
+    return "\n\n".join(["; ".join(about) + ".", table(rows), *apart, second, survey(rows), *shown, date])

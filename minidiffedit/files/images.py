@@ -233,7 +233,7 @@ def read_mask(source: Any) -> np.ndarray:
     Files and PIL images are read as grey, 8- and 16-bit values by their range, or as 0 and 1 where none is above 1;
     where some of it is transparent, that hole is 1, whatever is seen around it, unless that is white paint alone: then
     the paint is. Wider integers must be 0 and 1, floats in [0, 1]. Also arrays and tensors (H, W), (1, H, W),
-    (1, 1, H, W), (H, W, 1), and uint8 (H, W, 3 or 4). Raises ValueError for colours and anything else.
+    (1, 1, H, W), (H, W, 1), (1, H, W, 1), and uint8 (H, W, 3 or 4). Raises ValueError for colours and anything else.
     """
     if isinstance(source, Tensor):
         try:

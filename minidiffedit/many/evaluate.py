@@ -145,15 +145,15 @@ def evaluate(
     of an item follows from `seed` and its content, and is the same in all runs, which share what they compute alike.
     identity: what of the model decides the result. networks: what `load_networks` returns. save_pictures: into
     `output`/pictures/KEY.png. track(jobs, "edits"): the edits to be made one by one, e.g. under a progress bar.
-    Raises ValueError for a file of lines that is none, OSError where it cannot be written. An edit's own errors are
-    written down.
+    Raises ValueError for a file of other lines, OSError where it cannot be written. An edit's errors are written down.
     """
     path, pictures = output / "edits.jsonl", output / "pictures" if save_pictures else None
     (pictures or output).mkdir(parents=True, exist_ok=True)
     written = read_rows(path)
     if any("key" not in row for row in written):
         raise ValueError(f"{path} holds lines that are no evaluation's; name another folder")
-    rows = {row["key"]: row for row in written if "error" not in row}
+    kept = {row["key"]: row for row in written if "error" not in row}
+    rows = {key: row for key, row in kept.items() if not pictures or (pictures / f"{key}.png").is_file()}
     settings, jobs = [blank_plan(run["method"]).settings | run for run in runs], list[Any]()
     for item in items:
         content = digest(item)

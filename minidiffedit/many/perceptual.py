@@ -79,8 +79,8 @@ def structure_distance(a: Any, b: Any, network: Callable[[Any], Tensor]) -> floa
     Features", 2201.00424, section 3; the mean in place of the norm, as in their code): what resembles what within each
     picture, whatever the colours.
 
-    network(picture) -> keys (tokens, d), heads joined, class token included: `load_dino`. PIE-Bench's figure is 1000
-    times this one with white=255. Raises ValueError where the pictures differ in size.
+    network(picture) -> keys (tokens, d), heads joined, class token included: `load_dino`. Raises ValueError where the
+    pictures differ in size.
     """
     pair(a, b)
     return float((self_similarity(network(a)) - self_similarity(network(b))).square().mean())
@@ -260,26 +260,26 @@ def load_inception(weights: str | Path | None = None, device: str | torch.device
     return lambda pictures: network(pictures.to(device))[0]
 
 
-def load_dino(name: str = "facebook/dino-vitb8", device: Any = "cpu", white: float = 1) -> Callable[[Any], Tensor]:
+def load_dino(name: str = "facebook/dino-vitb8", device: Any = "cpu", prepare: Any = None) -> Callable[[Any], Tensor]:
     """picture -> (tokens, d), the last layer's keys of a DINO ViT (Caron et al., 2104.14294), by hub id or folder.
 
-    Shorter side to 224, the longer at most 480 (bilinear), ImageNet's mean and spread, as in Splice's code. white: what
-    white counts there, in PIE-Bench's code 255.
+    prepare: PIL RGB -> (1, 3, h, w); else Splice's: shorter side 224, longer at most 480, ImageNet's mean and spread.
     """
+    prepare = prepare or (lambda picture: normed(shorter_side(picture, 224, longest=480), *IMAGENET))
     module = needed("transformers", "the structure distance").ViTModel
     with weights_of(f"DINO ({name})"):
         model = module.from_pretrained(name, add_pooling_layer=False).to(device, torch.float32).eval()
-    return lambda picture: vit_keys(model, shorter_side(to_rgb(as_image(picture)), 224, longest=480), white)
+    return lambda picture: vit_keys(model, prepare(to_rgb(as_image(picture))))
 
 
 @torch.no_grad()
-def vit_keys(model: Any, picture: Image.Image, white: float = 1) -> Tensor:
-    """The output of the last key projection of a transformers ViTModel, (tokens, d)."""
+def vit_keys(model: Any, pixels: Tensor) -> Tensor:
+    """The output of the last key projection of a transformers ViTModel, (tokens, d), on pixels (1, 3, h, w)."""
     *_, last = (m for name, m in model.named_modules() if name.endswith((".key", ".k_proj")))  # transformers 4, 5
     kept: list[Tensor] = []
     hook = last.register_forward_hook(lambda module, inputs, out: kept.append(out))
     try:
-        model(normed(picture, *IMAGENET, white).to(next(model.parameters()).device), interpolate_pos_encoding=True)
+        model(pixels.to(next(model.parameters()).device), interpolate_pos_encoding=True)
     finally:
         hook.remove()
     return kept[0][0]
@@ -299,9 +299,9 @@ def shorter_side(picture: Image.Image, side: int, how: Any = BILINEAR, longest: 
     return picture if size == picture.size else picture.resize(size, how)
 
 
-def normed(picture: Image.Image, mean: Sequence[float], spread: Sequence[float], white: float = 1) -> Tensor:
+def normed(picture: Image.Image, mean: Sequence[float], spread: Sequence[float]) -> Tensor:
     """PIL RGB -> (1, 3, H, W) float32."""
-    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / (255 / white)
+    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 255
     return (pixels - torch.tensor(mean)[:, None, None]) / torch.tensor(spread)[:, None, None]
 
 
