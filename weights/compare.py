@@ -375,7 +375,7 @@ def losses(args: argparse.Namespace) -> None:
     names = [name for name, row in SYSTEMS.items() if row.letter == "B" and row.weights == "base"]
     heads = "method | scene | loss | asked | without it | with it | success | PSNR | moved | rows with gradient"
     lines, told = [f"| {heads} |", f"|---|{'---|' * heads.count('|')}"], dict(args.set)
-    if unknown := {*args.only} - {*names}:
+    if unknown := {one for one in args.only if one not in names and "+" not in one}:
         raise ValueError(f"{', '.join(sorted(unknown))} has no loss; there are {', '.join(names)}")
     every = {name for one in args.only or names for name in (*blank_plan(one).given, *blank_plan(one).options)}
     if unknown := {*told} - every:
